@@ -1,0 +1,57 @@
+"""Writing files so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(target: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside ``target``; move it into place when the block succeeds.
+
+    On any exception (Ctrl-C and a full disk included) the temporary file is removed and
+    ``target`` keeps its old content.
+
+    Raises:
+        FileNotFoundError: the folder of ``target`` does not exist.
+        PermissionError: the folder cannot be written to.
+    """
+    target = Path(target)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(
+            f"{target}: its folder {target.parent} does not exist. Create it, or choose another path."
+        )
+    try:
+        handle, name = tempfile.mkstemp(
+            prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent
+        )
+    except PermissionError as error:
+        raise PermissionError(
+            f"{target}: no permission to write in {target.parent}. Choose another folder."
+        ) from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes files readable by their owner alone; a result is an ordinary file.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(target: Path | str, content: bytes) -> None:
+    """Replace ``target`` by ``content`` in one step."""
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(target: Path | str, content: str) -> None:
+    """Replace ``target`` by ``content`` (UTF-8) in one step."""
+    write_bytes(target, content.encode())
