@@ -1,0 +1,187 @@
+"""The autoencoder A: Table 1 of the paper's supplement.
+
+A reads an image and rebuilds it through a code of 2 x 2 x 512 numbers, too few to hold a defect
+it has never seen. What it cannot rebuild is the reconstruction gap.
+
+Table 1 fixes every layer and output size. It leaves open the normalisation at test time, the
+last activation and the kind of upsampling; ``AutoencoderConfig`` names our reading of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ENCODER_CHANNELS = (3, 32, 64, 128, 256, 512)
+DECODER_CHANNELS = (512, 256, 128, 64, 32, 3)
+KERNEL = 5
+PADDING = 2
+BOTTLENECK_POOL = 4
+"""Table 1's AvgPool, 8 x 8 to 2 x 2 at 256 pixels. The kernel is fixed, not adaptive, so that
+other sizes come back at their own size (paper-independent: 4x4 and adaptive agree at 256)."""
+SIZE_MULTIPLE = 128
+"""Five max pools and the average pool divide each side by 2^5 * 4."""
+
+Norm = Literal["support", "group"]
+Moments = Mapping[str, tuple[Tensor, Tensor]]
+"""Layer name -> (mean, variance), each of shape (C,): see ``SupportNorm``."""
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """What Table 1 leaves open. The defaults give 8,711,747 parameters."""
+
+    norm: Norm = "support"
+    """``support``: batch normalisation by the moments of the support images.
+    ``group``: group normalisation, which needs no support."""
+    last: Literal["linear", "literal"] = "linear"
+    """``literal`` follows the sentence "each convolutional layer is followed by batch
+    normalization, leaky ReLU" to the last layer too; ``linear`` gives T.Conv5 a bias alone."""
+    upsample: Literal["bilinear", "nearest"] = "bilinear"
+    slope: float = 0.2
+    """Negative slope of the leaky ReLU; the paper gives none, 0.2 is what the same group's
+    critic uses (VEGAN)."""
+
+
+class SupportNorm(nn.Module):
+    """Batch normalisation whose moments come from the support images and from nothing else.
+
+    The paper's batch normalisation, used as is, makes the score of an image depend on the other
+    images in its batch. Here a pass over the support *computes* moments and every other pass
+    *uses* given ones, so that a score depends on its image and the support alone.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, moments: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Normalise ``x`` (B, C, H, W) by ``moments`` or, if None, by its own batch moments."""
+        if moments is None:
+            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        mean, variance = moments
+        scale = self.weight * torch.rsqrt(variance + self.eps)  # (C,)
+        shift = self.bias - mean * scale  # (C,)
+        return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation with 8 channels a group at least where there are that many."""
+    return nn.GroupNorm(min(32, max(1, channels // 8)), channels)
+
+
+class Autoencoder(nn.Module):
+    """A of the paper: (B, 3, H, W) in [-1, 1] -> reconstruction of the same shape.
+
+    H and W must be multiples of 128; at 256 x 256 every shape is the one of Table 1.
+
+    With ``norm="support"`` call ``support_moments`` on the support images first and hand the
+    result to ``forward``. Without moments, ``forward`` normalises by the batch it is given: that
+    is right for a batch of support images in training and for nothing else.
+
+    Raises:
+        ValueError: the input's shape is not (B, 3, H, W) with H and W multiples of 128.
+    """
+
+    def __init__(self, config: AutoencoderConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or AutoencoderConfig()
+        literal = self.config.last == "literal"
+
+        self.encoder_convs = nn.ModuleList(
+            nn.Conv2d(c_in, c_out, KERNEL, padding=PADDING, bias=False)
+            for c_in, c_out in zip(ENCODER_CHANNELS, ENCODER_CHANNELS[1:], strict=False)
+        )
+        # At stride 1 a transposed convolution is a convolution with mirrored weights; it is kept
+        # transposed so that the weights have the layout the table's names imply.
+        self.decoder_convs = nn.ModuleList(
+            nn.ConvTranspose2d(
+                c_in, c_out, KERNEL, padding=PADDING, bias=c_out == 3 and not literal
+            )
+            for c_in, c_out in zip(DECODER_CHANNELS, DECODER_CHANNELS[1:], strict=False)
+        )
+        make_norm = SupportNorm if self.config.norm == "support" else group_norm
+        self.encoder_norms = nn.ModuleList(make_norm(c) for c in ENCODER_CHANNELS[1:])
+        self.decoder_norms = nn.ModuleList(
+            make_norm(c) for c in DECODER_CHANNELS[1:] if c != 3 or literal
+        )
+
+    def forward(self, x: Tensor, moments: Moments | None = None) -> Tensor:
+        return self._run(x, moments, record=None)
+
+    def support_moments(self, support: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Moments of every normalised layer over ``support`` (K, 3, H, W), differentiable.
+
+        The support is run once, each layer normalised by its own moments. Empty for ``group``.
+        """
+        record: dict[str, tuple[Tensor, Tensor]] = {}
+        self._run(support, None, record=record)
+        return record
+
+    def _run(
+        self,
+        x: Tensor,
+        moments: Moments | None,
+        record: dict[str, tuple[Tensor, Tensor]] | None,
+    ) -> Tensor:
+        check_input(x)
+
+        # Encoder. Pooling before the activation gives the same numbers (leaky ReLU is
+        # increasing) and keeps a quarter of the activations.
+        for i, conv in enumerate(self.encoder_convs):
+            x = conv(x)  # (B, 32 * 2^i, H / 2^i, W / 2^i)
+            x = self._normalise(f"encoder.{i}", self.encoder_norms[i], x, moments, record)
+            x = F.max_pool2d(x, 2)  # (B, 32 * 2^i, H / 2^(i+1), W / 2^(i+1))
+            x = F.leaky_relu(x, self.config.slope)
+        x = F.avg_pool2d(x, BOTTLENECK_POOL)  # (B, 512, H / 128, W / 128): the code
+
+        # Decoder.
+        for i, conv in enumerate(self.decoder_convs):
+            x = self._upsample(x, 8 if i == 0 else 2)  # (B, 512 / 2^i, 16 * 2^i, ...) at 256
+            x = conv(x)  # (B, 256 / 2^i or 3, 16 * 2^i, ...)
+            if i < len(self.decoder_norms):
+                x = self._normalise(f"decoder.{i}", self.decoder_norms[i], x, moments, record)
+                x = F.leaky_relu(x, self.config.slope)
+        return x  # (B, 3, H, W)
+
+    def _normalise(
+        self,
+        name: str,
+        norm: nn.Module,
+        x: Tensor,
+        moments: Moments | None,
+        record: dict[str, tuple[Tensor, Tensor]] | None,
+    ) -> Tensor:
+        if isinstance(norm, nn.GroupNorm):
+            return norm(x)
+        if record is not None:
+            # Moments in float32 whatever the activations are: a bfloat16 mean of 10^6 values
+            # has two digits.
+            variance, mean = torch.var_mean(x.to(norm.weight.dtype), dim=(0, 2, 3), correction=0)
+            record[name] = (mean, variance)
+            return norm(x, record[name])
+        return norm(x, None if moments is None else moments[name])
+
+    def _upsample(self, x: Tensor, factor: int) -> Tensor:
+        if self.config.upsample == "nearest":
+            return F.interpolate(x, scale_factor=factor, mode="nearest")
+        return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+def check_input(x: Tensor) -> None:
+    """Raise ValueError unless ``x`` is (B, 3, H, W) with sides that A can halve and restore."""
+    if x.dim() != 4 or x.shape[1] != 3:
+        raise ValueError(f"A takes images of shape (B, 3, H, W), got {tuple(x.shape)}.")
+    height, width = x.shape[2:]
+    if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE or not height or not width:
+        raise ValueError(
+            f"A takes sides that are multiples of {SIZE_MULTIPLE}, got {height} x {width}. "
+            f"Resize or pad the image first."
+        )

