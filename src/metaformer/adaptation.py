@@ -1,0 +1,160 @@
+"""A few normal images -> an adapted model, its threshold, and doubts about the images.
+
+The threshold needs scores of normal images by a model that has not seen them. With two or more
+images the support is split in folds, and each fold is scored by a model adapted to the others;
+with one image, changed views of it stand in, and the calibration says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metaformer.calibration import Calibration, calibrate
+from metaformer.feature_model import AdaptedFeature, FeatureModel
+from metaformer.pixel_model import AdaptedPixel, PixelModel
+from metaformer.preprocess import image_score, smooth, to_tensor, working_size
+
+Model = FeatureModel | PixelModel
+Adapted = AdaptedFeature | AdaptedPixel
+Image = NDArray[np.uint8]
+
+MAX_FOLDS = 10
+VIEWS = 16
+"""Views of a lone support image that stand in for other normal images."""
+PIXEL_FALSE_ALARM_RATE = 0.002
+"""Share of normal pixels that may lie above the pixel threshold. Pixels are marked on images
+already found anomalous, so this sets how tight the outline is and not how often one is drawn."""
+ODD_DISTANCE = 4.0
+"""Robust standard deviations above the median at which a support image is called odd."""
+ODD_RATIO = 1.25
+"""And it must score this many times the median, so that a tight support has no odd image."""
+MIN_IMAGES_TO_DOUBT = 4
+
+
+@dataclass(frozen=True)
+class SupportScore:
+    """How unlike the others one support image is."""
+
+    index: int
+    raw_score: float
+    is_odd: bool
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What adapting to a support gives."""
+
+    adapted: Adapted
+    calibration: Calibration
+    support_scores: tuple[SupportScore, ...]
+    """Out-of-sample scores in the order of the support; empty with one image."""
+
+
+def adapt_to_support(
+    model: Model,
+    support: Sequence[Image],
+    *,
+    false_alarm_rate: float,
+    seed: int,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> Adaptation:
+    """Adapt ``model`` to normal images (H, W, 3) uint8 and calibrate it on them alone.
+
+    Args:
+        on_step: called with (steps done, steps in all) for a progress bar.
+
+    Raises:
+        ValueError: the support is empty, or the rate is not in (0, 1).
+    """
+    if not support:
+        raise ValueError("the support is empty: give at least one normal image.")
+    if not 0 < false_alarm_rate < 1:
+        raise ValueError(
+            f"false_alarm_rate must lie strictly between 0 and 1, got {false_alarm_rate}."
+        )
+    count = len(support)
+    folds = make_folds(count)
+    total = count + len(folds) + 1
+    prepared = []
+    for i, image in enumerate(support):
+        prepared.append(prepare(model, image))
+        on_step(i + 1, total)
+
+    maps: list[Tensor | None] = [None] * count
+    for number, fold in enumerate(folds):
+        others = model.adapt([p for i, p in enumerate(prepared) if i not in fold], seed=seed)
+        for i in fold:
+            maps[i] = raw_map(model, others, prepared[i])
+        on_step(count + number + 1, total)
+    adapted = model.adapt(prepared, seed=seed)
+    normal_maps = [m for m in maps if m is not None]
+    if count == 1:
+        views = perturbed_views(support[0], VIEWS, seed)
+        normal_maps = [raw_map(model, adapted, prepare(model, view)) for view in views]
+    on_step(total, total)
+
+    scores = [image_score(m, model.config.score_share) for m in normal_maps]
+    pixels = torch.cat([m.flatten() for m in normal_maps])
+    kept = max(1, round(PIXEL_FALSE_ALARM_RATE * len(pixels)))
+    pixel_threshold = float(pixels.topk(kept).values[-1])
+    calibration = calibrate(
+        scores, false_alarm_rate, pixel_threshold=pixel_threshold, from_views=count == 1
+    )
+    return Adaptation(adapted, calibration, judge_support(scores) if count > 1 else ())
+
+
+def prepare(model: Model, image: Image) -> Any:
+    """What the model keeps of one image: the part of the work that needs no support."""
+    size = working_size(*image.shape[:2], model.config.resolution, model.size_multiple)
+    return model.prepare(to_tensor(image, size))
+
+
+def raw_map(model: Model, adapted: Adapted, prepared: Any) -> Tensor:
+    """(h, w) raw anomaly map, blurred."""
+    return smooth(adapted.anomaly_map(prepared)[None], model.config.sigma)[0]
+
+
+def make_folds(count: int) -> list[set[int]]:
+    """Leave-one-out up to ten images, ten folds of every tenth image beyond; none for one."""
+    if count < 2:
+        return []
+    folds = min(count, MAX_FOLDS)
+    return [set(range(first, count, folds)) for first in range(folds)]
+
+
+def judge_support(scores: Sequence[float]) -> tuple[SupportScore, ...]:
+    """Mark images far above the others: a defect or a stranger among the normals."""
+    median = float(np.median(scores))
+    deviation = 1.4826 * float(np.median(np.abs(np.asarray(scores) - median)))
+    limit = max(median + ODD_DISTANCE * deviation, ODD_RATIO * median)
+    may_doubt = len(scores) >= MIN_IMAGES_TO_DOUBT
+    return tuple(
+        SupportScore(i, score, may_doubt and score > limit) for i, score in enumerate(scores)
+    )
+
+
+def perturbed_views(image: Image, count: int, seed: int) -> list[Image]:
+    """Views of one image that differ as two photos of one part do: pose, light and noise."""
+    rng = np.random.default_rng(seed)
+    height, width = image.shape[:2]
+    views = []
+    for _ in range(count):
+        matrix = cv2.getRotationMatrix2D(
+            (width / 2, height / 2), rng.uniform(-4, 4), rng.uniform(0.97, 1.03)
+        )
+        matrix[:, 2] += rng.uniform(-0.03, 0.03, 2) * (width, height)
+        moved = cv2.warpAffine(
+            image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+        )
+        lit = moved * rng.uniform(0.9, 1.1) + rng.uniform(-8, 8)
+        noisy = lit + rng.normal(0, rng.uniform(0, 5), image.shape)
+        views.append(np.clip(noisy, 0, 255).astype(np.uint8))
+    return views

@@ -1,0 +1,296 @@
+"""The two objects a user meets: the universal ``Metaformer`` and an adapted ``Detector``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from metaformer.adaptation import Adapted, Model, SupportScore, adapt_to_support, prepare, raw_map
+from metaformer.calibration import Calibration
+from metaformer.feature_model import AdaptedFeature, FeatureConfig, FeatureModel
+from metaformer.files import atomic_path
+from metaformer.images import guess_white_level, list_images, read_image
+from metaformer.pixel_model import AdaptedPixel, PixelConfig, PixelModel
+from metaformer.preprocess import image_score, to_image_size
+from metaformer.regions import find_regions
+from metaformer.results import Prediction
+
+Preset = Literal["feature", "pixel"]
+PRESETS: tuple[Preset, ...] = ("feature", "pixel")
+ImageSource = Path | str | bytes | NDArray[Any] | PillowImage.Image
+
+FORMAT = "metaformer-detector"
+FORMAT_VERSION = 1
+"""Raised whenever an older program could not read a newer file."""
+
+
+class OddSupportWarning(UserWarning):
+    """A support image looks unlike the rest: perhaps a defect, perhaps another product."""
+
+
+class DetectorFileError(ValueError):
+    """A detector file cannot be read; the message says why and what to do."""
+
+
+class Metaformer:
+    """The universal model: knows no product yet.
+
+    >>> universal = Metaformer.from_pretrained()
+    >>> detector = universal.adapt("photos/good")
+    >>> detector.predict("photos/new/0017.jpg").score
+    """
+
+    def __init__(self, model: Model, preset: Preset) -> None:
+        self.model = model
+        self.preset = preset
+
+    @classmethod
+    def from_pretrained(
+        cls, preset: Preset = "feature", *, resolution: int | None = None
+    ) -> Metaformer:
+        """The model with the weights inside the package; nothing is downloaded.
+
+        Args:
+            preset: ``feature`` compares tokens of a backbone pretrained on ImageNet, ``pixel`` is
+                the paper's system trained from scratch.
+            resolution: images are resized to about this many pixels squared, aspect kept; the
+                preset's own (256) if None. More finds smaller defects and takes longer.
+
+        Raises:
+            ValueError: no such preset, or a resolution outside 64 to 2048.
+        """
+        if resolution is not None and not 64 <= resolution <= 2048:
+            raise ValueError(f"resolution must lie between 64 and 2048 pixels, got {resolution}.")
+        changes: dict[str, Any] = {} if resolution is None else {"resolution": resolution}
+        if preset == "feature":
+            return cls(FeatureModel.from_pretrained(replace(FeatureConfig(), **changes)), preset)
+        if preset == "pixel":
+            return cls(PixelModel.from_pretrained(replace(PixelConfig(), **changes)), preset)
+        raise ValueError(f'no preset "{preset}": choose {" or ".join(PRESETS)}.')
+
+    def adapt(
+        self,
+        images: Path | str | Sequence[ImageSource],
+        *,
+        false_alarm_rate: float = 0.05,
+        seed: int = 0,
+        on_step: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Detector:
+        """Adapt to a product from normal images.
+
+        Args:
+            images: a folder of normal images, or a sequence of paths, arrays (H, W, 3) uint8 RGB,
+                encoded bytes or Pillow images. One is enough; ten are better; see
+                ``Detector.calibration.guarantee`` for what their number can promise.
+            false_alarm_rate: share of good parts that may be flagged.
+            seed: of everything random in adaptation.
+            on_step: called with (steps done, steps in all).
+
+        Returns:
+            A detector for this product. Warns with ``OddSupportWarning`` about images that look
+            unlike the rest; they are used all the same.
+
+        Raises:
+            ImageError: an image cannot be read, or the folder holds none.
+            ValueError: no images, or a rate outside (0, 1).
+        """
+        sources: Sequence[ImageSource]
+        sources = list_images(images) if isinstance(images, (str, Path)) else list(images)
+        white_level = guess_white_level(sources)
+        pixels = [read_image(source, white_level=white_level) for source in sources]
+        result = adapt_to_support(
+            self.model, pixels, false_alarm_rate=false_alarm_rate, seed=seed, on_step=on_step
+        )
+        names = [describe_source(source, i) for i, source in enumerate(sources)]
+        made = {
+            "preset": self.preset,
+            "seed": seed,
+            "white_level": white_level,
+            "support": [
+                {"name": name, "sha256": hashlib.sha256(image.tobytes()).hexdigest()}
+                for name, image in zip(names, pixels, strict=True)
+            ],
+            "support_scores": [asdict(score) for score in result.support_scores],
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": {
+                "metaformer-ad": version("metaformer-ad"),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+        warn_about_odd(result.support_scores, names)
+        return Detector(self.model, result.adapted, result.calibration, made)
+
+
+class Detector:
+    """A model adapted to one product, with its threshold. Made by ``Metaformer.adapt``."""
+
+    def __init__(
+        self, model: Model, adapted: Adapted, calibration: Calibration, made: dict[str, Any]
+    ) -> None:
+        self.model = model
+        self.adapted = adapted
+        self.calibration = calibration
+        self.made = made
+
+    def predict(self, image: ImageSource) -> Prediction:
+        """Score one image and mark its defective pixels.
+
+        Args:
+            image: a path, an array (H, W, 3) uint8 RGB or any other that ``read_image`` takes,
+                encoded bytes, or a Pillow image. The result depends on this image alone.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+        pixels = read_image(image, white_level=self.made["white_level"])
+        path = str(image) if isinstance(image, (str, Path)) else None
+        return self.predict_pixels(pixels, path)
+
+    def predict_pixels(self, pixels: NDArray[np.uint8], path: str | None = None) -> Prediction:
+        """``predict`` for an image already read, (H, W, 3) uint8 RGB."""
+        grid = raw_map(self.model, self.adapted, prepare(self.model, pixels))  # (h, w)
+        raw = image_score(grid, self.model.config.score_share)
+        calibration = self.calibration
+        is_anomalous = raw >= calibration.threshold
+        anomaly_map = calibration.map(to_image_size(grid, pixels.shape))
+        mask = (anomaly_map >= 0.5) & is_anomalous
+        return Prediction(
+            score=calibration.score(raw),
+            raw_score=raw,
+            p_value=calibration.p_value(raw),
+            is_anomalous=bool(is_anomalous),
+            anomaly_map=anomaly_map,
+            mask=mask,
+            regions=find_regions(mask, anomaly_map),
+            path=path,
+        )
+
+    def predict_many(self, images: Iterable[ImageSource]) -> Iterator[Prediction]:
+        """``predict`` for each image in turn, holding one in memory at a time."""
+        for image in images:
+            yield self.predict(image)
+
+    def with_false_alarm_rate(self, rate: float) -> Detector:
+        """The same detector with the threshold for another rate; nothing is computed anew."""
+        calibration = self.calibration.with_false_alarm_rate(rate)
+        return Detector(self.model, self.adapted, calibration, self.made)
+
+    def info(self) -> dict[str, Any]:
+        """How the detector was made and what its threshold promises, ready for JSON."""
+        _, settings = self.adapted.state()
+        return {
+            **self.made,
+            "settings": settings,
+            "calibration": self.calibration.to_dict(),
+            "guarantee": self.calibration.guarantee,
+        }
+
+    def save(self, path: Path | str) -> None:
+        """Write one self-describing file: safetensors with a JSON header, never pickle.
+
+        Raises:
+            FileNotFoundError: the folder does not exist.
+            PermissionError: the folder cannot be written to.
+        """
+        tensors, settings = self.adapted.state()
+        header = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "made": self.made,
+            "settings": settings,
+            "calibration": self.calibration.to_dict(),
+        }
+        with atomic_path(path) as temporary:
+            save_file(
+                {name: tensor.contiguous() for name, tensor in tensors.items()},
+                temporary,
+                metadata={"metaformer": json.dumps(header)},
+            )
+
+    @classmethod
+    def load(cls, path: Path | str) -> Detector:
+        """Read a detector file; scores are bit-identical to those before saving.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            DetectorFileError: the file is not a detector, is damaged, holds NaN or infinite
+                weights, or was written by a newer version.
+        """
+        header, tensors = read_detector_file(Path(path))
+        made = header["made"]
+        adapted: Adapted
+        if made["preset"] == "feature":
+            adapted = AdaptedFeature.from_state(tensors, header["settings"])
+        else:
+            adapted = AdaptedPixel.from_state(tensors, header["settings"])
+        calibration = Calibration.from_dict(header["calibration"])
+        return cls(adapted.model, adapted, calibration, made)
+
+
+def read_detector_file(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Header and tensors of a detector file, checked; see ``Detector.load`` for errors."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such detector file. Make one with `metaformer adapt FOLDER -o {path}`."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("metaformer")
+            header = json.loads(text) if text else {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DetectorFileError(
+            f"{path}: not a readable detector file ({error}). It may be cut short or of another "
+            f"kind; adapt again."
+        ) from error
+    if header.get("format") != FORMAT:
+        raise DetectorFileError(
+            f"{path}: a safetensors file, but not a detector. Detectors are written by "
+            f"`metaformer adapt`."
+        )
+    if header["format_version"] != FORMAT_VERSION:
+        raise DetectorFileError(
+            f"{path}: detector format {header['format_version']}, this program reads "
+            f"{FORMAT_VERSION}. Adapt again, or install the version that wrote it."
+        )
+    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise DetectorFileError(
+            f"{path}: NaN or infinite values in {', '.join(bad)}. The file is damaged; adapt again."
+        )
+    return header, tensors
+
+
+def describe_source(source: ImageSource, index: int) -> str:
+    """A name for provenance: the file's own, without folders that mean nothing elsewhere."""
+    return Path(source).name if isinstance(source, (str, Path)) else f"image {index}"
+
+
+def warn_about_odd(scores: Sequence[SupportScore], names: Sequence[str]) -> None:
+    odd = [score for score in scores if score.is_odd]
+    if not odd:
+        return
+    typical = float(np.median([score.raw_score for score in scores]))
+    listed = ", ".join(f"{names[s.index]} ({s.raw_score / typical:.1f}x)" for s in odd)
+    warnings.warn(
+        f"these normal images look unlike the rest (score against the median): {listed}. Look at "
+        f"them; adapt again without them if they show a defect or another product.",
+        OddSupportWarning,
+        stacklevel=3,
+    )

@@ -1,0 +1,112 @@
+"""The ``feature`` preset: backbone tokens compared with the tokens of the support.
+
+Without T this is the plain, no-learning control that every learned part has to beat: cosine
+distance of each token to its nearest support token, level by level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metaformer.backbone import EfficientNetLite0, load_backbone
+
+Tokens = dict[int, Tensor]
+"""Stride -> (C, h, w) features of one image, each token of unit length."""
+
+QUERY_CHUNK = 1024
+"""Query tokens compared at once; bounds the distance matrix to 1024 x max_tokens floats."""
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """How tokens are made and compared."""
+
+    resolution: int = 256
+    """Images are resized to about this many pixels squared, aspect kept."""
+    levels: tuple[int, ...] = (16,)
+    """Strides of the backbone whose tokens are compared."""
+    max_tokens: int = 20_000
+    """Support tokens kept per level; beyond it a seeded random choice stands for all."""
+    score_share: float = 0.01
+    """The image score is the mean of this share of the highest cells."""
+    sigma: float = 1.0
+    """Gaussian blur of the map, in cells of the finest level."""
+
+
+class FeatureModel:
+    """Universal part of the preset: the frozen backbone."""
+
+    size_multiple = 16
+
+    def __init__(self, config: FeatureConfig, backbone: EfficientNetLite0) -> None:
+        self.config = config
+        self.backbone = backbone
+
+    @classmethod
+    def from_pretrained(cls, config: FeatureConfig | None = None) -> FeatureModel:
+        config = config or FeatureConfig()
+        return cls(config, load_backbone(deepest=max(config.levels)))
+
+    @torch.inference_mode()
+    def prepare(self, image: Tensor) -> Tokens:
+        """Tokens of one image (1, 3, H, W) in [0, 1]."""
+        features = self.backbone(image)
+        return {level: F.normalize(features[level][0], dim=0) for level in self.config.levels}
+
+    def adapt(self, support: Sequence[Tokens], *, seed: int) -> AdaptedFeature:
+        """Remember the support. No weight changes."""
+        memory = {}
+        generator = torch.Generator().manual_seed(seed)
+        for level in self.config.levels:
+            tokens = torch.cat([image[level].flatten(1).T for image in support])  # (N, C)
+            if len(tokens) > self.config.max_tokens:
+                chosen = torch.randperm(len(tokens), generator=generator)
+                tokens = tokens[chosen[: self.config.max_tokens].sort().values]
+            memory[level] = tokens.contiguous()
+        return AdaptedFeature(self, memory)
+
+
+class AdaptedFeature:
+    """A feature model with the memory of one product."""
+
+    def __init__(self, model: FeatureModel, memory: dict[int, Tensor]) -> None:
+        self.model = model
+        self.memory = memory  # level -> (N, C), unit length
+
+    @torch.inference_mode()
+    def anomaly_map(self, tokens: Tokens) -> Tensor:
+        """(h, w) raw map on the finest level's grid, values in [0, 2] before blur."""
+        finest = min(self.memory)
+        height, width = tokens[finest].shape[1:]
+        total = torch.zeros(1, 1, height, width)
+        for level, memory in self.memory.items():
+            distance = cosine_distance(tokens[level].flatten(1).T, memory)  # (h_l * w_l)
+            grid = distance.reshape(1, 1, *tokens[level].shape[1:])
+            total += F.interpolate(grid, (height, width), mode="bilinear", align_corners=False)
+        return total[0, 0] / len(self.memory)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and settings to save; ``from_state`` restores the same scores bit for bit."""
+        tensors = {f"memory.{level}": tokens for level, tokens in self.memory.items()}
+        return tensors, {"config": asdict(self.model.config)}
+
+    @classmethod
+    def from_state(cls, tensors: dict[str, Tensor], settings: dict[str, Any]) -> AdaptedFeature:
+        stored = settings["config"]
+        config = FeatureConfig(**{**stored, "levels": tuple(stored["levels"])})
+        memory = {level: tensors[f"memory.{level}"] for level in config.levels}
+        return cls(FeatureModel.from_pretrained(config), memory)
+
+
+def cosine_distance(queries: Tensor, memory: Tensor) -> Tensor:
+    """1 - cosine to the nearest of ``memory`` (N, C) for each of ``queries`` (Q, C), both unit."""
+    nearest = [
+        (chunk @ memory.T).max(dim=1).values for chunk in queries.split(QUERY_CHUNK)
+    ]  # (chunk,)
+    return (1 - torch.cat(nearest)).clamp_min(0)
