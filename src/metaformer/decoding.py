@@ -11,6 +11,7 @@ import io
 import re
 import struct
 import warnings
+import zlib
 from typing import Any, BinaryIO
 
 import cv2
@@ -25,6 +26,9 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from metaformer.pixels import ImageError, pixels_from_pillow, turn_upright
+
+_TIFF_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+"""Bytes of one value of each type of TIFF field; the types not named have one."""
 
 _ACCEPTED = "accepted are PNG, JPEG, BMP, TIFF and WebP"
 
@@ -52,7 +56,11 @@ def decode(name: str, stream: BinaryIO, size: int, max_pixels: int) -> NDArray[A
             raise _damaged(name, str(error)) from error
         check_size(name, image.width, image.height, max_pixels)
         header_end = stream.tell()  # where Pillow expects to go on
-        if not _is_whole(image, stream):
+        try:
+            is_whole = _is_whole(image, stream)
+        except Exception:  # numbers in the file that make no sense
+            is_whole = False
+        if not is_whole:
             raise _damaged(name, "the file ends too early")
         is_wide = _is_wide_colour(image, stream)
         stream.seek(header_end)
@@ -140,7 +148,9 @@ def _is_whole(image: ImageFile, stream: BinaryIO) -> bool:
     if isinstance(image, WebPImageFile):
         data = stream.read()
         return len(data) >= 8 + int.from_bytes(data[4:8], "little")
-    return True  # BMP and TIFF: Pillow refuses missing pixels, and nothing else can be missing
+    if isinstance(image, TiffImageFile):
+        return _tiff_is_whole(image, stream)
+    return True  # BMP: Pillow refuses missing pixels, and nothing comes after them
 
 
 def _png_is_whole(stream: BinaryIO) -> bool:
@@ -169,6 +179,38 @@ def _jpeg_is_whole(data: bytes) -> bool:
     return False
 
 
+def _tiff_is_whole(image: TiffImageFile, stream: BinaryIO) -> bool:
+    """The first directory, the values it points to and the pixels lie inside the file.
+
+    Layout: TIFF 6.0, section 2, and its 64-bit form. libtiff would refuse such a file too, but
+    writes about it to the terminal.
+    """
+    end = stream.seek(0, io.SEEK_END)
+    stream.seek(0)
+    start = stream.read(16)
+    order = "<" if start.startswith(b"II") else ">"
+    is_big = 43 in start[2:4]
+    # Forms of: where the directory is, its number of entries, one entry (type, count, value).
+    place, number, entry = ("8xQ", "Q", "2xHQQ") if is_big else ("4xI", "H", "2xHII")
+    stream.seek(struct.unpack_from(order + place, start)[0])
+    (entries,) = struct.unpack(order + number, stream.read(struct.calcsize(order + number)))
+    size = struct.calcsize(order + entry)
+    inline = 8 if is_big else 4  # bytes of a value that fits its entry, and of an offset
+    directory = stream.read(entries * size)
+    if len(directory) < entries * size or len(stream.read(inline)) < inline:
+        return False
+    for kind, count, value in struct.iter_unpack(order + entry, directory):
+        length = _TIFF_BYTES.get(kind, 1) * count
+        if length > inline and value + length > end:
+            return False
+    tags = image.tag_v2
+    offsets, lengths = (324, 325) if 324 in tags else (273, 279)  # tiles or strips
+    return all(
+        offset + length <= end
+        for offset, length in zip(tags.get(offsets, ()), tags.get(lengths, ()), strict=False)
+    )
+
+
 def _is_wide_colour(image: ImageFile, stream: BinaryIO) -> bool:
     """16 bits in several channels, of which Pillow would keep only the upper eight."""
     if isinstance(image, PngImageFile):
@@ -183,7 +225,7 @@ def _is_wide_colour(image: ImageFile, stream: BinaryIO) -> bool:
 
 def _wide_colour_pixels(name: str, image: ImageFile, data: bytes) -> NDArray[np.uint16]:
     if isinstance(image, PngImageFile):
-        data = _png_without_metadata(data)
+        data = _png_without_metadata(name, data)
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
@@ -200,8 +242,12 @@ def _wide_colour_pixels(name: str, image: ImageFile, data: bytes) -> NDArray[np.
     return np.asarray(turn_upright(pixels, 1 if turned else _orientation(image)), dtype=np.uint16)
 
 
-def _png_without_metadata(data: bytes) -> bytes:
-    """The same pixels without colour profiles and text, of which libpng complains on stderr."""
+def _png_without_metadata(name: str, data: bytes) -> bytes:
+    """The same pixels without colour profiles and text, of which libpng complains on stderr.
+
+    Raises:
+        ImageError: a wrong checksum, of which it would complain too.
+    """
     kept = [data[:8]]
     position = 8
     while position < len(data):
@@ -209,6 +255,8 @@ def _png_without_metadata(data: bytes) -> bytes:
         after = position + 12 + length
         if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
             kept.append(data[position:after])
+            if zlib.crc32(data[position + 4 : after - 4]).to_bytes(4) != data[after - 4 : after]:
+                raise _damaged(name, "wrong checksum")
         if kind == b"IEND":
             break
         position = after

@@ -145,7 +145,8 @@ def to_rgb(pixels: NDArray[Any], white_level: int) -> NDArray[np.uint8]:
         if pixels.ndim == 3 and pixels.shape[2] == 4:
             narrow[:, :, 3] = pixels[:, :, 3] // 257
         pixels = narrow
-    pixels = np.ascontiguousarray(pixels)
+    # Pillow hands out read-only arrays, of which torch.from_numpy would complain.
+    pixels = np.require(pixels, requirements=["C_CONTIGUOUS", "WRITEABLE"])
     if pixels.ndim == 2:
         return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB), dtype=np.uint8)
     if pixels.shape[2] == 3:
