@@ -58,8 +58,8 @@ def read_image(
     their name: 1, 8 or 16 bits, or float TIFF with values in [0, 1]; grey, RGB, palette, CMYK
     (plain conversion, colour profiles are not applied). EXIF orientation is honoured. Transparent
     pixels are laid over black: dropping alpha would show whatever colour the editor left hidden,
-    and most editors leave black there. Of several pages or frames the first is read. A file cut short is always refused; flipped bits inside JPEG
-    data, which carries no checksum, cannot be noticed.
+    and most editors leave black there. Of several pages or frames the first is read. A file cut
+    short is refused; wrong bits inside JPEG data, which has no checksum, cannot be noticed.
 
     Arrays may be uint8, uint16, bool or float in [0, 1], shaped (H, W), (H, W, 1), (H, W, 3) RGB
     or (H, W, 4) RGBA; a uint8 RGB array is not copied where that can be helped.
