@@ -29,8 +29,11 @@ class FeatureConfig:
 
     resolution: int = 256
     """Images are resized to about this many pixels squared, aspect kept."""
-    levels: tuple[int, ...] = (16,)
+    levels: tuple[int, ...] = (8, 16)
     """Strides of the backbone whose tokens are compared."""
+    level_weights: tuple[float, ...] = (0.5, 1.0)
+    """Weight of each level's distance in the map: stride 16 tells defects from variation best,
+    stride 8 finds the small ones (``docs/decisions/0001-feature-control.md``)."""
     max_tokens: int = 20_000
     """Support tokens kept per level; beyond it a seeded random choice stands for all."""
     score_share: float = 0.01
@@ -85,11 +88,13 @@ class AdaptedFeature:
         finest = min(self.memory)
         height, width = tokens[finest].shape[1:]
         total = torch.zeros(1, 1, height, width)
-        for level, memory in self.memory.items():
+        config = self.model.config
+        for level, weight in zip(config.levels, config.level_weights, strict=True):
+            memory = self.memory[level]
             distance = cosine_distance(tokens[level].flatten(1).T, memory)  # (h_l * w_l)
             grid = distance.reshape(1, 1, *tokens[level].shape[1:])
-            total += F.interpolate(grid, (height, width), mode="bilinear", align_corners=False)
-        return total[0, 0] / len(self.memory)
+            total += weight * F.interpolate(grid, (height, width), mode="bilinear")
+        return total[0, 0] / sum(config.level_weights)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and settings to save; ``from_state`` restores the same scores bit for bit."""
@@ -99,7 +104,9 @@ class AdaptedFeature:
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], settings: dict[str, Any]) -> AdaptedFeature:
         stored = settings["config"]
-        config = FeatureConfig(**{**stored, "levels": tuple(stored["levels"])})
+        config = FeatureConfig(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        )
         memory = {level: tensors[f"memory.{level}"] for level in config.levels}
         return cls(FeatureModel.from_pretrained(config), memory)
 
