@@ -1,0 +1,100 @@
+"""What a training run of P depends on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from metaformer.prior import PriorConfig
+from metaformer.training.effect_photos import PhotoMix
+
+
+@dataclass(frozen=True)
+class PriorTrainingConfig:
+    """Everything a run depends on. YAML keys are these names, folders relative to ``data``."""
+
+    output: Path
+    """Folder of checkpoint, log and sample sheets; made if missing."""
+    data: Path
+    object_folders: tuple[str, ...]
+    """Photos of one main object each; those on a plain backdrop are keyed."""
+    background_folders: tuple[str, ...]
+    """Materials, heaps, scenes."""
+    saliency_sets: tuple[str, ...] = ()
+    """MSRA10K, DUTS, ECSSD or HKU-IS: their photos join side A, their masks are not read."""
+    effect_folder: str | None = None
+    """Folder with subfolders ``black``, ``colour``, ``defocus`` of photos that show the effect."""
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    mix: PhotoMix = field(default_factory=PhotoMix)
+    critic_width: int = 32
+    seed: int = 0
+    batch: int = 8
+    steps: int = 20_000
+    hours: float | None = None
+    """If set, the schedule also ends after this much time. The run is then not reproducible."""
+    generator_lr: float = 2e-4  # VEGAN
+    critic_lr: float = 4e-4  # twice VEGAN's: one critic step must keep up with one of P
+    anneal_from: float = 0.5
+    """Share of the schedule after which the learning rates fall linearly to zero."""
+    penalty: float = 10.0  # WGAN-GP
+    ema: float = 0.998
+    pool: int = 50  # VEGAN
+    """Edited photos remembered per effect; half of what the critic sees comes from there."""
+    area_low: float = 0.05
+    area_high: float = 0.85
+    area_weight: float = 50.0
+    """Weight of the hinge on the batch's mean matte outside [area_low, area_high]. Inside, it is
+    zero: it only bars the two trivial mattes, all ones and all zeros."""
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    threads: int = 1
+    log_every: int = 20
+    watch_every: int = 250
+    checkpoint_every: int = 250
+
+    def __post_init__(self) -> None:
+        if self.prior.side % 32:
+            raise ValueError(f"prior.side={self.prior.side}: the critic needs a multiple of 32.")
+        if self.precision not in ("bfloat16", "float32"):
+            raise ValueError(f"precision={self.precision!r}: known are 'bfloat16' and 'float32'.")
+        if not 0 <= self.anneal_from < 1:
+            raise ValueError(f"anneal_from={self.anneal_from}: must be in [0, 1).")
+        for name in ("batch", "steps", "pool", "log_every", "watch_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1.")
+
+    @staticmethod
+    def from_yaml(path: Path | str) -> PriorTrainingConfig:
+        """Read a configuration.
+
+        Raises:
+            ValueError: unknown or missing keys, or values out of range; the message names them.
+        """
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}: expected keys and values, found {type(content).__name__}.")
+        known = {f.name for f in fields(PriorTrainingConfig)}
+        if unknown := sorted(set(content) - known):
+            raise ValueError(
+                f"{path}: unknown key {unknown[0]!r}. Known: {', '.join(sorted(known))}."
+            )
+        needed = {"output", "data", "object_folders", "background_folders"}
+        if missing := sorted(needed - set(content)):
+            raise ValueError(f"{path}: key {missing[0]!r} is missing.")
+        content["output"], content["data"] = Path(content["output"]), Path(content["data"])
+        for key in ("object_folders", "background_folders", "saliency_sets"):
+            content[key] = tuple(content.get(key, ()))
+        try:
+            content["prior"] = PriorConfig(**content.get("prior", {}))
+            content["mix"] = PhotoMix(**content.get("mix", {}))
+            return PriorTrainingConfig(**content)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able, without the folders of the machine it runs on."""
+        content = asdict(self)
+        del content["output"], content["data"]
+        return content
