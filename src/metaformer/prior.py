@@ -201,7 +201,7 @@ class Critic(nn.Module):
         for conv in self.convs:
             x = F.leaky_relu(conv(x), 0.2)  # halves the sides each time
         score: Tensor = self.score(x.flatten(1))  # (B, 1)
-        return score[:, 0].float()
+        return score[:, 0].to(photos.dtype)
 
 
 def gradient_penalty(
@@ -215,7 +215,7 @@ def gradient_penalty(
     share = mix[:, None, None, None]
     mixed = (share * real + (1 - share) * fake).detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(critic(mixed, effects).sum(), mixed, create_graph=True)
-    norm = (gradient.float().flatten(1).square().sum(dim=1) + 1e-12).sqrt()  # (B,)
+    norm = (gradient.flatten(1).square().sum(dim=1) + 1e-12).sqrt()  # (B,)
     return (norm - 1).square().mean()
 
 

@@ -149,7 +149,8 @@ def _filled_shape(side: Side, size: int, rng: Generator) -> tuple[Photo, Matte]:
         material = (1 - strength) * material + strength * tint * (
             material.mean(-1, keepdims=True) / 128
         )
-    return np.clip(material, 0, 255).astype(np.uint8), matte
+    filled: Photo = np.clip(material, 0, 255).astype(np.uint8)
+    return filled, matte
 
 
 def _random_outline(size: int, rng: Generator) -> Matte:
@@ -179,7 +180,8 @@ def _finish(photo: Photo, rng: Generator) -> Photo:
         x = cv2.GaussianBlur(x, (0, 0), rng.uniform(0.4, 0.9)).astype(x.dtype)
     if rng.random() < 0.3:
         x = x + rng.normal(0, rng.uniform(1, 6), x.shape)
-    return np.clip(x, 0, 255).astype(np.uint8)
+    finished: Photo = np.clip(x, 0, 255).astype(np.uint8)
+    return finished
 
 
 def _shift_hue(photo: Photo, rng: Generator) -> Photo:

@@ -38,7 +38,10 @@ from metaformer.training.distributed import (
 from metaformer.training.effect_photos import draw_effect_batch, draw_natural
 from metaformer.training.photo_bank import Photo, PhotoBank, load_bank
 from metaformer.training.prior_config import PriorTrainingConfig
+from metaformer.training.prior_export import export_prior
 from metaformer.training.prior_watch import Progress, RunLog, Watch
+
+__all__ = ["CHECKPOINT", "EffectPool", "PriorTrainer", "PriorTrainingConfig", "train_prior"]
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -219,7 +222,8 @@ def train_prior(config: PriorTrainingConfig, *, resume: bool = False, quiet: boo
     """Train P and return the path of its checkpoint (``output/checkpoint.safetensors``).
 
     Runs alone or under ``torchrun``, on CUDA where there is one. Writes ``log.jsonl``, sample
-    sheets, TensorBoard events if tensorboard is installed, and the checkpoint.
+    sheets, TensorBoard events if tensorboard is installed, the checkpoint and, at the end,
+    ``prior.safetensors`` and ``prior.json`` as ``metaformer.prior.prior_from_bytes`` reads them.
 
     Raises:
         CheckpointError: ``resume`` and there is no fitting checkpoint; or not ``resume`` and
@@ -264,4 +268,6 @@ def train_prior(config: PriorTrainingConfig, *, resume: bool = False, quiet: boo
                 if trainer.step % config.checkpoint_every == 0 or last:
                     trainer.save(path)
                 progress.show(trainer.progress(), trainer.step)
+        if workers.is_first:
+            export_prior(path, config.output)
     return path
