@@ -330,7 +330,7 @@ def curve(folder: Path) -> list[dict[str, float]]:
 
 
 def test_resuming_after_kill_9_continues_the_same_curve(data: Path, tmp_path: Path) -> None:
-    steps = 60
+    steps = 40
     whole = train_prior(tiny(data, tmp_path / "whole", steps=steps), quiet=True)
 
     killed = tmp_path / "killed"

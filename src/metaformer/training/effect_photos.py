@@ -89,10 +89,10 @@ def draw_composed(side: Side, shape: bool, size: int, rng: Generator) -> tuple[P
         )
         if rng.random() < 0.35:
             foreground = _shift_hue(foreground, rng)
-    gain = rng.uniform(0.75, 1.25)  # the object's light is not the background's
-    m = matte[..., None]
-    composed = m * np.clip(foreground * gain, 0, 255) + (1 - m) * background
-    return _finish(composed.astype(np.uint8), rng), matte
+    gain = np.float32(rng.uniform(0.75, 1.25))  # the object's light is not the background's
+    blend = background.astype(np.float32)
+    blend += matte[..., None] * (np.minimum(foreground * gain, 255) - blend)
+    return _finish(blend.astype(np.uint8), rng), matte
 
 
 def _background(side: Side, size: int, rng: Generator) -> Photo:
@@ -175,13 +175,13 @@ def _random_outline(size: int, rng: Generator) -> Matte:
 
 def _finish(photo: Photo, rng: Generator) -> Photo:
     """What every photo of either side goes through, so that neither side can be told by it."""
-    x: NDArray[np.floating] = photo * rng.uniform(0.85, 1.15, 3) * rng.uniform(0.8, 1.15)
+    gain = rng.uniform(0.85, 1.15, 3) * rng.uniform(0.8, 1.15)
+    x = photo.astype(np.float32) * gain.astype(np.float32)
     if rng.random() < 0.3:  # hides the edge of a paste as a lens would
         x = cv2.GaussianBlur(x, (0, 0), rng.uniform(0.4, 0.9)).astype(x.dtype)
     if rng.random() < 0.3:
-        x = x + rng.normal(0, rng.uniform(1, 6), x.shape)
-    finished: Photo = np.clip(x, 0, 255).astype(np.uint8)
-    return finished
+        x += np.float32(rng.uniform(1, 6)) * rng.standard_normal(x.shape, np.float32)
+    return np.asarray(np.clip(x, 0, 255), np.uint8)
 
 
 def _shift_hue(photo: Photo, rng: Generator) -> Photo:

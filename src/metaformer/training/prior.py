@@ -97,45 +97,21 @@ class PriorTrainer:
         return min(1.0, done)
 
     def train_step(self) -> dict[str, Tensor | float]:
-        """One step of the critic and one of the generator; what they were like."""
-        config, device = self.config, self.workers.device
+        """``critic_steps`` of the critic and one of the generator; what they were like."""
+        config = self.config
         # All randomness of a step comes from its number: resuming needs no generator state.
         rng = np.random.default_rng([config.seed, self.workers.rank, self.step])
-        natural = [
-            draw_natural(self.bank.natural, config.mix, config.prior.side, rng)
-            for _ in range(config.batch)
-        ]
-        shown, shown_mattes, codes = draw_effect_batch(
-            self.bank, config.mix, config.prior.side, config.batch, rng
-        )
-        effects = torch.from_numpy(codes).to(device)  # (B,), the same for both sides
-        share = torch.from_numpy(rng.random(config.batch, dtype=np.float32)).to(device)
-        images = to_batch(natural).to(device)  # (B, 3, side, side): side A
-        real = apply_effects(
-            to_batch(shown).to(device), torch.from_numpy(shown_mattes)[:, None].to(device), effects
-        )  # (B, 3, side, side): side B
-
         remaining = 1.0 - max(0.0, self.progress() - config.anneal_from) / (1 - config.anneal_from)
-        for optimiser, lr in (
-            (self.optimiser_g, config.generator_lr),
-            (self.optimiser_d, config.critic_lr),
-        ):
-            optimiser.param_groups[0]["lr"] = lr * remaining
+        self.optimiser_g.param_groups[0]["lr"] = config.generator_lr * remaining
+        self.optimiser_d.param_groups[0]["lr"] = config.critic_lr * remaining
 
-        with self._autocast():
-            matte = self.generator(images)  # (B, 1, side, side)
-        fake = apply_effects(images, matte, effects)
-
-        # Critic: real effect photos up, edited ones down, slope one in between.
-        judged = self.pool.exchange(fake.detach(), effects, rng)
-        with self._autocast():
-            score_real = self.critic(real, effects).mean()
-            score_fake = self.critic(judged, effects).mean()
-            penalty = gradient_penalty(self.critic, real, judged, effects, share)
-        self.optimiser_d.zero_grad(set_to_none=True)
-        (score_fake - score_real + config.penalty * penalty).backward()
-        average_gradients(self.critic.parameters(), self.workers)
-        self.optimiser_d.step()
+        for last in [False] * (config.critic_steps - 1) + [True]:
+            images, real, effects = self._draw(rng)
+            # Only the last edited photos go on to train the generator.
+            with self._autocast(), torch.set_grad_enabled(last):
+                matte = self.generator(images)  # (B, 1, side, side)
+            fake = apply_effects(images, matte, effects)
+            judgement = self._critic_step(real, fake.detach(), effects, rng)
 
         # Generator: edited photos up.
         self.critic.requires_grad_(False)
@@ -155,14 +131,45 @@ class PriorTrainer:
             for kept, new in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
                 kept.lerp_(new, 1 - decay)
         return {
-            "wasserstein": (score_real - score_fake).detach(),
-            "penalty": penalty.detach(),
+            **judgement,
             "area": area.detach(),
             "area_spread": matte.detach().mean(dim=(1, 2, 3)).std(),
             "softness": (4 * matte * (1 - matte)).detach().mean(),
             "area_guard": guard.detach(),
             "lr_share": remaining,
         }
+
+    def _draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Natural photos and effect photos, both (B, 3, side, side), and effects (B,) for both."""
+        config, device = self.config, self.workers.device
+        natural = [
+            draw_natural(self.bank.natural, config.mix, config.prior.side, rng)
+            for _ in range(config.batch)
+        ]
+        shown, mattes, codes = draw_effect_batch(
+            self.bank, config.mix, config.prior.side, config.batch, rng
+        )
+        effects = torch.from_numpy(codes).to(device)
+        real = apply_effects(
+            to_batch(shown).to(device), torch.from_numpy(mattes)[:, None].to(device), effects
+        )
+        return to_batch(natural).to(device), real, effects
+
+    def _critic_step(
+        self, real: Tensor, fake: Tensor, effects: Tensor, rng: np.random.Generator
+    ) -> dict[str, Tensor]:
+        """Critic: real effect photos up, edited ones down, slope one in between."""
+        judged = self.pool.exchange(fake, effects, rng)
+        mix = torch.from_numpy(rng.random(len(fake), dtype=np.float32)).to(fake.device)
+        with self._autocast():
+            score_real = self.critic(real, effects).mean()
+            score_fake = self.critic(judged, effects).mean()
+            penalty = gradient_penalty(self.critic, real, judged, effects, mix)
+        self.optimiser_d.zero_grad(set_to_none=True)
+        (score_fake - score_real + self.config.penalty * penalty).backward()
+        average_gradients(self.critic.parameters(), self.workers)
+        self.optimiser_d.step()
+        return {"wasserstein": (score_real - score_fake).detach(), "penalty": penalty.detach()}
 
     def save(self, path: Path) -> None:
         """Write the checkpoint; every process must call it, the first one writes."""

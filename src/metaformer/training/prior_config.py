@@ -35,8 +35,11 @@ class PriorTrainingConfig:
     steps: int = 20_000
     hours: float | None = None
     """If set, the schedule also ends after this much time. The run is then not reproducible."""
-    generator_lr: float = 2e-4  # VEGAN
-    critic_lr: float = 4e-4  # twice VEGAN's: one critic step must keep up with one of P
+    critic_steps: int = 2
+    """Steps of the critic for one of the generator. VEGAN takes one, at equal rates; here P then
+    ran ahead of the critic: its mattes turned inside out from one hundred steps to the next."""
+    generator_lr: float = 1e-4
+    critic_lr: float = 4e-4
     anneal_from: float = 0.5
     """Share of the schedule after which the learning rates fall linearly to zero."""
     penalty: float = 10.0  # WGAN-GP
@@ -61,7 +64,15 @@ class PriorTrainingConfig:
             raise ValueError(f"precision={self.precision!r}: known are 'bfloat16' and 'float32'.")
         if not 0 <= self.anneal_from < 1:
             raise ValueError(f"anneal_from={self.anneal_from}: must be in [0, 1).")
-        for name in ("batch", "steps", "pool", "log_every", "watch_every", "checkpoint_every"):
+        for name in (
+            "batch",
+            "steps",
+            "critic_steps",
+            "pool",
+            "log_every",
+            "watch_every",
+            "checkpoint_every",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1.")
 

@@ -1,0 +1,1 @@
+"""How well P finds objects, against simple unsupervised rivals."""
