@@ -1,1 +1,59 @@
-"""Find defects in images when all you have is a handful of good ones."""
+"""Find defects in images when all you have is a handful of good ones.
+
+>>> from metaformer import Metaformer
+>>> detector = Metaformer.from_pretrained().adapt("photos/good")
+>>> detector.predict("photos/new/0017.jpg").is_anomalous
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metaformer.detector import (
+        Detector,
+        DetectorFileError,
+        Metaformer,
+        OddSupportWarning,
+    )
+    from metaformer.pixels import ImageError
+    from metaformer.results import Prediction, Region
+
+    __version__: str
+
+__all__ = [
+    "Detector",
+    "DetectorFileError",
+    "ImageError",
+    "Metaformer",
+    "OddSupportWarning",
+    "Prediction",
+    "Region",
+    "__version__",
+]
+
+_MODULES = {
+    "Detector": "metaformer.detector",
+    "DetectorFileError": "metaformer.detector",
+    "ImageError": "metaformer.pixels",
+    "Metaformer": "metaformer.detector",
+    "OddSupportWarning": "metaformer.detector",
+    "Prediction": "metaformer.results",
+    "Region": "metaformer.results",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: torch alone takes seconds to load."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("metaformer-ad")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'metaformer' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
