@@ -75,7 +75,7 @@ class Calibration:
     def map(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """Calibrated map, same shape: 0.5 at the pixel threshold."""
         distance = (raw - self.pixel_threshold) / self.spread
-        return soften(distance).astype(np.float32)
+        return np.asarray(soften(distance), dtype=np.float32)
 
     def p_value(self, raw: float) -> float:
         """Conformal p-value: share of n + 1 equally likely ranks at or above this score.
@@ -155,7 +155,8 @@ def calibrate(
     median = float(np.median(scores))
     least_spread = RELATIVE_SPREAD * max(abs(median), 1e-6)
 
-    rank = math.ceil((n + 1) * (1 - false_alarm_rate))
+    # Rounding must not push a whole number up: 10 * (1 - 0.7) is 3.0000000000000004.
+    rank = math.ceil((n + 1) * (1 - false_alarm_rate) - 1e-9)
     rule: Rule
     if rank <= n and not from_views:
         rule = "rank"
