@@ -1,0 +1,34 @@
+"""Patch features that PatchCore and PaDiM share."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metaformer.backbone import EfficientNetLite0, load_backbone
+
+
+@cache
+def _backbone(deepest: int) -> EfficientNetLite0:
+    return load_backbone(deepest)
+
+
+@torch.no_grad()
+def patch_features(images: Tensor, strides: tuple[int, ...], pooling: int) -> Tensor:
+    """(B, 3, H, W) in [0, 1] -> (B, C, h, w) on the grid of the finest stride.
+
+    Each stage is averaged over ``pooling`` x ``pooling`` neighbours (1: not at all) within the
+    image, enlarged bilinearly to the finest grid, and all are stacked.
+    """
+    stages = _backbone(max(strides))(images)
+    grid = stages[min(strides)].shape[2:]
+    levels = []
+    for stride in strides:
+        level = stages[stride]
+        if pooling > 1:
+            level = F.avg_pool2d(level, pooling, 1, pooling // 2, count_include_pad=False)
+        levels.append(F.interpolate(level, grid, mode="bilinear"))
+    return torch.cat(levels, dim=1)

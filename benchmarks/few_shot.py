@@ -1,0 +1,157 @@
+"""Few-shot accuracy of the baselines: any methods on any data, into one JSON and one table.
+
+    python -m benchmarks.few_shot DATA_ROOT... --output results.json
+
+Each result is added to the file as soon as it is there, and a run that was stopped goes on where
+it was: a result already in the file with the same settings, seeds and test images is not computed
+again. Beside the JSON stands the same as a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.baselines import PaDiM, PatchCore, PerPixel, ScratchAutoencoder
+from metaformer.benchmark import Method, Shots, evaluate, save_results
+from metaformer.datasets import load_categories
+from metaformer.files import write_text
+from metaformer.metrics import METRICS
+from metaformer.tables import HEADINGS, cell
+
+METHODS: tuple[Method, ...] = (
+    PerPixel(),
+    ScratchAutoencoder(),
+    # The control of every learned method on these features: distance alone, no learning.
+    PatchCore(name="nearest-patch", strides=(16,), standardise=True, neighbours=0),
+    PatchCore(),
+    # Deeper levels suit some materials better (magnetic tile) and others worse (cookie).
+    PatchCore(name="patchcore-deep", strides=(16, 32)),
+    PaDiM(),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parse(arguments)
+    torch.set_num_threads(options.threads)
+    methods = [method for method in METHODS if method.name in options.methods]
+    results = _read(options.output)
+    for root in options.roots:
+        categories = load_categories(root)
+        # Pairs have one normal image whatever the shots.
+        all_paired = all(category.is_paired for category in categories)
+        for shots in (1,) if all_paired else options.shots:
+            for method in methods:
+                place = _find(results, root.name, method, shots)
+                if place is not None and _is_same(results[place], method, options):
+                    continue
+                print(f"{root.name}, {method.name}, {shots} shots", flush=True)
+                result = {"data": root.name} | evaluate(
+                    categories,
+                    method,
+                    shots=shots,
+                    seeds=options.seeds,
+                    test_limit=options.test_limit,
+                    quiet=options.quiet,
+                )
+                if place is None:
+                    results.append(result)
+                else:
+                    results[place] = result
+                save_results({"results": results}, options.output)
+                write_text(options.output.with_suffix(".md"), markdown(results))
+
+
+def markdown(results: Sequence[dict[str, Any]]) -> str:
+    """One table a data set: a row for each number of shots and method, percent."""
+    headings = ["shots", "method", *HEADINGS.values(), "adapt (s)", "predict (ms)"]
+    lines = ["Percent, mean ± standard deviation over seeds; time to adapt, and per image.", ""]
+    for data in dict.fromkeys(result["data"] for result in results):
+        rows = [result for result in results if result["data"] == data]
+        lines += [f"## {data}", "", f"| {' | '.join(headings)} |", f"|{' --- |' * len(headings)}"]
+        for row in sorted(rows, key=lambda row: _shots_order(row["shots"])):
+            cells = [
+                f"{row['shots']}",
+                row["preset"],
+                *(cell(row, metric) for metric in METRICS),
+                f"{row['seconds']['adapt']:.2f}",
+                f"{1000 * row['seconds']['predict_per_image']:.0f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        # Rows may differ in this where a part was run anew.
+        for limit in sorted({row["test_limit"] for row in rows} - {None}):
+            lines += ["", f"At most {limit} test images a category."]
+        for kind, why in rows[0]["undefined"].items():
+            lines += ["", f"No {kind} metrics: {why}."]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    names = [method.name for method in METHODS]
+    parser = argparse.ArgumentParser(description="Few-shot accuracy of the baselines.")
+    parser.add_argument("roots", nargs="+", type=Path, metavar="DATA_ROOT")
+    parser.add_argument("--output", type=Path, required=True, help="JSON; .md is written beside")
+    parser.add_argument("--methods", type=_names, default=names, help=",".join(names))
+    parser.add_argument("--shots", type=_shots, default=[1, 4, 10], help='as 1,4,10 or "full"')
+    parser.add_argument("--seeds", type=_numbers, default=[0, 1, 2], help="as 0,1,2")
+    parser.add_argument("--test-limit", type=int, help="at most so many test images a category")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.methods if name not in names]
+    if unknown:
+        parser.error(f"unknown method {unknown[0]!r}; there are {', '.join(names)}")
+    if options.output.suffix != ".json":
+        parser.error(f"--output must end in .json, got {options.output}")
+    root_names = [root.name for root in options.roots]
+    if len(set(root_names)) != len(root_names):
+        parser.error("two data roots have the same folder name; results are kept by that name")
+    return options
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _shots(text: str) -> list[Shots]:
+    return ["full" if part == "full" else int(part) for part in _names(text)]
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    results: list[dict[str, Any]] = json.loads(path.read_text())["results"]
+    return results
+
+
+def _find(results: Sequence[dict[str, Any]], data: str, method: Method, shots: Shots) -> int | None:
+    for place, result in enumerate(results):
+        if (result["data"], result["preset"], result["shots"]) == (data, method.name, shots):
+            return place
+    return None
+
+
+def _is_same(result: dict[str, Any], method: Method, options: argparse.Namespace) -> bool:
+    return bool(
+        result["settings"] == json.loads(json.dumps(method.settings))
+        and result["seeds"] == options.seeds
+        and result["test_limit"] == options.test_limit
+    )
+
+
+def _shots_order(shots: Shots) -> float:
+    return float("inf") if shots == "full" else shots
+
+
+if __name__ == "__main__":
+    main()
