@@ -23,11 +23,13 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
     target = Path(target)
     if not target.parent.is_dir():
         raise FileNotFoundError(
-            f"{target}: its folder {target.parent} does not exist. Create it, or choose another path."
+            f"{target}: its folder {target.parent} does not exist. Create it, or choose another "
+            f"path."
         )
     try:
+        # Part of the name only: the whole, made longer, can exceed what the file system takes.
         handle, name = tempfile.mkstemp(
-            prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent
+            prefix=f".{target.name[:40]}.", suffix=target.suffix[:20], dir=target.parent
         )
     except PermissionError as error:
         raise PermissionError(
