@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+import boards
+from metaformer.feature_model import (
+    QUERY_CHUNK,
+    AdaptedFeature,
+    FeatureConfig,
+    FeatureModel,
+    cosine_distance,
+)
+from metaformer.preprocess import to_tensor
+
+CONFIG = FeatureConfig(resolution=96)
+
+
+@pytest.fixture(scope="module")
+def model() -> FeatureModel:
+    return FeatureModel.from_pretrained(CONFIG)
+
+
+def tensor(pixels) -> torch.Tensor:
+    return to_tensor(pixels, pixels.shape[:2])
+
+
+def unit(count: int, channels: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(count, channels, generator=generator), dim=1)
+
+
+def test_tokens_are_of_unit_length_at_each_level(model):
+    tokens = model.prepare(tensor(boards.good(0, height=64, width=96)))
+    assert {level: t.shape for level, t in tokens.items()} == {8: (40, 8, 12), 16: (112, 4, 6)}
+    for level_tokens in tokens.values():
+        lengths = level_tokens.norm(dim=0)
+        assert torch.allclose(lengths, torch.ones_like(lengths), atol=1e-5)
+
+
+def test_the_support_itself_is_at_distance_zero(model):
+    tokens = [model.prepare(tensor(boards.good(seed))) for seed in range(2)]
+    adapted = model.adapt(tokens, seed=0)
+    for image in tokens:
+        assert float(adapted.anomaly_map(image).max()) < 1e-5
+
+
+def test_a_real_defect_stands_out_where_it_is(model):
+    adapted = model.adapt([model.prepare(tensor(boards.good(s))) for s in range(3)], seed=0)
+    found = adapted.anomaly_map(model.prepare(tensor(boards.defective(50))))
+    plain = adapted.anomaly_map(model.prepare(tensor(boards.good(50))))
+    assert found.shape == (12, 12)
+    assert float(found.max()) > 1.2 * float(plain.max())
+    row, column = divmod(int(found.argmax()), 12)
+    # Cells are 8 pixels wide and the defect lies at the centre of the cut, give or take 6 pixels.
+    assert abs(row - 5.5) <= 3 and abs(column - 5.5) <= 3
+
+
+def test_map_is_the_weighted_mean_of_the_levels(model):
+    image = model.prepare(tensor(boards.good(9)))
+    memory = {8: unit(50, 40, 0), 16: unit(50, 112, 1)}
+    adapted = AdaptedFeature(model, memory)
+    parts = {}
+    for level in (8, 16):
+        flat = image[level].flatten(1).T  # (N, C)
+        nearest = torch.cdist(flat, memory[level]).min(dim=1).values
+        distance = (nearest**2 / 2).reshape(1, 1, *image[level].shape[1:])  # 1 - cosine
+        parts[level] = F.interpolate(distance, (12, 12), mode="bilinear")[0, 0]
+    expected = (0.5 * parts[8] + 1.0 * parts[16]) / 1.5
+    torch.testing.assert_close(adapted.anomaly_map(image), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_more_normal_images_never_raise_the_map(model):
+    tokens = [model.prepare(tensor(boards.good(seed))) for seed in range(4)]
+    query = model.prepare(tensor(boards.defective(8)))
+    few = model.adapt(tokens[:2], seed=0).anomaly_map(query)
+    many = model.adapt(tokens, seed=0).anomaly_map(query)
+    assert (many <= few + 1e-6).all()
+    assert (many < few - 1e-4).any()
+
+
+def test_order_of_the_support_does_not_matter(model):
+    tokens = [model.prepare(tensor(boards.good(seed))) for seed in range(3)]
+    query = model.prepare(tensor(boards.good(8)))
+    forward = model.adapt(tokens, seed=0).anomaly_map(query)
+    backward = model.adapt(tokens[::-1], seed=0).anomaly_map(query)
+    torch.testing.assert_close(forward, backward, rtol=1e-5, atol=1e-6)
+
+
+def test_large_memories_are_drawn_from_by_seed(model):
+    small = FeatureModel(replace(CONFIG, max_tokens=100), model.backbone)
+    tokens = [model.prepare(tensor(boards.good(seed))) for seed in range(3)]
+    whole = model.adapt(tokens, seed=0).memory
+    assert len(whole[8]) == 3 * 144 and len(whole[16]) == 3 * 36
+    first, again, other = (small.adapt(tokens, seed=seed).memory for seed in (1, 1, 2))
+    for level in (8, 16):
+        assert first[level].shape == (100, whole[level].shape[1])
+        assert torch.equal(first[level], again[level])
+        assert not torch.equal(first[level], other[level])
+        # Every kept token is one of the support's, and none is kept twice.
+        same = (first[level][:, None] == whole[level][None]).all(dim=2)
+        assert same.any(dim=1).all()
+        assert len(first[level].unique(dim=0)) == 100
+
+
+def test_state_restores_the_same_maps_bit_for_bit(model):
+    adapted = model.adapt([model.prepare(tensor(boards.good(0)))], seed=0)
+    tensors, settings = adapted.state()
+    copies = {name: t.clone() for name, t in tensors.items()}
+    restored = AdaptedFeature.from_state(copies, settings)
+    query = model.prepare(tensor(boards.defective(1)))
+    assert torch.equal(restored.anomaly_map(query), adapted.anomaly_map(query))
+    assert restored.model.config == CONFIG
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 10**6))
+def test_cosine_distance_is_that_of_the_nearest(queries, memory, seed):
+    q, m = unit(queries, 7, seed), unit(memory, 7, seed + 1)
+    expected = (1 - F.cosine_similarity(q[:, None], m[None], dim=2)).min(dim=1).values
+    distance = cosine_distance(q, m)
+    torch.testing.assert_close(distance, expected.clamp_min(0), atol=1e-5, rtol=1e-4)
+    assert (distance >= 0).all() and (distance <= 2 + 1e-6).all()
+
+
+def test_cosine_distance_in_chunks_is_the_same():
+    q, m = unit(2 * QUERY_CHUNK + 5, 16, 0), unit(30, 16, 1)
+    whole = (1 - (q @ m.T).max(dim=1).values).clamp_min(0)
+    torch.testing.assert_close(cosine_distance(q, m), whole, atol=1e-6, rtol=0)
