@@ -9,6 +9,7 @@ last activation and the kind of upsampling; ``AutoencoderConfig`` names our read
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -30,6 +31,8 @@ SIZE_MULTIPLE = 128
 Norm = Literal["support", "group"]
 Moments = Mapping[str, tuple[Tensor, Tensor]]
 """Layer name -> (mean, variance), each of shape (C,): see ``SupportNorm``."""
+Record = dict[str, tuple[Tensor, Tensor]] | None
+"""Where a pass over the support writes its moments; None on any other pass."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Autoencoder(nn.Module):
 
         self.encoder_convs = nn.ModuleList(
             nn.Conv2d(c_in, c_out, KERNEL, padding=PADDING, bias=False)
-            for c_in, c_out in zip(ENCODER_CHANNELS, ENCODER_CHANNELS[1:], strict=False)
+            for c_in, c_out in itertools.pairwise(ENCODER_CHANNELS)
         )
         # At stride 1 a transposed convolution is a convolution with mirrored weights; it is kept
         # transposed so that the weights have the layout the table's names imply.
@@ -105,7 +108,7 @@ class Autoencoder(nn.Module):
             nn.ConvTranspose2d(
                 c_in, c_out, KERNEL, padding=PADDING, bias=c_out == 3 and not literal
             )
-            for c_in, c_out in zip(DECODER_CHANNELS, DECODER_CHANNELS[1:], strict=False)
+            for c_in, c_out in itertools.pairwise(DECODER_CHANNELS)
         )
         make_norm = SupportNorm if self.config.norm == "support" else group_norm
         self.encoder_norms = nn.ModuleList(make_norm(c) for c in ENCODER_CHANNELS[1:])
@@ -114,7 +117,7 @@ class Autoencoder(nn.Module):
         )
 
     def forward(self, x: Tensor, moments: Moments | None = None) -> Tensor:
-        return self._run(x, moments, record=None)
+        return self._decode(self._encode(x, moments, None)[-1], moments, None)
 
     def support_moments(self, support: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Moments of every normalised layer over ``support`` (K, 3, H, W), differentiable.
@@ -122,27 +125,29 @@ class Autoencoder(nn.Module):
         The support is run once, each layer normalised by its own moments. Empty for ``group``.
         """
         record: dict[str, tuple[Tensor, Tensor]] = {}
-        self._run(support, None, record=record)
+        self._decode(self._encode(support, None, record)[-1], None, record)
         return record
 
-    def _run(
-        self,
-        x: Tensor,
-        moments: Moments | None,
-        record: dict[str, tuple[Tensor, Tensor]] | None,
-    ) -> Tensor:
-        check_input(x)
+    def encoder_features(self, x: Tensor, moments: Moments | None = None) -> list[Tensor]:
+        """Outputs of the five encoder stages, (B, 32 * 2^i, H / 2^(i+1), W / 2^(i+1)), then the
+        code (B, 512, H / 128, W / 128)."""
+        return self._encode(x, moments, None)
 
-        # Encoder. Pooling before the activation gives the same numbers (leaky ReLU is
-        # increasing) and keeps a quarter of the activations.
+    def _encode(self, x: Tensor, moments: Moments | None, record: Record) -> list[Tensor]:
+        check_input(x)
+        features = []
+        # Pooling before the activation gives the same numbers (leaky ReLU is increasing) and
+        # keeps a quarter of the activations.
         for i, conv in enumerate(self.encoder_convs):
             x = conv(x)  # (B, 32 * 2^i, H / 2^i, W / 2^i)
             x = self._normalise(f"encoder.{i}", self.encoder_norms[i], x, moments, record)
             x = F.max_pool2d(x, 2)  # (B, 32 * 2^i, H / 2^(i+1), W / 2^(i+1))
             x = F.leaky_relu(x, self.config.slope)
-        x = F.avg_pool2d(x, BOTTLENECK_POOL)  # (B, 512, H / 128, W / 128): the code
+            features.append(x)
+        features.append(F.avg_pool2d(x, BOTTLENECK_POOL))  # (B, 512, H / 128, W / 128): the code
+        return features
 
-        # Decoder.
+    def _decode(self, x: Tensor, moments: Moments | None, record: Record) -> Tensor:
         for i, conv in enumerate(self.decoder_convs):
             x = self._upsample(x, 8 if i == 0 else 2)  # (B, 512 / 2^i, 16 * 2^i, ...) at 256
             x = conv(x)  # (B, 256 / 2^i or 3, 16 * 2^i, ...)
@@ -157,7 +162,7 @@ class Autoencoder(nn.Module):
         norm: nn.Module,
         x: Tensor,
         moments: Moments | None,
-        record: dict[str, tuple[Tensor, Tensor]] | None,
+        record: Record,
     ) -> Tensor:
         if isinstance(norm, nn.GroupNorm):
             return norm(x)

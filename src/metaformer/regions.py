@@ -1,0 +1,38 @@
+"""From marked pixels to defect regions."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from metaformer.results import Region
+
+
+def find_regions(
+    mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32], *, min_area: int = 1
+) -> tuple[Region, ...]:
+    """Connected regions (8 neighbours) of ``mask``, highest peak first.
+
+    Args:
+        mask: (H, W), True on defective pixels.
+        anomaly_map: (H, W), read for the peaks.
+        min_area: smaller regions, in pixels, are left out.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if mask.shape != anomaly_map.shape:
+        raise ValueError(f"mask {mask.shape} and map {anomaly_map.shape} differ in shape.")
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    regions = []
+    for label in range(1, count):  # 0 is the background
+        x, y, width, height, area = (int(value) for value in stats[label])
+        if area < min_area:
+            continue
+        window = (slice(y, y + height), slice(x, x + width))
+        values = np.where(labels[window] == label, anomaly_map[window], -np.inf)
+        row, column = np.unravel_index(int(values.argmax()), values.shape)
+        peak = float(values[row, column])
+        regions.append(Region(x, y, width, height, area, peak, x + int(column), y + int(row)))
+    return tuple(sorted(regions, key=lambda region: -region.peak))
