@@ -39,6 +39,13 @@ Map = NDArray[np.float32]
 BETA_SQUARED = 0.3  # the field's usual weight of precision
 
 
+def prior_of(folder: Path | None) -> InstancePrior:
+    """P with the weights in ``folder``, or with the shipped ones."""
+    if folder is None:
+        return load_prior()
+    return prior_from_bytes((folder / WEIGHTS).read_bytes(), (folder / CARD).read_text())
+
+
 def response_of(prior: InstancePrior) -> Callable[[NDArray[np.uint8]], Map]:
     @torch.no_grad()
     def response(photo: NDArray[np.uint8]) -> Map:
@@ -123,12 +130,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="photos of each set, for a quick look")
     arguments = parser.parse_args()
 
-    if arguments.weights is None:
-        prior = load_prior()
-    else:
-        prior = prior_from_bytes(
-            (arguments.weights / WEIGHTS).read_bytes(), (arguments.weights / CARD).read_text()
-        )
+    prior = prior_of(arguments.weights)
     sets: dict[str, list[Pair]] = {
         "cutouts on BSDS500 photos": list(
             cutouts_on_photos(arguments.data / "cutouts", arguments.data / "bsds500" / "test")

@@ -102,8 +102,8 @@ class PriorTrainer:
         # All randomness of a step comes from its number: resuming needs no generator state.
         rng = np.random.default_rng([config.seed, self.workers.rank, self.step])
         remaining = 1.0 - max(0.0, self.progress() - config.anneal_from) / (1 - config.anneal_from)
+        # Only P slows down: the critic's rate stays, so that it judges P better and better.
         self.optimiser_g.param_groups[0]["lr"] = config.generator_lr * remaining
-        self.optimiser_d.param_groups[0]["lr"] = config.critic_lr * remaining
 
         for last in [False] * (config.critic_steps - 1) + [True]:
             images, real, effects = self._draw(rng)
