@@ -1,4 +1,4 @@
-"""Few-shot accuracy of the baselines: any methods on any data, into one JSON and one table.
+"""Few-shot accuracy, ours and the baselines': any methods on any data, one JSON, one table.
 
     python -m benchmarks.few_shot DATA_ROOT... --output results.json
 
@@ -20,11 +20,14 @@ import torch
 from benchmarks.baselines import PaDiM, PatchCore, PerPixel, ScratchAutoencoder
 from metaformer.benchmark import Method, Shots, evaluate, save_results
 from metaformer.datasets import load_categories
+from metaformer.detector_method import DetectorMethod
 from metaformer.files import write_text
 from metaformer.metrics import METRICS
 from metaformer.tables import HEADINGS, cell
 
 METHODS: tuple[Method, ...] = (
+    DetectorMethod("feature"),
+    DetectorMethod("pixel"),
     PerPixel(),
     ScratchAutoencoder(),
     # The control of every learned method on these features: distance alone, no learning.
@@ -94,7 +97,7 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     names = [method.name for method in METHODS]
-    parser = argparse.ArgumentParser(description="Few-shot accuracy of the baselines.")
+    parser = argparse.ArgumentParser(description="Few-shot accuracy of ours and the baselines.")
     parser.add_argument("roots", nargs="+", type=Path, metavar="DATA_ROOT")
     parser.add_argument("--output", type=Path, required=True, help="JSON; .md is written beside")
     parser.add_argument("--methods", type=_names, default=names, help=",".join(names))

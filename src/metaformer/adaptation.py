@@ -26,7 +26,6 @@ Model = FeatureModel | PixelModel
 Adapted = AdaptedFeature | AdaptedPixel
 Image = NDArray[np.uint8]
 
-MAX_FOLDS = 10
 VIEWS = 16
 """Views of a lone support image that stand in for other normal images."""
 PIXEL_FALSE_ALARM_RATE = 0.002
@@ -81,7 +80,7 @@ def adapt_to_support(
             f"false_alarm_rate must lie strictly between 0 and 1, got {false_alarm_rate}."
         )
     count = len(support)
-    folds = make_folds(count)
+    folds = make_folds(count, model.max_folds)
     total = count + len(folds) + 1
     prepared = []
     for i, image in enumerate(support):
@@ -122,11 +121,11 @@ def raw_map(model: Model, adapted: Adapted, prepared: Any) -> Tensor:
     return smooth(adapted.anomaly_map(prepared)[None], model.config.sigma)[0]
 
 
-def make_folds(count: int) -> list[set[int]]:
-    """Leave-one-out up to ten images, ten folds of every tenth image beyond; none for one."""
+def make_folds(count: int, most: int) -> list[set[int]]:
+    """Leave-one-out up to ``most`` images, ``most`` interleaved folds beyond; none for one."""
     if count < 2:
         return []
-    folds = min(count, MAX_FOLDS)
+    folds = min(count, most)
     return [set(range(first, count, folds)) for first in range(folds)]
 
 

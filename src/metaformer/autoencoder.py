@@ -117,7 +117,7 @@ class Autoencoder(nn.Module):
         )
 
     def forward(self, x: Tensor, moments: Moments | None = None) -> Tensor:
-        return self._decode(self._encode(x, moments, None)[-1], moments, None)
+        return self.decode(self.encode(x, moments)[-1], moments)
 
     def support_moments(self, support: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Moments of every normalised layer over ``support`` (K, 3, H, W), differentiable.
@@ -128,10 +128,14 @@ class Autoencoder(nn.Module):
         self._decode(self._encode(support, None, record)[-1], None, record)
         return record
 
-    def encoder_features(self, x: Tensor, moments: Moments | None = None) -> list[Tensor]:
+    def encode(self, x: Tensor, moments: Moments | None = None) -> list[Tensor]:
         """Outputs of the five encoder stages, (B, 32 * 2^i, H / 2^(i+1), W / 2^(i+1)), then the
         code (B, 512, H / 128, W / 128)."""
         return self._encode(x, moments, None)
+
+    def decode(self, code: Tensor, moments: Moments | None = None) -> Tensor:
+        """Code (B, 512, H / 128, W / 128) -> reconstruction (B, 3, H, W)."""
+        return self._decode(code, moments, None)
 
     def _encode(self, x: Tensor, moments: Moments | None, record: Record) -> list[Tensor]:
         check_input(x)

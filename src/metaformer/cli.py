@@ -186,8 +186,8 @@ def predict(
         raise typer.Exit(SOME_UNREADABLE)
 
 
-@app.command()
-def evaluate(
+@app.command("evaluate")
+def evaluate_command(
     data: Annotated[Path, typer.Argument(help="A category, a root of several, or pairs.")],
     shots: Annotated[str, typer.Option(help='Normal images to adapt to, or "full".')] = "4",
     seeds: Annotated[str, typer.Option(help="Comma-separated support seeds.")] = "0,1,2",
@@ -205,8 +205,9 @@ def evaluate(
     with clear_errors():
         number = parse_shots(shots)
         seed_list = parse_seeds(seeds)
-        from metaformer.benchmark import DetectorMethod, evaluate, save_results
-        from metaformer.tables import print_table
+        from metaformer.benchmark import evaluate, save_results
+        from metaformer.detector_method import DetectorMethod
+        from metaformer.tables import print_results
 
         method = DetectorMethod(preset.value, resolution=resolution)
         results = evaluate(
@@ -223,7 +224,7 @@ def evaluate(
         if as_json:
             typer.echo(json.dumps(results, indent=2))
         elif not quiet:
-            print_table(results)
+            print_results(results)
 
 
 def parse_shots(text: str) -> Any:

@@ -164,11 +164,10 @@ class Detector:
 
     def predict_pixels(self, pixels: NDArray[np.uint8], path: str | None = None) -> Prediction:
         """``predict`` for an image already read, (H, W, 3) uint8 RGB."""
-        grid = raw_map(self.model, self.adapted, prepare(self.model, pixels))  # (h, w)
-        raw = image_score(grid, self.model.config.score_share)
+        raw, raw_pixels = self.score_pixels(pixels)
         calibration = self.calibration
         is_anomalous = raw >= calibration.threshold
-        anomaly_map = calibration.map(to_image_size(grid, pixels.shape))
+        anomaly_map = calibration.map(raw_pixels)
         mask = (anomaly_map >= 0.5) & is_anomalous
         return Prediction(
             score=calibration.score(raw),
@@ -180,6 +179,12 @@ class Detector:
             regions=find_regions(mask, anomaly_map),
             path=path,
         )
+
+    def score_pixels(self, pixels: NDArray[np.uint8]) -> tuple[float, NDArray[np.float32]]:
+        """Raw score and raw (H, W) map of an image (H, W, 3) uint8 RGB, before calibration."""
+        grid = raw_map(self.model, self.adapted, prepare(self.model, pixels))  # (h, w)
+        score = image_score(grid, self.model.config.score_share)
+        return score, to_image_size(grid, pixels.shape)
 
     def predict_many(self, images: Iterable[ImageSource]) -> Iterator[Prediction]:
         """``predict`` for each image in turn, holding one in memory at a time."""

@@ -46,6 +46,8 @@ class FeatureModel:
     """Universal part of the preset: the frozen backbone."""
 
     size_multiple = 16
+    max_folds = 10
+    """Leave-one-out costs little: leaving an image out is leaving its tokens out."""
 
     def __init__(self, config: FeatureConfig, backbone: EfficientNetLite0) -> None:
         self.config = config

@@ -33,7 +33,7 @@ class PixelConfig:
     """How A is adapted and compared."""
 
     resolution: int = 256
-    steps: int = 3
+    steps: int = 2
     """Gradient steps on each support image."""
     learning_rate: float = 3e-4
     levels: tuple[int, ...] = (4, 8, 16)
@@ -61,6 +61,8 @@ class PixelModel:
     """Universal part of the preset: A as pre-trained."""
 
     size_multiple = 16
+    max_folds = 2
+    """Each fold is an adaptation of A of its own, so there are few."""
 
     def __init__(self, config: PixelConfig, autoencoder: Autoencoder) -> None:
         self.config = config
@@ -203,11 +205,11 @@ class AdaptedPixel:
 
     def _read(self, image: PreparedImage) -> tuple[dict[int, Tensor], Tensor]:
         """Unit-length encoder features by stride and the gap (H, W), padding cut off."""
-        stages = self.autoencoder.encoder_features(image.pixels, self.moments)
-        rebuilt = self.autoencoder(image.pixels, self.moments)
+        *stages, code = self.autoencoder.encode(image.pixels, self.moments)
+        rebuilt = self.autoencoder.decode(code, self.moments)
         gap = (image.pixels - rebuilt).abs().mean(1)[0, : image.height, : image.width]
         features = {}
-        for stride, stage in zip(STRIDES, stages, strict=False):
+        for stride, stage in zip(STRIDES, stages, strict=True):
             if stride in self.config.levels:
                 rows, columns = image.height // stride, image.width // stride
                 features[stride] = F.normalize(stage[0, :, :rows, :columns], dim=0)
