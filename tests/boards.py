@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import metaformer
+from metaformer.detector import Detector, Metaformer
 from metaformer.images import read_image
 
 BOARDS = Path(metaformer.__file__).parent / "demo_images" / "circuit_board"
@@ -17,15 +18,14 @@ BOARDS = Path(metaformer.__file__).parent / "demo_images" / "circuit_board"
 DEFECT_CENTRES = {
     "00041005": (376, 529),
     "00041025": (216, 140),
-    "13000015": (544, 365),
     "77000005": (516, 286),
     "77000015": (147, 443),
 }
 """Board -> (x, y) where its tested image differs most from its template."""
 
 SIDE = 96
-RESOLUTION = 64
-"""Least working size; a cut of a board then costs a few milliseconds."""
+RESOLUTION = 96
+"""Working size: a cut of a board then costs a few milliseconds."""
 
 
 @cache
@@ -38,7 +38,7 @@ def whole(kind: str, board: str) -> NDArray[np.uint8]:
 def cut(kind: str, board: str, seed: int, height: int, width: int) -> NDArray[np.uint8]:
     """A cut around the board's defect (or where it would be), shifted and dimmed at random."""
     rng = np.random.default_rng(seed)
-    x, y = DEFECT_CENTRES[board] + rng.integers(-6, 7, 2)
+    x, y = DEFECT_CENTRES[board] + rng.integers(-2, 3, 2)
     top, left = y - height // 2, x - width // 2
     pixels = whole(kind, board)[top : top + height, left : left + width] * rng.uniform(0.9, 1)
     return np.clip(pixels + rng.normal(0, 3, pixels.shape), 0, 255).astype(np.uint8)
@@ -54,8 +54,19 @@ def good(
 def defective(
     seed: int, board: str = "77000005", height: int = SIDE, width: int = SIDE
 ) -> NDArray[np.uint8]:
-    """The same place with its real defect within 6 pixels of the centre."""
+    """The same place with its real defect within a few pixels of the centre."""
     return cut("test", board, seed, height, width)
+
+
+@cache
+def universal() -> Metaformer:
+    return Metaformer.from_pretrained(resolution=RESOLUTION)
+
+
+@cache
+def detector(count: int = 3) -> Detector:
+    """Adapted to ``count`` good specimens."""
+    return universal().adapt([good(seed) for seed in range(count)])
 
 
 def write_png(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Path:
