@@ -44,7 +44,7 @@ def blob(rng: Generator, area: float, centre: tuple[float, float], frame: tuple[
     """An ellipse whose radius wavers; its edge is sharp or soft."""
     angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)  # (48,)
     waves = np.arange(2, 6)[:, None]
-    size = rng.normal(0, 0.35, (4, 1)) / waves
+    size = rng.normal(0, 0.28, (4, 1)) / waves
     radius = 1 + (size * np.cos(waves * angle + rng.uniform(0, 2 * np.pi, (4, 1)))).sum(0)
     radius = np.maximum(radius, 0.25)
     radius /= np.sqrt((radius**2).mean())

@@ -57,7 +57,9 @@ VISIBLE = 4
 Changes up to it are undone, so that nothing outside the mask differs at all; the step this leaves
 is below camera noise."""
 NOTICEABLE = 10
-"""A defect is kept when its changed pixels changed by this much on average, in grey levels."""
+"""A defect is kept when its changed pixels changed by this many grey levels on average..."""
+NOTICEABLE_IN_PATTERN = 0.15
+"""...plus this share of the standard deviation of what was there: a rough pattern hides more."""
 MIN_PIXELS = 4
 """A defect is kept when at least this many pixels changed visibly."""
 _ATTEMPTS = 6
@@ -169,7 +171,9 @@ def _draw_one(
         change = _change(after, before)
         seen = change > VISIBLE
         pixels = np.count_nonzero(seen)
-        if pixels >= MIN_PIXELS and int(change.sum(where=seen)) >= NOTICEABLE * pixels:
+        deviation = float(cv2.meanStdDev(before)[1].max())
+        least = NOTICEABLE + NOTICEABLE_IN_PATTERN * deviation
+        if pixels >= MIN_PIXELS and int(change.sum(where=seen)) >= least * pixels:
             drawn[shape.box] = after
             touched[shape.box] |= (weight > 0).astype(np.uint8)
             return
@@ -182,6 +186,8 @@ def _weight(
     if filling is fillings.warp:
         # Moved pixels already join at the edge; blending them with the unmoved makes ghosts.
         return (shape.matte > 0.02).astype(np.float32)
+    if filling is fillings.blur:
+        return shape.matte  # a half-opaque blur is a weaker blur, and those are drawn anyway
     return shape.matte * np.float32(rng.uniform(*config.opacity))
 
 
