@@ -24,7 +24,13 @@ from metaformer.adaptation import Adapted, Model, SupportScore, adapt_to_support
 from metaformer.calibration import Calibration
 from metaformer.feature_model import AdaptedFeature, FeatureConfig, FeatureModel
 from metaformer.files import atomic_path
-from metaformer.images import guess_white_level, list_images, read_image
+from metaformer.images import (
+    IMAGE_SUFFIXES,
+    ImageError,
+    guess_white_level,
+    list_images,
+    read_image,
+)
 from metaformer.pixel_model import AdaptedPixel, PixelConfig, PixelModel
 from metaformer.preprocess import image_score, to_image_size
 from metaformer.regions import find_regions
@@ -111,6 +117,13 @@ class Metaformer:
         """
         sources: Sequence[ImageSource]
         sources = list_images(images) if isinstance(images, (str, Path)) else list(images)
+        if isinstance(images, (str, Path)) and not sources:
+            endings = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise ImageError(
+                str(images),
+                f"no images in this folder (by their endings: {endings}). Give the folder that "
+                f"holds the normal images itself.",
+            )
         white_level = guess_white_level(sources)
         pixels = [read_image(source, white_level=white_level) for source in sources]
         result = adapt_to_support(
@@ -212,6 +225,7 @@ class Detector:
         Raises:
             FileNotFoundError: the folder does not exist.
             PermissionError: the folder cannot be written to.
+            OSError: the file cannot be written, for want of space for example.
         """
         tensors, settings = self.adapted.state()
         header = {
@@ -222,11 +236,14 @@ class Detector:
             "calibration": self.calibration.to_dict(),
         }
         with atomic_path(path) as temporary:
-            save_file(
-                {name: tensor.contiguous() for name, tensor in tensors.items()},
-                temporary,
-                metadata={"metaformer": json.dumps(header)},
-            )
+            try:
+                save_file(
+                    {name: tensor.contiguous() for name, tensor in tensors.items()},
+                    temporary,
+                    metadata={"metaformer": json.dumps(header)},
+                )
+            except SafetensorError as error:
+                raise OSError(f"{path}: cannot be written ({error}). Is the disk full?") from error
 
     @classmethod
     def load(cls, path: Path | str) -> Detector:
@@ -238,13 +255,21 @@ class Detector:
                 weights, or was written by a newer version.
         """
         header, tensors = read_detector_file(Path(path))
-        made = header["made"]
         adapted: Adapted
-        if made["preset"] == "feature":
-            adapted = AdaptedFeature.from_state(tensors, header["settings"])
-        else:
-            adapted = AdaptedPixel.from_state(tensors, header["settings"])
-        calibration = Calibration.from_dict(header["calibration"])
+        try:
+            made = header["made"]
+            if made["preset"] == "feature":
+                adapted = AdaptedFeature.from_state(tensors, header["settings"])
+            elif made["preset"] == "pixel":
+                adapted = AdaptedPixel.from_state(tensors, header["settings"])
+            else:
+                raise ValueError(f"unknown preset {made['preset']!r}")
+            calibration = Calibration.from_dict(header["calibration"])
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise DetectorFileError(
+                f"{path}: a detector file with something missing or wrong inside ({error!r}). It "
+                f"is damaged, or was changed by hand; adapt again."
+            ) from error
         return cls(adapted.model, adapted, calibration, made)
 
 
@@ -264,14 +289,14 @@ def read_detector_file(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tens
             f"{path}: not a readable detector file ({error}). It may be cut short or of another "
             f"kind; adapt again."
         ) from error
-    if header.get("format") != FORMAT:
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise DetectorFileError(
             f"{path}: a safetensors file, but not a detector. Detectors are written by "
             f"`metaformer adapt`."
         )
-    if header["format_version"] != FORMAT_VERSION:
+    if header.get("format_version") != FORMAT_VERSION:
         raise DetectorFileError(
-            f"{path}: detector format {header['format_version']}, this program reads "
+            f"{path}: detector format {header.get('format_version')}, this program reads "
             f"{FORMAT_VERSION}. Adapt again, or install the version that wrote it."
         )
     bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]

@@ -109,8 +109,15 @@ class AdaptedFeature:
         config = FeatureConfig(
             **{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
         )
+        model = FeatureModel.from_pretrained(config)
         memory = {level: tensors[f"memory.{level}"] for level in config.levels}
-        return cls(FeatureModel.from_pretrained(config), memory)
+        for level, tokens in memory.items():
+            channels = model.backbone.channels[level]
+            if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] != channels:
+                raise ValueError(
+                    f"memory.{level} has shape {tuple(tokens.shape)}, needed is (N, {channels})"
+                )
+        return cls(model, memory)
 
 
 def cosine_distance(queries: Tensor, memory: Tensor) -> Tensor:
