@@ -22,6 +22,8 @@ class ScratchAutoencoder:
     resolution: int = 128
     """A multiple of 128. A fit at 256 costs four times as much."""
     steps: int = 300
+    """On 60 test images of MVTec bottle with 10 shots, 150, 300 and 800 steps gave image AUROC
+    0.76, 0.80 and 0.80, pixel AUROC 0.42, 0.47 and 0.52 (one seed)."""
     batch: int = 4
     learning_rate: float = 1e-3
     shift: int = 8
