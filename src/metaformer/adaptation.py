@@ -97,7 +97,10 @@ def adapt_to_support(
     normal_maps = [m for m in maps if m is not None]
     if count == 1:
         views = perturbed_views(support[0], VIEWS, seed)
-        normal_maps = [raw_map(model, adapted, prepare(model, view)) for view in views]
+        # Another part differs from this one by more than a changed view of it does.
+        normal_maps = [
+            model.view_factor * raw_map(model, adapted, prepare(model, view)) for view in views
+        ]
     on_step(total, total)
 
     scores = [image_score(m, model.config.score_share) for m in normal_maps]

@@ -32,7 +32,7 @@ RELATIVE_SPREAD = 0.02
 """Least spread assumed between normal scores, as a share of their median: two photos of one part
 under one camera can score almost the same, and the next one will not."""
 
-TYPICAL_SPREAD = 0.15
+TYPICAL_SPREAD = 0.12
 """Standard deviation of normal out-of-sample scores as a share of their mean, typical of products
 (``docs/decisions/0002-threshold.md``)."""
 TYPICAL_WEIGHT = 4
@@ -164,9 +164,11 @@ def calibrate(
         threshold = float(np.nextafter(scores[rank - 1], np.inf))
     else:
         rule = "views" if from_views else "tail"
-        mean, degrees = float(scores.mean()), TYPICAL_WEIGHT + n - 1
+        # Views of one image say where normal scores lie, and nothing of how parts differ.
+        own = 0 if from_views else n - 1
+        mean, degrees = float(scores.mean()), TYPICAL_WEIGHT + own
         typical = TYPICAL_SPREAD * max(abs(mean), 1e-6)
-        squares = TYPICAL_WEIGHT * typical**2 + (n - 1) * float(scores.var(ddof=1))
+        squares = TYPICAL_WEIGHT * typical**2 + own * float(scores.var(ddof=1))
         spread = max(math.sqrt(squares / degrees), least_spread)
         quantile = student_t_quantile(1 - false_alarm_rate, degrees)
         threshold = mean + quantile * spread * math.sqrt(1 + 1 / n)

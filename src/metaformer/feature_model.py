@@ -46,6 +46,8 @@ class FeatureModel:
     """Universal part of the preset: the frozen backbone."""
 
     size_multiple = 16
+    view_factor = 1.3
+    """How many times a changed view's score another part scores (docs/decisions/0002)."""
     max_folds = 10
     """Leave-one-out costs little: leaving an image out is leaving its tokens out."""
 

@@ -61,6 +61,7 @@ class PixelModel:
     """Universal part of the preset: A as pre-trained."""
 
     size_multiple = 16
+    view_factor = 1.3
     max_folds = 2
     """Each fold is an adaptation of A of its own, so there are few."""
 
