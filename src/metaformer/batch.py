@@ -42,6 +42,8 @@ COLUMNS = (
 )
 READ_AHEAD = 4
 """Images decoded ahead of the one being scored; bounds memory."""
+ODD_NAMES = "surrogateescape"
+"""File names need not be UTF-8; written this way they come back as they were."""
 
 
 class OutputFolderError(ValueError):
@@ -82,14 +84,15 @@ def score_images(
     done = claim_folder(output, detector, overwrite)
     todo = [path for path in images if str(path) not in done]
     report = ReportBuilder(report_settings(detector))
-    for path, (score, is_anomalous, p_value) in done.items():
-        report.add_scored(path, score=score, p_value=p_value, is_anomalous=is_anomalous)
+    for name, (score, is_anomalous, p_value) in done.items():
+        report.add_scored(name, score=score, p_value=p_value, is_anomalous=is_anomalous)
 
     failures: list[tuple[Path, str]] = []
     anomalous = sum(flag for _, flag, _ in done.values())
     scored = len(done)
     interrupted = False
     white_level = detector.made["white_level"]
+    common = common_folder(images)
     with append_rows(output / "scores.csv", COLUMNS) as write_row:
         try:
             for path, pixels in read_ahead(todo, white_level):
@@ -100,7 +103,8 @@ def score_images(
                     continue
                 prediction = detector.predict_pixels(pixels, str(path))
                 if write_maps:
-                    write_map(output / "maps", path, images, prediction)
+                    folder = output / "maps" / path.parent.resolve().relative_to(common)
+                    write_map(folder / f"{path.name}.png", prediction)
                 write_row(row(prediction))
                 scored += 1
                 anomalous += prediction.is_anomalous
@@ -137,17 +141,23 @@ def claim_folder(
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
         write_bytes(scores, whole)
-    rows = csv.DictReader(io.StringIO(whole.decode(), newline=""))
-    return {
-        r["path"]: (float(r["score"]), r["is_anomalous"] == "true", float(r["p_value"]))
-        for r in rows
-    }
+    try:
+        rows = csv.DictReader(io.StringIO(whole.decode(errors=ODD_NAMES), newline=""))
+        return {
+            r["path"]: (float(r["score"]), r["is_anomalous"] == "true", float(r["p_value"]))
+            for r in rows
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise OutputFolderError(
+            f"{scores}: not as this program wrote it ({error!r}), so the run cannot go on. Choose "
+            f"another folder, or pass --overwrite to replace it."
+        ) from error
 
 
 @contextmanager
 def append_rows(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Sequence[Any]], None]]:
     """Append CSV rows to a file, each flushed whole before the next image is scored."""
-    with path.open("a", newline="", encoding="utf-8") as file:
+    with path.open("a", newline="", encoding="utf-8", errors=ODD_NAMES) as file:
 
         def write(values: Sequence[Any]) -> None:
             line = io.StringIO()
@@ -199,19 +209,20 @@ def read_ahead(
             while pending:
                 path, future = pending.pop(0)
                 yield path, future.result()
-                for following in islice(waiting, 1):
-                    pending.append((following, pool.submit(read, following)))
+                pending += [(path, pool.submit(read, path)) for path in islice(waiting, 1)]
         finally:
             for _, future in pending:
                 future.cancel()
 
 
-def write_map(folder: Path, path: Path, images: Sequence[Path], prediction: Prediction) -> None:
-    """The calibrated map as an 8-bit PNG named like the image, under its sub-folder if any."""
-    parts = [image.parent for image in images[:1]] + [images[-1].parent]
-    common = Path(os.path.commonpath(parts))
-    inside = path.parent.relative_to(common) if path.is_relative_to(common) else Path()
-    target = folder / inside / f"{path.name}.png"
+def common_folder(images: Sequence[Path]) -> Path:
+    """The deepest folder holding all the images; sub-folders of ``maps/`` are those inside it."""
+    parents = {image.parent.resolve() for image in images}
+    return Path(os.path.commonpath(parents)) if parents else Path()
+
+
+def write_map(target: Path, prediction: Prediction) -> None:
+    """The calibrated map as an 8-bit PNG."""
     target.parent.mkdir(parents=True, exist_ok=True)
     levels = np.clip(np.rint(prediction.anomaly_map * 255), 0, 255).astype(np.uint8)
     is_encoded, content = cv2.imencode(".png", levels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
@@ -229,7 +240,7 @@ def write_failures(path: Path, failures: Sequence[tuple[Path, str]]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("path", "reason"))
     writer.writerows((str(failed), reason) for failed, reason in failures)
-    write_text(path, text.getvalue())
+    write_bytes(path, text.getvalue().encode(errors=ODD_NAMES))
 
 
 def report_settings(detector: Detector) -> dict[str, Any]:

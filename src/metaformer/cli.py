@@ -108,6 +108,10 @@ def adapt(
             raise FileNotFoundError(
                 f"{output}: its folder {output.parent} does not exist. Create it first."
             )
+        if output.is_dir():
+            raise IsADirectoryError(
+                f"{output}: a folder. Give a file, {output / 'product.metaformer'} for example."
+            )
         from metaformer.detector import Metaformer
 
         universal = Metaformer.from_pretrained(preset.value, resolution=resolution)
@@ -149,6 +153,14 @@ def predict(
         paths: list[Path] = []
         for path in images:
             paths += list_images(path, recursive=recursive) if path.is_dir() else [path]
+        # Named twice is scored once; and the maps of an earlier run are not images to score.
+        maps_folder = (output / "maps").resolve()
+        paths = [p for p in dict.fromkeys(paths) if not p.resolve().is_relative_to(maps_folder)]
+        if not paths:
+            raise ValueError(
+                f"{', '.join(map(str, images))}: no images in this folder"
+                f"{'' if recursive else ' (--recursive looks into sub-folders too)'}."
+            )
         detector = Detector.load(detector_file)
         if false_alarm_rate is not None:
             detector = detector.with_false_alarm_rate(false_alarm_rate)
@@ -168,7 +180,15 @@ def predict(
             )
     if as_json:
         listed = [{"path": str(path), "reason": reason} for path, reason in result.failures]
-        typer.echo(json.dumps({"predictions": predictions, "failures": listed}, indent=2))
+        summary = {
+            "scored": result.scored,
+            "anomalous": result.anomalous,
+            "of_earlier_runs": result.resumed,
+            "interrupted": result.interrupted,
+            "failures": listed,
+            "predictions": predictions,
+        }
+        typer.echo(json.dumps(summary, indent=2))
     for path, reason in result.failures:
         typer.echo(
             f"not scored: {reason if str(path) in reason else f'{path}: {reason}'}", err=True
