@@ -9,7 +9,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from metaformer.calibration import RELATIVE_SPREAD, Calibration, calibrate, student_t_quantile
+from metaformer.calibration import (
+    RELATIVE_SPREAD,
+    TYPICAL_SPREAD,
+    TYPICAL_WEIGHT,
+    Calibration,
+    calibrate,
+    student_t_quantile,
+)
 
 raw_scores = st.floats(0, 1e6, allow_nan=False)
 supports = st.lists(raw_scores, min_size=2, max_size=40)
@@ -60,9 +67,9 @@ def test_tail_rule_is_the_prediction_bound_with_the_typical_spread_as_prior():
     from scipy.stats import t
 
     scores = [0.2, 0.24, 0.21]
-    mean, n, weight = np.mean(scores), 3, 4
-    variance = (weight * (0.15 * mean) ** 2 + (n - 1) * np.var(scores, ddof=1)) / (weight + n - 1)
-    expected = mean + t.ppf(0.95, weight + n - 1) * math.sqrt(variance * (1 + 1 / n))
+    mean, n, degrees = np.mean(scores), 3, TYPICAL_WEIGHT + 2
+    squares = TYPICAL_WEIGHT * (TYPICAL_SPREAD * mean) ** 2 + (n - 1) * np.var(scores, ddof=1)
+    expected = mean + t.ppf(0.95, degrees) * math.sqrt(squares / degrees * (1 + 1 / n))
     result = calibration_of(scores)
     assert result.rule == "tail"
     assert result.threshold == pytest.approx(expected)
@@ -79,6 +86,13 @@ def test_views_of_one_image_never_claim_the_rank_rule():
     assert result.rule == "views"
     assert "guess" in result.guarantee
     assert result.with_false_alarm_rate(0.3).rule == "views"
+
+
+def test_how_views_differ_among_themselves_does_not_move_the_threshold():
+    """They say where normal scores lie, and nothing of how parts differ."""
+    close = calibration_of([0.20, 0.21, 0.22], from_views=True)
+    apart = calibration_of([0.18, 0.21, 0.24], from_views=True)
+    assert close.threshold == pytest.approx(apart.threshold)
 
 
 @given(supports, rates, rates, st.booleans())
@@ -125,7 +139,7 @@ def test_tail_rule_holds_about_its_rate_on_a_typical_product(count):
     rng = np.random.default_rng(count)
     alarms, runs = 0, 2000
     for _ in range(runs):
-        drawn = rng.normal(1, 0.15, count + 1)
+        drawn = rng.normal(1, TYPICAL_SPREAD, count + 1)
         alarms += drawn[-1] >= calibration_of(drawn[:-1], 0.05).threshold
     assert 0.02 <= alarms / runs <= 0.065
 
