@@ -7,7 +7,8 @@ number of workers gives the same episodes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from collections.abc import Generator as Stream
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -202,7 +203,7 @@ def prefetch(
     step: int = 1,
     workers: int = 1,
     ahead: int = 8,
-) -> Iterator[Episode]:
+) -> Stream[Episode, None, None]:
     """Episodes ``start``, ``start + step``... in order, made by threads ahead of their use.
 
     OpenCV lets go of Python's lock while it works, so threads are enough. Give each of n processes
@@ -233,7 +234,7 @@ def _prefetched(
     step: int,
     workers: int,
     ahead: int,
-) -> Iterator[Episode]:
+) -> Stream[Episode, None, None]:
     executor = ThreadPoolExecutor(workers, thread_name_prefix="episodes")
     waiting: deque[Future[Episode]] = deque()
     index = start
