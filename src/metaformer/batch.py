@@ -240,7 +240,7 @@ def write_failures(path: Path, failures: Sequence[tuple[Path, str]]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("path", "reason"))
     writer.writerows((str(failed), reason) for failed, reason in failures)
-    write_bytes(path, text.getvalue().encode(errors=ODD_NAMES))
+    write_text(path, text.getvalue())
 
 
 def report_settings(detector: Detector) -> dict[str, Any]:

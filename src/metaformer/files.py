@@ -55,5 +55,8 @@ def write_bytes(target: Path | str, content: bytes) -> None:
 
 
 def write_text(target: Path | str, content: str) -> None:
-    """Replace ``target`` by ``content`` (UTF-8) in one step."""
-    write_bytes(target, content.encode())
+    """Replace ``target`` by ``content`` (UTF-8) in one step.
+
+    File names need not be UTF-8; inside ``content`` they are written as they are on disk.
+    """
+    write_bytes(target, content.encode(errors="surrogateescape"))
