@@ -23,6 +23,11 @@ def test_writes_and_replaces(tmp_path):
     assert names(tmp_path) == ["scores.csv"]
 
 
+def test_a_file_name_that_is_not_utf8_can_be_written_about(tmp_path):
+    write_text(tmp_path / "list.txt", f"é {os.fsdecode(b'caf\xe9')}\n")
+    assert (tmp_path / "list.txt").read_bytes() == "é caf".encode() + b"\xe9\n"
+
+
 def test_the_temporary_file_keeps_the_suffix_and_the_folder(tmp_path):
     with atomic_path(tmp_path / "a.safetensors") as temporary:
         assert temporary.parent == tmp_path
