@@ -24,7 +24,7 @@ def test_writes_and_replaces(tmp_path):
 
 
 def test_a_file_name_that_is_not_utf8_can_be_written_about(tmp_path):
-    write_text(tmp_path / "list.txt", f"é {os.fsdecode(b'caf\xe9')}\n")
+    write_text(tmp_path / "list.txt", "é " + os.fsdecode(b"caf\xe9") + "\n")
     assert (tmp_path / "list.txt").read_bytes() == "é caf".encode() + b"\xe9\n"
 
 
