@@ -27,6 +27,8 @@ from metaformer.tables import HEADINGS, cell
 
 METHODS: tuple[Method, ...] = (
     DetectorMethod("feature"),
+    DetectorMethod("feature", aligned=True, name="feature-aligned"),
+    DetectorMethod("feature", aligned=True, resolution=512, name="feature-aligned-512"),
     DetectorMethod("pixel"),
     PerPixel(),
     ScratchAutoencoder(),

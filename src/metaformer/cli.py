@@ -47,6 +47,9 @@ Resolution = Annotated[
     int | None,
     typer.Option(help="Working size in pixels; more finds smaller defects. The preset's if unset."),
 ]
+Aligned = Annotated[
+    bool, typer.Option(help="Parts stand in the same place on every image: compare by place.")
+]
 FalseAlarmRate = Annotated[
     float, typer.Option(help="Share of good parts that may be flagged, between 0 and 1.")
 ]
@@ -97,6 +100,7 @@ def adapt(
     output: Annotated[Path, typer.Option("--output", "-o", help="Detector file to write.")],
     preset: Preset = PresetName.feature,
     resolution: Resolution = None,
+    aligned: Aligned = False,
     false_alarm_rate: FalseAlarmRate = 0.05,
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -114,7 +118,7 @@ def adapt(
             )
         from metaformer.detector import Metaformer
 
-        universal = Metaformer.from_pretrained(preset.value, resolution=resolution)
+        universal = Metaformer.from_pretrained(preset.value, resolution=resolution, aligned=aligned)
         with progress_bar("adapting", quiet) as on_step:
             detector = universal.adapt(
                 folder, false_alarm_rate=false_alarm_rate, seed=seed, on_step=on_step
@@ -213,6 +217,9 @@ def evaluate_command(
     seeds: Annotated[str, typer.Option(help="Comma-separated support seeds.")] = "0,1,2",
     preset: Preset = PresetName.feature,
     resolution: Resolution = None,
+    aligned: Annotated[
+        bool | None, typer.Option(help="Compare by place; unless given, for template pairs only.")
+    ] = None,
     layout: Annotated[str, typer.Option(help="Folder layout; found out if auto.")] = "auto",
     limit: Annotated[
         int | None, typer.Option(help="Test images per category, for a quick look.")
@@ -226,16 +233,20 @@ def evaluate_command(
         number = parse_shots(shots)
         seed_list = parse_seeds(seeds)
         from metaformer.benchmark import evaluate, save_results
+        from metaformer.datasets import load_categories
         from metaformer.detector_method import DetectorMethod
         from metaformer.tables import print_results
 
-        method = DetectorMethod(preset.value, resolution=resolution)
+        categories = load_categories(data, layout=layout)
+        if aligned is None:
+            all_paired = all(category.is_paired for category in categories)
+            aligned = all_paired and preset is PresetName.feature
+        method = DetectorMethod(preset.value, resolution=resolution, aligned=aligned)
         results = evaluate(
-            data,
+            categories[0] if len(categories) == 1 else categories,
             method,
             shots=number,
             seeds=seed_list,
-            layout=layout,
             test_limit=limit,
             quiet=quiet,
         )

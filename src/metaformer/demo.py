@@ -28,7 +28,7 @@ def run_demo(output: Path, on_step: Callable[[int, int], None] = lambda done, to
     with resources.as_file(resources.files("metaformer") / "demo_images") as bundled:
         boards = list_images(bundled / "circuit_board" / "test")
         total = 2 * len(boards)
-        universal = Metaformer.from_pretrained(resolution=CIRCUIT_BOARD_RESOLUTION)
+        universal = Metaformer.from_pretrained(resolution=CIRCUIT_BOARD_RESOLUTION, aligned=True)
         report: ReportBuilder | None = None
         for i, board in enumerate(boards):
             golden = bundled / "circuit_board" / "template" / board.name

@@ -67,7 +67,11 @@ class Metaformer:
 
     @classmethod
     def from_pretrained(
-        cls, preset: Preset = "feature", *, resolution: int | None = None
+        cls,
+        preset: Preset = "feature",
+        *,
+        resolution: int | None = None,
+        aligned: bool = False,
     ) -> Metaformer:
         """The model with the weights inside the package; nothing is downloaded.
 
@@ -76,16 +80,22 @@ class Metaformer:
                 the paper's system trained from scratch.
             resolution: images are resized to about this many pixels squared, aspect kept; the
                 preset's own (256) if None. More finds smaller defects and takes longer.
+            aligned: every image shows the part in the same place (fixed camera and fixture, or a
+                golden sample): compare place by place. For the ``feature`` preset.
 
         Raises:
-            ValueError: no such preset, or a resolution outside 64 to 2048.
+            ValueError: no such preset, a resolution outside 64 to 2048, or ``aligned`` with the
+                ``pixel`` preset.
         """
         if resolution is not None and not 64 <= resolution <= 2048:
             raise ValueError(f"resolution must lie between 64 and 2048 pixels, got {resolution}.")
         changes: dict[str, Any] = {} if resolution is None else {"resolution": resolution}
         if preset == "feature":
+            changes["aligned"] = aligned
             return cls(FeatureModel.from_pretrained(replace(FeatureConfig(), **changes)), preset)
         if preset == "pixel":
+            if aligned:
+                raise ValueError("aligned comparison needs the feature preset.")
             return cls(PixelModel.from_pretrained(replace(PixelConfig(), **changes)), preset)
         raise ValueError(f'no preset "{preset}": choose {" or ".join(PRESETS)}.')
 

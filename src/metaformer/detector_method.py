@@ -18,12 +18,20 @@ Image = NDArray[np.uint8]
 class DetectorMethod:
     """A preset, adapted to each support with everything a user gets: calibration included."""
 
-    def __init__(self, preset: Preset, *, resolution: int | None = None) -> None:
-        self.universal = Metaformer.from_pretrained(preset, resolution=resolution)
+    def __init__(
+        self,
+        preset: Preset,
+        *,
+        resolution: int | None = None,
+        aligned: bool = False,
+        name: str | None = None,
+    ) -> None:
+        self.universal = Metaformer.from_pretrained(preset, resolution=resolution, aligned=aligned)
+        self._name = name or preset
 
     @property
     def name(self) -> str:
-        return self.universal.preset
+        return self._name
 
     @property
     def settings(self) -> dict[str, Any]:

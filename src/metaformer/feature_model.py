@@ -34,6 +34,12 @@ class FeatureConfig:
     level_weights: tuple[float, ...] = (0.5, 1.0)
     """Weight of each level's distance in the map: stride 16 tells defects from variation best,
     stride 8 finds the small ones (``docs/decisions/0001-feature-control.md``)."""
+    aligned: bool = False
+    """Compare each token only with support tokens around the same place: for a fixed camera and a
+    fixed part, or a test image with its golden sample. Finds what is normal elsewhere but not
+    here; useless if parts move."""
+    reach: int = 16
+    """Pixels that an aligned part may be out of place, at the working resolution."""
     max_tokens: int = 20_000
     """Support tokens kept per level; beyond it a seeded random choice stands for all."""
     score_share: float = 0.01
@@ -68,15 +74,30 @@ class FeatureModel:
 
     def adapt(self, support: Sequence[Tokens], *, seed: int) -> AdaptedFeature:
         """Remember the support. No weight changes."""
-        memory = {}
         generator = torch.Generator().manual_seed(seed)
-        for level in self.config.levels:
-            tokens = torch.cat([image[level].flatten(1).T for image in support])  # (N, C)
-            if len(tokens) > self.config.max_tokens:
-                chosen = torch.randperm(len(tokens), generator=generator)
-                tokens = tokens[chosen[: self.config.max_tokens].sort().values]
-            memory[level] = tokens.contiguous()
+        remember = self._remember_grids if self.config.aligned else self._remember_tokens
+        memory = {level: remember(level, support, generator) for level in self.config.levels}
         return AdaptedFeature(self, memory)
+
+    def _remember_tokens(
+        self, level: int, support: Sequence[Tokens], generator: torch.Generator
+    ) -> Tensor:
+        """(N, C) tokens of all images, at most ``max_tokens`` of them."""
+        tokens = torch.cat([image[level].flatten(1).T for image in support])
+        if len(tokens) > self.config.max_tokens:
+            chosen = torch.randperm(len(tokens), generator=generator)[: self.config.max_tokens]
+            tokens = tokens[chosen.sort().values]
+        return tokens.contiguous()
+
+    def _remember_grids(
+        self, level: int, support: Sequence[Tokens], generator: torch.Generator
+    ) -> Tensor:
+        """(K, C, h, w) grids of as many images as ``max_tokens`` allows, sized as the first."""
+        size = support[0][level].shape[1:]
+        most = max(1, self.config.max_tokens // size.numel())
+        chosen = torch.randperm(len(support), generator=generator)[:most].sort().values
+        grids = [fit_grid(support[i][level], size) for i in chosen.tolist()]
+        return torch.stack(grids)
 
 
 class AdaptedFeature:
@@ -84,7 +105,7 @@ class AdaptedFeature:
 
     def __init__(self, model: FeatureModel, memory: dict[int, Tensor]) -> None:
         self.model = model
-        self.memory = memory  # level -> (N, C), unit length
+        self.memory = memory  # level -> (N, C), or (K, C, h, w) if aligned; unit length
 
     @torch.inference_mode()
     def anomaly_map(self, tokens: Tokens) -> Tensor:
@@ -95,8 +116,11 @@ class AdaptedFeature:
         config = self.model.config
         for level, weight in zip(config.levels, config.level_weights, strict=True):
             memory = self.memory[level]
-            distance = cosine_distance(tokens[level].flatten(1).T, memory)  # (h_l * w_l)
-            grid = distance.reshape(1, 1, *tokens[level].shape[1:])
+            if config.aligned:
+                distance = aligned_distance(tokens[level], memory, reach=config.reach // level)
+            else:
+                distance = cosine_distance(tokens[level].flatten(1).T, memory)
+            grid = distance.reshape(1, 1, *tokens[level].shape[1:])  # (1, 1, h_l, w_l)
             total += weight * F.interpolate(grid, (height, width), mode="bilinear")
         return total[0, 0] / sum(config.level_weights)
 
@@ -128,3 +152,24 @@ def cosine_distance(queries: Tensor, memory: Tensor) -> Tensor:
         (chunk @ memory.T).max(dim=1).values for chunk in queries.split(QUERY_CHUNK)
     ]  # (chunk,)
     return (1 - torch.cat(nearest)).clamp_min(0)
+
+
+def aligned_distance(query: Tensor, memory: Tensor, reach: int) -> Tensor:
+    """(h, w) 1 - cosine of ``query`` (C, h, w) to the nearest of ``memory`` (K, C, h', w') within
+    ``reach`` cells of the same place; both of unit length."""
+    height, width = query.shape[1:]
+    grids = torch.stack([fit_grid(grid, query.shape[1:]) for grid in memory])
+    padded = F.pad(grids, (reach,) * 4, mode="replicate")  # (K, C, h + 2 reach, w + 2 reach)
+    nearest = torch.full((height, width), -1.0)
+    for down in range(2 * reach + 1):
+        for right in range(2 * reach + 1):
+            shifted = padded[:, :, down : down + height, right : right + width]
+            nearest = torch.maximum(nearest, (shifted * query).sum(1).amax(0))
+    return (1 - nearest).clamp_min(0)
+
+
+def fit_grid(grid: Tensor, size: torch.Size) -> Tensor:
+    """Resample (C, h, w) tokens to ``size``, unit length again; unchanged if it fits."""
+    if grid.shape[1:] == size:
+        return grid
+    return F.normalize(F.interpolate(grid[None], tuple(size), mode="bilinear")[0], dim=0)
