@@ -72,6 +72,8 @@ def clear_errors() -> Iterator[None]:
         warnings.showwarning = show
         try:
             yield
+        except BrokenPipeError:  # the reader of our output has gone; ``main`` knows
+            raise
         except (ValueError, OSError) as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from error

@@ -138,10 +138,11 @@ class AdaptedFeature:
         model = FeatureModel.from_pretrained(config)
         memory = {level: tensors[f"memory.{level}"] for level in config.levels}
         for level, tokens in memory.items():
-            channels = model.backbone.channels[level]
-            if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] != channels:
+            channels, dims = model.backbone.channels[level], 4 if config.aligned else 2
+            if tokens.ndim != dims or tokens.shape[1] != channels or not tokens.numel():
                 raise ValueError(
-                    f"memory.{level} has shape {tuple(tokens.shape)}, needed is (N, {channels})"
+                    f"memory.{level} has shape {tuple(tokens.shape)}, needed are {dims} dimensions "
+                    f"of which the second is {channels}"
                 )
         return cls(model, memory)
 
