@@ -340,6 +340,25 @@ def test_a_file_scores_the_same_in_another_process(detector, saved, tmp_path):
     assert float(done.stdout) == detector.predict(image).raw_score
 
 
+def test_an_aligned_detector_is_saved_and_loaded_too(tmp_path):
+    universal = Metaformer.from_pretrained(resolution=96, aligned=True)
+    detector = universal.adapt([boards.good(seed) for seed in range(3)])
+    detector.save(tmp_path / "a.metaformer")
+    loaded = Detector.load(tmp_path / "a.metaformer")
+    assert loaded.info() == detector.info()
+    for image in (boards.defective(5), boards.defective(5, height=64, width=160)):
+        assert_same(loaded.predict(image), detector.predict(image))
+    assert detector.predict(boards.defective(5)).is_anomalous
+    with pytest.raises(DetectorFileError, match="4 dimensions"):
+        changed = {"memory.8": torch.zeros(10, 40)}
+        Detector.load(rewrite(tmp_path / "a.metaformer", tensors=changed))
+
+
+def test_aligned_comparison_is_for_the_feature_preset():
+    with pytest.raises(ValueError, match="feature preset"):
+        Metaformer.from_pretrained("pixel", aligned=True)
+
+
 def test_the_pixel_preset_is_saved_and_loaded_too(tmp_path):
     model = PixelModel.from_pretrained(PixelConfig(resolution=64, steps=1))
     universal = Metaformer(model, "pixel")

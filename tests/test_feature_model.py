@@ -14,7 +14,9 @@ from metaformer.feature_model import (
     AdaptedFeature,
     FeatureConfig,
     FeatureModel,
+    aligned_distance,
     cosine_distance,
+    fit_grid,
 )
 from metaformer.preprocess import to_tensor
 
@@ -132,3 +134,73 @@ def test_cosine_distance_in_chunks_is_the_same():
     q, m = unit(2 * QUERY_CHUNK + 5, 16, 0), unit(30, 16, 1)
     whole = (1 - (q @ m.T).max(dim=1).values).clamp_min(0)
     torch.testing.assert_close(cosine_distance(q, m), whole, atol=1e-6, rtol=0)
+
+
+# Place by place
+
+
+def grid(seed: int, height: int = 6, width: int = 9, channels: int = 5) -> torch.Tensor:
+    """(channels, height, width), tokens of unit length."""
+    return unit(height * width, channels, seed).T.reshape(channels, height, width)
+
+
+@given(st.integers(0, 3), st.integers(1, 3), st.integers(0, 1000))
+def test_aligned_distance_is_that_of_the_nearest_within_reach(reach, count, seed):
+    query, memory = grid(seed), torch.stack([grid(seed + 1 + i) for i in range(count)])
+    distance = aligned_distance(query, memory, reach)
+    assert distance.shape == (6, 9)
+    for row, column in ((0, 0), (2, 4), (5, 8)):
+        near = memory[
+            :,
+            :,
+            max(0, row - reach) : row + reach + 1,
+            max(0, column - reach) : column + reach + 1,
+        ]
+        cosines = torch.einsum("c,kchw->khw", query[:, row, column], near)
+        assert float(distance[row, column]) == pytest.approx(1 - float(cosines.max()), abs=1e-5)
+
+
+def test_what_is_normal_elsewhere_is_found_only_by_place(model):
+    """A copy of one piece of a good board put over another piece of it."""
+    normal = [boards.good(seed, "77000005", 192, 192) for seed in range(3)]
+    wrong = boards.good(9, "77000005", 192, 192)
+    wrong[8:56, 8:56] = wrong[100:148, 60:108]
+    maxima = {}
+    for aligned in (False, True):
+        compare = FeatureModel(replace(CONFIG, aligned=aligned), model.backbone)
+        adapted = compare.adapt([compare.prepare(tensor(image)) for image in normal], seed=0)
+        right = adapted.anomaly_map(compare.prepare(tensor(boards.good(9, "77000005", 192, 192))))
+        found = adapted.anomaly_map(compare.prepare(tensor(wrong)))
+        inside = found[2:6, 2:6].mean()
+        maxima[aligned] = float(inside / right.mean())
+    assert maxima[True] > 1.5 * maxima[False]
+
+
+def test_an_aligned_part_may_be_out_of_place_by_the_reach(model):
+    compare = FeatureModel(replace(CONFIG, aligned=True), model.backbone)
+    image = boards.good(0, "77000005", 160, 160)
+    adapted = compare.adapt([compare.prepare(tensor(image))], seed=0)
+
+    def score(shift: int) -> float:
+        moved = torch.roll(tensor(image), shift, dims=3)
+        return float(adapted.anomaly_map(compare.prepare(moved))[6:-6, 6:-6].mean())
+
+    assert score(0) < 1e-5
+    assert score(16) < 0.3 * score(48)
+
+
+def test_aligned_memory_is_bounded_and_drawn_by_seed(model):
+    small = FeatureModel(replace(CONFIG, aligned=True, max_tokens=300), model.backbone)
+    tokens = [small.prepare(tensor(boards.good(seed))) for seed in range(10)]
+    first, again, other = (small.adapt(tokens, seed=seed).memory for seed in (1, 1, 2))
+    assert first[8].shape == (2, 40, 12, 12) and first[16].shape == (8, 112, 6, 6)
+    assert all(torch.equal(first[level], again[level]) for level in first)
+    assert not torch.equal(first[8], other[8])
+
+
+def test_fit_grid_resamples_and_keeps_unit_length():
+    tokens = grid(0)
+    assert fit_grid(tokens, torch.Size((6, 9))) is tokens
+    fitted = fit_grid(tokens, torch.Size((8, 4)))
+    assert fitted.shape == (5, 8, 4)
+    assert torch.allclose(fitted.norm(dim=0), torch.ones(8, 4), atol=1e-5)
