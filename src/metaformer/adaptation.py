@@ -115,7 +115,8 @@ def adapt_to_support(
 
 def prepare(model: Model, image: Image) -> Any:
     """What the model keeps of one image: the part of the work that needs no support."""
-    size = working_size(*image.shape[:2], model.config.resolution, model.size_multiple)
+    height, width = image.shape[:2]
+    size = working_size(height, width, model.config.resolution, model.size_multiple)
     return model.prepare(to_tensor(image, size))
 
 
@@ -162,7 +163,8 @@ def perturbed_views(image: Image, count: int, seed: int, *, moves: float = 1.0) 
             moves * rng.uniform(-4, 4),
             1 + moves * rng.uniform(-0.03, 0.03),
         )
-        matrix[:, 2] += moves * rng.uniform(-0.03, 0.03, 2) * (width, height)
+        shift = moves * rng.uniform(-0.03, 0.03, 2) * (width, height)
+        matrix = matrix + np.column_stack([np.zeros((2, 2)), shift])
         moved = cv2.warpAffine(
             image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
         )

@@ -131,10 +131,10 @@ class AdaptedFeature:
 
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], settings: dict[str, Any]) -> AdaptedFeature:
-        stored = settings["config"]
-        config = FeatureConfig(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-        )
+        stored: dict[str, Any] = {  # JSON has no tuples
+            k: tuple(v) if isinstance(v, list) else v for k, v in settings["config"].items()
+        }
+        config = FeatureConfig(**stored)
         model = FeatureModel.from_pretrained(config)
         memory = {level: tensors[f"memory.{level}"] for level in config.levels}
         for level, tokens in memory.items():
@@ -150,7 +150,7 @@ class AdaptedFeature:
 def cosine_distance(queries: Tensor, memory: Tensor) -> Tensor:
     """1 - cosine to the nearest of ``memory`` (N, C) for each of ``queries`` (Q, C), both unit."""
     nearest = [
-        (chunk @ memory.T).max(dim=1).values for chunk in queries.split(QUERY_CHUNK)
+        (chunk @ memory.T).max(dim=1).values for chunk in torch.split(queries, QUERY_CHUNK)
     ]  # (chunk,)
     return (1 - torch.cat(nearest)).clamp_min(0)
 
