@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from metaformer.backbone import IMAGENET_MEAN, IMAGENET_STD, WEIGHTS, EfficientNetLite0
+from metaformer.images import read_image
 
 BATCH_NORM_EPS = 1e-3
 PARTS = (("expand", "_expand_conv", "_bn0"), ("depthwise", "_depthwise_conv", "_bn1"))
@@ -51,7 +52,7 @@ def load_photos(folder: Path, count: int = 64, side: int = 224) -> Tensor:
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".png"))
     photos = []
     for path in paths[:: max(1, len(paths) // count)][:count]:
-        pixels = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+        pixels = read_image(path)
         photos.append(torch.from_numpy(cv2.resize(pixels, (side, side))).permute(2, 0, 1) / 255)
     return torch.stack(photos)  # (count, 3, side, side)
 
@@ -84,10 +85,11 @@ def main() -> None:
         half.load_state_dict({name: t.half().float() for name, t in converted.items()})
         mine, stored = ours(photos), half(photos)
         for stride in theirs:
-            exact = (mine[stride] - theirs[stride]).abs().max() / theirs[stride].abs().max()
+            apart = (mine[stride] - theirs[stride]).abs().max() / theirs[stride].abs().max()
             cosine = torch.cosine_similarity(stored[stride], theirs[stride], dim=1).min()
             print(
-                f"stride {stride}: fp32 max relative difference {exact:.1e}, fp16 min cosine {cosine:.6f}"
+                f"stride {stride}: fp32 max relative difference {apart:.1e}, "
+                f"fp16 min cosine {cosine:.6f}"
             )
 
         def top1(features: Tensor) -> Tensor:

@@ -68,8 +68,8 @@ def main() -> None:
         }
         for shots in sorted({row["shots"] for row in rows})
     }
-    for shots, means in summary.items():
-        print(shots, {key: round(value, 3) for key, value in means.items()})
+    for count, means in summary.items():
+        print(count, {key: round(value, 3) for key, value in means.items()})
     content = {"preset": options.preset, "mean": summary, "rows": rows, "machine": machine()}
     save_results(content, options.output)
 

@@ -168,7 +168,7 @@ class Autoencoder(nn.Module):
         moments: Moments | None,
         record: Record,
     ) -> Tensor:
-        if isinstance(norm, nn.GroupNorm):
+        if not isinstance(norm, SupportNorm):
             return norm(x)
         if record is not None:
             # Moments in float32 whatever the activations are: a bfloat16 mean of 10^6 values

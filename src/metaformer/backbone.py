@@ -71,8 +71,7 @@ class SameConv(nn.Module):
                 groups=self.conv.groups,
             )
         x = F.pad(x, (left, missing[1] - left, top, missing[0] - top))
-        out: Tensor = self.conv(x)
-        return out
+        return self.conv(x)
 
 
 class Block(nn.Module):
@@ -99,6 +98,9 @@ class EfficientNetLite0(nn.Module):
     Returns ``{4: (B, 24, H/4, W/4), 8: (B, 40, ...), 16: (B, 112, ...), 32: (B, 320, ...)}``, sides
     rounded up, cut off after ``deepest``.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, deepest: int = 32) -> None:
         super().__init__()

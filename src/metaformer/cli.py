@@ -339,17 +339,16 @@ def pretrain_prior(
         typer.echo(train_prior(PriorTrainingConfig.from_yaml(config), resume=resume, quiet=quiet))
 
 
-@pretrain_app.command("universal")
-def pretrain_universal(
+@pretrain_app.command("autoencoder")
+def pretrain_autoencoder_command(
     config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
-    quiet: Quiet = False,
 ) -> None:
-    """Meta-train the universal model from unlabelled photos."""
+    """Train A to reconstruct unlabelled photos, the start of the pixel preset."""
     with clear_errors():
-        from metaformer.training.meta import MetaTrainingConfig, train_meta
+        from metaformer.training.pretrain import PretrainConfig, pretrain_autoencoder
 
-        typer.echo(train_meta(MetaTrainingConfig.from_yaml(config), resume=resume, quiet=quiet))
+        typer.echo(pretrain_autoencoder(PretrainConfig.from_yaml(config), resume=resume))
 
 
 def main() -> None:

@@ -155,7 +155,9 @@ def missing(rng: Generator, scene: Scene, shape: Shape) -> Pixels:
     sigma = max(small) / 5
     weight = cv2.GaussianBlur(outside, (0, 0), sigma)
     grown = cv2.GaussianBlur(colour, (0, 0), sigma) / weight[..., None]
-    return cv2.resize(grown, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.float32)
+    return cv2.resize(
+        grown.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR
+    ).astype(np.float32)
 
 
 def noise(rng: Generator, scene: Scene, shape: Shape) -> Pixels:

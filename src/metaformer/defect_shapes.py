@@ -90,7 +90,7 @@ def spots(
     rng: Generator, area: float, centre: tuple[float, float], frame: tuple[int, int]
 ) -> Shape:
     """A cluster of 2 to 24 small discs."""
-    count = int(min(rng.integers(2, 25), max(2, area // 5)))
+    count = min(int(rng.integers(2, 25)), max(2, int(area // 5)))
     share = rng.dirichlet(np.full(count, 2.0))
     radius = np.maximum(np.sqrt(share * area / np.pi), 0.8)  # (count,)
     spread = np.sqrt(area) * rng.uniform(0.6, 2.0)

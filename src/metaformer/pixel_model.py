@@ -231,8 +231,8 @@ class AdaptedPixel:
 
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], settings: dict[str, Any]) -> AdaptedPixel:
-        stored = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["config"].items()}
-        config = PixelConfig(**stored)
+        stored = settings["config"]
+        config = PixelConfig(**{**stored, "levels": tuple(stored["levels"])})
         autoencoder = Autoencoder(AutoencoderConfig(**settings["autoencoder"]))
         start = "autoencoder."
         autoencoder.load_state_dict(

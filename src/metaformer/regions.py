@@ -24,7 +24,9 @@ def find_regions(
     """
     if mask.shape != anomaly_map.shape:
         raise ValueError(f"mask {mask.shape} and map {anomaly_map.shape} differ in shape.")
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(
+        mask.astype(np.uint8), connectivity=8
+    )
     regions = []
     for label in range(1, count):  # 0 is the background
         x, y, width, height, area = (int(value) for value in stats[label])

@@ -136,11 +136,11 @@ class ReportBuilder:
         height, width = image.shape[:2]
         scale = min(1.0, self.thumbnail / max(height, width))
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        photo = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        photo = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
         heat = cv2.resize(prediction.anomaly_map, size, interpolation=cv2.INTER_AREA)
         levels = np.clip(np.rint(heat * 255), 0, 255).astype(np.uint8)
         return _Picture(
-            photo=_encode(".jpg", cv2.cvtColor(photo, cv2.COLOR_RGB2BGR), cv2.IMWRITE_JPEG_QUALITY),
+            photo=_encode(".jpg", photo[:, :, ::-1], cv2.IMWRITE_JPEG_QUALITY),
             heat=_encode(".png", levels, None),
             width=size[0],
             height=size[1],

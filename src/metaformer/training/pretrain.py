@@ -87,7 +87,7 @@ def pretrain_autoencoder(config: PretrainConfig, *, resume: bool = False) -> Pat
     torch.manual_seed(config.seed)
     config.output.mkdir(parents=True, exist_ok=True)
     photos = list_images(config.data, recursive=True)
-    model = Autoencoder(AutoencoderConfig()).to(memory_format=torch.channels_last)
+    model = Autoencoder(AutoencoderConfig())
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=1e-4)
     checkpoint = config.output / "checkpoint.safetensors"
     first = 0
@@ -151,8 +151,8 @@ def draw_view(photo: NDArray[np.uint8], side: int, rng: np.random.Generator) -> 
     scale = side / (min(height, width) * rng.uniform(0.6, 1.0))
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), rng.uniform(-10, 10), scale)
     room = np.maximum(np.array((width, height)) * scale - side, 0)
-    matrix[:, 2] += (side / 2, side / 2) - np.array((width / 2, height / 2))
-    matrix[:, 2] += rng.uniform(-0.5, 0.5, 2) * room
+    shift = np.array((side - width, side - height)) / 2 + rng.uniform(-0.5, 0.5, 2) * room
+    matrix = matrix + np.pad(shift[:, None], ((0, 0), (2, 0)))
     view = cv2.warpAffine(
         photo, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
     )
