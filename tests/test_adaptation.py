@@ -19,13 +19,19 @@ from metaformer.adaptation import (
     perturbed_views,
     prepare,
     raw_map,
+    shrink,
 )
 from metaformer.preprocess import image_score
 
 
 def adapt(images, rate=0.05, seed=0, **options) -> Adaptation:
     return adapt_to_support(
-        boards.universal().model, images, false_alarm_rate=rate, seed=seed, **options
+        boards.universal().model,
+        iter(images),
+        count=len(images),
+        false_alarm_rate=rate,
+        seed=seed,
+        **options,
     )
 
 
@@ -198,16 +204,36 @@ def test_a_tight_support_has_no_odd_image():
 
 def test_views_differ_from_the_image_and_from_each_other_but_not_much():
     image = boards.good(0, height=80, width=120)
-    views = perturbed_views(image, 8, seed=0)
+    views = list(perturbed_views(image, 8, seed=0))
     assert len(views) == 8
     for view in views:
         assert view.shape == image.shape and view.dtype == np.uint8
         correlation = np.corrcoef(view.ravel(), image.ravel())[0, 1]
         assert 0.5 < correlation < 0.999
     assert len({view.tobytes() for view in views}) == 8
-    again = perturbed_views(image, 8, seed=0)
+    again = list(perturbed_views(image, 8, seed=0))
     assert all(np.array_equal(a, b) for a, b in zip(views, again, strict=True))
-    assert not np.array_equal(perturbed_views(image, 1, seed=1)[0], views[0])
+    assert not np.array_equal(next(perturbed_views(image, 1, seed=1)), views[0])
+
+
+def test_still_parts_are_moved_less():
+    image = boards.good(0)
+    still = next(perturbed_views(image, 1, seed=0, moves=0))
+    slightly = next(perturbed_views(image, 1, seed=0, moves=0.1))
+    fully = next(perturbed_views(image, 1, seed=0))
+
+    def likeness(view) -> float:
+        return float(np.corrcoef(view.ravel(), image.ravel())[0, 1])
+
+    assert likeness(still) > likeness(slightly) > likeness(fully)
+    assert likeness(still) > 0.99
+
+
+def test_shrink_keeps_small_images_and_aspect():
+    small = boards.good(0)
+    assert shrink(small, 96) is small
+    assert shrink(boards.good(0, height=200, width=100), 50).shape == (71, 35, 3)
+    assert shrink(np.zeros((8, 9000, 3), np.uint8), 20).shape == (1, 671, 3)
 
 
 def test_views_do_not_wrap_brightness_around():

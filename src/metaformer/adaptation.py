@@ -7,7 +7,7 @@ with one image, changed views of it stand in, and the calibration says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from metaformer.calibration import Calibration, calibrate
 from metaformer.feature_model import AdaptedFeature, FeatureModel
+from metaformer.images import resize_image
 from metaformer.pixel_model import AdaptedPixel, PixelModel
 from metaformer.preprocess import image_score, smooth, to_tensor, working_size
 
@@ -28,6 +29,9 @@ Image = NDArray[np.uint8]
 
 VIEWS = 8
 """Views of a lone support image that stand in for other normal images."""
+VIEW_DETAIL = 4
+"""Views are made at no more than this many times the working resolution. What is finer is lost on
+the model, and views of a 24-megapixel photo would take gigabytes."""
 PIXEL_FALSE_ALARM_RATE = 0.002
 """Share of normal pixels that may lie above the pixel threshold. Pixels are marked on images
 already found anomalous, so this sets how tight the outline is and not how often one is drawn."""
@@ -59,8 +63,9 @@ class Adaptation:
 
 def adapt_to_support(
     model: Model,
-    support: Sequence[Image],
+    support: Iterable[Image],
     *,
+    count: int,
     false_alarm_rate: float,
     seed: int,
     on_step: Callable[[int, int], None] = lambda done, total: None,
@@ -68,18 +73,19 @@ def adapt_to_support(
     """Adapt ``model`` to normal images (H, W, 3) uint8 and calibrate it on them alone.
 
     Args:
+        support: gone through once; one image is held at a time.
+        count: how many images ``support`` gives.
         on_step: called with (steps done, steps in all) for a progress bar.
 
     Raises:
         ValueError: the support is empty, or the rate is not in (0, 1).
     """
-    if not support:
+    if count < 1:
         raise ValueError("the support is empty: give at least one normal image.")
     if not 0 < false_alarm_rate < 1:
         raise ValueError(
             f"false_alarm_rate must lie strictly between 0 and 1, got {false_alarm_rate}."
         )
-    count = len(support)
     folds = make_folds(count, model.max_folds)
     total = count + len(folds) + 1
     prepared = []
@@ -96,7 +102,8 @@ def adapt_to_support(
     adapted = model.adapt(prepared, seed=seed)
     normal_maps = [m for m in maps if m is not None]
     if count == 1:
-        views = perturbed_views(support[0], VIEWS, seed, moves=0.1 if is_aligned(model) else 1.0)
+        detail = shrink(image, VIEW_DETAIL * model.config.resolution)
+        views = perturbed_views(detail, VIEWS, seed, moves=0.1 if is_aligned(model) else 1.0)
         # Another part differs from this one by more than a changed view of it does.
         normal_maps = [
             model.view_factor * raw_map(model, adapted, prepare(model, view)) for view in views
@@ -149,14 +156,22 @@ def is_aligned(model: Model) -> bool:
     return isinstance(model, FeatureModel) and model.config.aligned
 
 
-def perturbed_views(image: Image, count: int, seed: int, *, moves: float = 1.0) -> list[Image]:
+def shrink(image: Image, resolution: int) -> Image:
+    """``image`` at ``resolution``^2 pixels in area if it is larger, aspect kept."""
+    height, width = image.shape[:2]
+    scale = resolution / (height * width) ** 0.5
+    if scale >= 1:
+        return image
+    return resize_image(image, (max(1, round(height * scale)), max(1, round(width * scale))))
+
+
+def perturbed_views(image: Image, count: int, seed: int, *, moves: float = 1.0) -> Iterator[Image]:
     """Views of one image that differ as two photos of one part do: pose, light and noise.
 
     ``moves`` scales the pose; at 1 up to 4 degrees, 3 % of the size and 3 % of the sides.
     """
     rng = np.random.default_rng(seed)
     height, width = image.shape[:2]
-    views = []
     for _ in range(count):
         matrix = cv2.getRotationMatrix2D(
             (width / 2, height / 2),
@@ -170,5 +185,4 @@ def perturbed_views(image: Image, count: int, seed: int, *, moves: float = 1.0) 
         )
         lit = moved * rng.uniform(0.9, 1.1) + rng.uniform(-8, 8)
         noisy = lit + rng.normal(0, rng.uniform(0, 5), image.shape)
-        views.append(np.clip(noisy, 0, 255).astype(np.uint8))
-    return views
+        yield np.clip(noisy, 0, 255).astype(np.uint8)

@@ -135,9 +135,21 @@ class Metaformer:
                 f"holds the normal images itself.",
             )
         white_level = guess_white_level(sources)
-        pixels = [read_image(source, white_level=white_level) for source in sources]
+        digests: list[str] = []
+
+        def read_each() -> Iterator[NDArray[np.uint8]]:
+            for source in sources:
+                pixels = read_image(source, white_level=white_level)
+                digests.append(hashlib.sha256(pixels.tobytes()).hexdigest())
+                yield pixels
+
         result = adapt_to_support(
-            self.model, pixels, false_alarm_rate=false_alarm_rate, seed=seed, on_step=on_step
+            self.model,
+            read_each(),
+            count=len(sources),
+            false_alarm_rate=false_alarm_rate,
+            seed=seed,
+            on_step=on_step,
         )
         names = [describe_source(source, i) for i, source in enumerate(sources)]
         made = {
@@ -145,8 +157,8 @@ class Metaformer:
             "seed": seed,
             "white_level": white_level,
             "support": [
-                {"name": name, "sha256": hashlib.sha256(image.tobytes()).hexdigest()}
-                for name, image in zip(names, pixels, strict=True)
+                {"name": name, "sha256": digest}
+                for name, digest in zip(names, digests, strict=True)
             ],
             "support_scores": [asdict(score) for score in result.support_scores],
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
