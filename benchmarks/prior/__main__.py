@@ -1,10 +1,11 @@
 """Table of P against its rivals, on photos with known mattes.
 
     pip install pysodmetrics
-    python -m benchmarks.prior DATA [--weights FOLDER] [--output results.json]
+    python -m benchmarks.prior DATA [--weights FOLDER] [--output results.json] [--keep-rivals]
 
 DATA holds ``cutouts/``, ``bsds500/test/`` and ``photos/``. ``--weights`` names a folder with
-``prior.safetensors`` and ``prior.json``; without it the shipped weights are evaluated.
+``prior.safetensors`` and ``prior.json``; without it the shipped weights are evaluated. Rivals do
+not change with the weights: ``--keep-rivals`` takes their numbers from the output of before.
 """
 
 from __future__ import annotations
@@ -127,6 +128,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--weights", type=Path, help="folder with prior.safetensors, prior.json")
     parser.add_argument("--output", type=Path, help="write the numbers here as JSON")
+    parser.add_argument("--keep-rivals", action="store_true", help="measure P alone")
     parser.add_argument("--limit", type=int, help="photos of each set, for a quick look")
     arguments = parser.parse_args()
 
@@ -137,12 +139,16 @@ def main() -> None:
         ),
         **held_out_garments(arguments.data / "photos", seed=0),
     }
-    methods = {"P (ours)": response_of(prior), **RIVALS}
+    before: dict[str, Any] = {}
+    if arguments.keep_rivals:
+        before = json.loads(arguments.output.read_text(encoding="utf-8"))["sets"]
+    methods = {"P (ours)": response_of(prior), **({} if before else RIVALS)}
     console = Console()
     report: dict[str, Any] = {"sets": {}}
     for name, pairs in sets.items():
         chosen = pairs[: arguments.limit]
-        report["sets"][f"{name} ({len(chosen)} photos)"] = {
+        title = f"{name} ({len(chosen)} photos)"
+        report["sets"][title] = before.get(title, {}) | {
             method: measure(find, track(chosen, f"{method}: {name}", console=Console(stderr=True)))
             for method, find in methods.items()
         }

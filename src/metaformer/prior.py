@@ -45,7 +45,7 @@ class PriorWeightsError(ValueError):
 class PriorConfig:
     """Size of P. The defaults are what the package ships."""
 
-    side: int = 128
+    side: int = 64
     """Side, in pixels, of the square at which P works; a multiple of 16."""
     width: int = 32
     """Channels at half resolution; doubled twice on the way down."""
@@ -99,6 +99,10 @@ class InstancePrior(nn.Module):
         self.head = nn.Conv2d(16, 1, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
+        return torch.sigmoid(self.logits(images))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """R before its sigmoid, (B, 1, H, W) float32; training keeps it from growing large."""
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"P takes images of shape (B, 3, H, W), got {tuple(images.shape)}.")
         height, width = images.shape[2:]
@@ -114,12 +118,12 @@ class InstancePrior(nn.Module):
         u = self.up1(torch.cat([_double(u), d1], dim=1))  # (B, w, side / 2, ...)
         u = _double(self.narrow(u))  # (B, 13, side, side)
         u = self.up0(torch.cat([u, x.to(u.dtype)], dim=1))  # (B, 16, side, side)
-        logits = self.head(u).float()  # (B, 1, side, side)
+        logits: Tensor = self.head(u).float()  # (B, 1, side, side)
         if (height, width) != (side, side):
             logits = F.interpolate(
                 logits, (height, width), mode="bilinear", align_corners=False
             )  # (B, 1, H, W)
-        return torch.sigmoid(logits)
+        return logits
 
 
 def _shrink(images: Tensor, side: int) -> Tensor:
@@ -181,27 +185,29 @@ def apply_effects(images: Tensor, mattes: Tensor, effects: Tensor) -> Tensor:
 class Critic(nn.Module):
     """WGAN critic: effect photos (B, 3, side, side) and their effects (B,) -> scores (B,).
 
-    Higher means more like a real effect photo. It is told which effect it judges, as constant
-    planes, and has no normalisation: the gradient penalty is defined for each photo alone.
+    Higher means more like a real effect photo. Beside the photo it sees what its effect would
+    still change in it: light, colour or sharp detail, which all outline the part that was kept.
+    It has one score for each effect and no normalisation: the gradient penalty is defined for
+    each photo alone.
     """
 
-    def __init__(self, side: int = 128, width: int = 32) -> None:
+    def __init__(self, side: int = 64, width: int = 32) -> None:
         super().__init__()
         w = width
-        widths = (3 + len(EFFECTS), w, 2 * w, 4 * w, 6 * w, 8 * w)
+        widths = (6, w, 2 * w, 4 * w, 6 * w, 8 * w)
         self.convs = nn.ModuleList(
             nn.Conv2d(c_in, c_out, 4, stride=2, padding=1) for c_in, c_out in pairwise(widths)
         )
-        self.score = nn.Linear(8 * w * (side // 32) ** 2, 1)
+        self.score = nn.Linear(8 * w * (side // 32) ** 2, len(EFFECTS))
 
     def forward(self, photos: Tensor, effects: Tensor) -> Tensor:
-        planes = F.one_hot(effects, len(EFFECTS)).to(photos.dtype)  # (B, 3)
-        planes = planes[:, :, None, None].expand(-1, -1, *photos.shape[2:])
-        x = torch.cat([2 * photos - 1, planes], dim=1)  # (B, 6, side, side)
+        nothing = torch.zeros_like(photos[:, :1])  # (B, 1, side, side)
+        kept = photos - apply_effects(photos, nothing, effects)  # (B, 3, side, side)
+        x = torch.cat([2 * photos - 1, 2 * kept], dim=1)  # (B, 6, side, side)
         for conv in self.convs:
             x = F.leaky_relu(conv(x), 0.2)  # halves the sides each time
-        score: Tensor = self.score(x.flatten(1))  # (B, 1)
-        return score[:, 0].to(photos.dtype)
+        scores: Tensor = self.score(x.flatten(1))  # (B, 3)
+        return scores.gather(1, effects[:, None])[:, 0].to(photos.dtype)
 
 
 def gradient_penalty(

@@ -42,7 +42,11 @@ def draw_natural(side: Side, mix: PhotoMix, size: int, rng: Generator) -> Photo:
         return draw_composed(side, kind >= mix.pasted_object, size, rng)[0]
     if kind < mix.pasted_object + mix.pasted_shape + mix.material and side.backgrounds:
         return _finish(_background(side, size, rng), rng)
-    photo = side.plain[rng.integers(len(side.plain))]
+    # Half on plain backdrops, as on side B: a busy background must not give side A away.
+    if rng.random() < 0.5:
+        photo = side.objects[rng.integers(len(side.objects))][0]
+    else:
+        photo = side.plain[rng.integers(len(side.plain))]
     return _finish(_warp(photo, _whole_photo(size, rng), size), rng)
 
 

@@ -78,6 +78,9 @@ class PriorTrainer:
         side = config.prior.side
         self.generator = InstancePrior(config.prior).to(workers.device)
         self.critic = Critic(side, config.critic_width).to(workers.device)
+        if config.start_from is not None:
+            tensors, _ = load_checkpoint(config.data / config.start_from)
+            restore_module("ema", self.generator, tensors)
         # A third faster on a CPU than the default layout.
         self.generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.critic.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -106,21 +109,30 @@ class PriorTrainer:
         self.optimiser_g.param_groups[0]["lr"] = config.generator_lr * remaining
 
         for last in [False] * (config.critic_steps - 1) + [True]:
-            images, real, effects = self._draw(rng)
+            images, shown, real, effects = self._draw(rng)
             # Only the last edited photos go on to train the generator.
             with self._autocast(), torch.set_grad_enabled(last):
-                matte = self.generator(images)  # (B, 1, side, side)
+                logits = self.generator.logits(images)  # (B, 1, side, side)
+            matte = torch.sigmoid(logits)
             fake = apply_effects(images, matte, effects)
             judgement = self._critic_step(real, fake.detach(), effects, rng)
 
-        # Generator: edited photos up.
+        # Generator: edited photos up; and an effect made by software to be made again. ``real``
+        # is known to be ``shown`` with the effect, so P can be asked to imitate that very photo.
         self.critic.requires_grad_(False)
+        with self._autocast():
+            logits_shown = self.generator.logits(shown)
+        imitated = apply_effects(shown, torch.sigmoid(logits_shown), effects)
+        difference = (imitated - real).abs().mean()
         with self._autocast():
             convincing = self.critic(fake, effects).mean()
         area = matte.mean()
         guard = F.relu(config.area_low - area) + F.relu(area - config.area_high)
+        logits = torch.cat([logits, logits_shown])
+        saturation = F.relu(logits.abs() - config.logit_limit).square().mean()
         self.optimiser_g.zero_grad(set_to_none=True)
-        (-convincing + config.area_weight * guard).backward()
+        guards = config.area_weight * guard + config.logit_weight * saturation
+        (-convincing + config.imitation * difference + guards).backward()
         self.critic.requires_grad_(True)
         average_gradients(self.generator.parameters(), self.workers)
         self.optimiser_g.step()
@@ -136,24 +148,28 @@ class PriorTrainer:
             "area_spread": matte.detach().mean(dim=(1, 2, 3)).std(),
             "softness": (4 * matte * (1 - matte)).detach().mean(),
             "area_guard": guard.detach(),
+            "saturation": saturation.detach(),
+            "difference": difference.detach(),
             "lr_share": remaining,
         }
 
-    def _draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Natural photos and effect photos, both (B, 3, side, side), and effects (B,) for both."""
+    def _draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Natural photos, photos of side B without and with their effect, and the effects (B,).
+
+        All photos are (B, 3, side, side). The effects are used for natural photos too.
+        """
         config, device = self.config, self.workers.device
         natural = [
             draw_natural(self.bank.natural, config.mix, config.prior.side, rng)
             for _ in range(config.batch)
         ]
-        shown, mattes, codes = draw_effect_batch(
+        photos, mattes, codes = draw_effect_batch(
             self.bank, config.mix, config.prior.side, config.batch, rng
         )
         effects = torch.from_numpy(codes).to(device)
-        real = apply_effects(
-            to_batch(shown).to(device), torch.from_numpy(mattes)[:, None].to(device), effects
-        )
-        return to_batch(natural).to(device), real, effects
+        shown = to_batch(photos).to(device)
+        real = apply_effects(shown, torch.from_numpy(mattes)[:, None].to(device), effects)
+        return to_batch(natural).to(device), shown, real, effects
 
     def _critic_step(
         self, real: Tensor, fake: Tensor, effects: Tensor, rng: np.random.Generator

@@ -27,20 +27,25 @@ class PriorTrainingConfig:
     """MSRA10K, DUTS, ECSSD or HKU-IS: their photos join side A, their masks are not read."""
     effect_folder: str | None = None
     """Folder with subfolders ``black``, ``colour``, ``defocus`` of photos that show the effect."""
+    start_from: str | None = None
+    """Checkpoint of an earlier run, of any ``prior.side``, whose P this run begins with."""
     prior: PriorConfig = field(default_factory=PriorConfig)
     mix: PhotoMix = field(default_factory=PhotoMix)
     critic_width: int = 32
     seed: int = 0
-    batch: int = 8
+    batch: int = 16
     steps: int = 20_000
     hours: float | None = None
     """If set, the schedule also ends after this much time. The run is then not reproducible."""
-    critic_steps: int = 3
-    """Steps of the critic for one of the generator (WGAN-GP 5, VEGAN 1). With 1, and both rates
-    high, P ran ahead of the critic: mattes turned inside out within a hundred steps."""
-    generator_lr: float = 1e-4
+    critic_steps: int = 1
+    """Steps of the critic for one of the generator (WGAN-GP 5, VEGAN 1). By the critic alone
+    (``imitation: 0``) take 3 or more: with 1, mattes turned inside out within 100 steps."""
+    imitation: float = 300.0
+    """Weight of the mean absolute difference between an effect photo made by software and P's own
+    edit of the photo it was made from; ours, not VEGAN's. 0 leaves the critic alone with P."""
+    generator_lr: float = 3e-4
     critic_lr: float = 4e-4
-    anneal_from: float = 0.2
+    anneal_from: float = 0.4
     """Share of the schedule after which the generator's rate falls linearly to zero."""
     penalty: float = 10.0  # WGAN-GP
     ema: float = 0.998
@@ -51,6 +56,10 @@ class PriorTrainingConfig:
     area_weight: float = 50.0
     """Weight of the hinge on the batch's mean matte outside [area_low, area_high]. Inside, it is
     zero: it only bars the two trivial mattes, all ones and all zeros."""
+    logit_limit: float = 3.0
+    logit_weight: float = 5.0
+    """Weight of the squared hinge on logits of the matte beyond +-logit_limit. Without it the
+    matte was black and white after 500 steps; its sigmoid passed no gradient and it stood still."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     threads: int = 1
     log_every: int = 20
