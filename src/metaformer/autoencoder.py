@@ -119,64 +119,75 @@ class Autoencoder(nn.Module):
     def forward(self, x: Tensor, moments: Moments | None = None) -> Tensor:
         return self.decode(self.encode(x, moments)[-1], moments)
 
-    def support_moments(self, support: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Moments of every normalised layer over ``support`` (K, 3, H, W), differentiable.
+    def support_moments(self, *support: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Moments of every normalised layer over the support, differentiable.
 
-        The support is run once, each layer normalised by its own moments. Empty for ``group``.
+        Args:
+            support: batches (K_i, 3, H_i, W_i), one per image size. They go through the network
+                together, each layer normalised by its moments over all of their pixels.
+
+        Returns:
+            Layer name -> (mean, variance), each (C,). Empty for ``group``.
         """
         record: dict[str, tuple[Tensor, Tensor]] = {}
-        self._decode(self._encode(support, None, record)[-1], None, record)
+        self._decode(self._encode(list(support), None, record)[-1], None, record)
         return record
 
     def encode(self, x: Tensor, moments: Moments | None = None) -> list[Tensor]:
         """Outputs of the five encoder stages, (B, 32 * 2^i, H / 2^(i+1), W / 2^(i+1)), then the
         code (B, 512, H / 128, W / 128)."""
-        return self._encode(x, moments, None)
+        return [stage for (stage,) in self._encode([x], moments, None)]
 
     def decode(self, code: Tensor, moments: Moments | None = None) -> Tensor:
         """Code (B, 512, H / 128, W / 128) -> reconstruction (B, 3, H, W)."""
-        return self._decode(code, moments, None)
+        (rebuilt,) = self._decode([code], moments, None)
+        return rebuilt
 
-    def _encode(self, x: Tensor, moments: Moments | None, record: Record) -> list[Tensor]:
-        check_input(x)
+    # Below, a list holds one tensor per image size; any pass but that over a support has one.
+
+    def _encode(
+        self, images: list[Tensor], moments: Moments | None, record: Record
+    ) -> list[list[Tensor]]:
+        for x in images:
+            check_input(x)
         features = []
         # Pooling before the activation gives the same numbers (leaky ReLU is increasing) and
         # keeps a quarter of the activations.
+        xs = images
         for i, conv in enumerate(self.encoder_convs):
-            x = conv(x)  # (B, 32 * 2^i, H / 2^i, W / 2^i)
-            x = self._normalise(f"encoder.{i}", self.encoder_norms[i], x, moments, record)
-            x = F.max_pool2d(x, 2)  # (B, 32 * 2^i, H / 2^(i+1), W / 2^(i+1))
-            x = F.leaky_relu(x, self.config.slope)
-            features.append(x)
-        features.append(F.avg_pool2d(x, BOTTLENECK_POOL))  # (B, 512, H / 128, W / 128): the code
+            xs = [conv(x) for x in xs]  # (B, 32 * 2^i, H / 2^i, W / 2^i)
+            xs = self._normalise(f"encoder.{i}", self.encoder_norms[i], xs, moments, record)
+            # (B, 32 * 2^i, H / 2^(i+1), W / 2^(i+1))
+            xs = [F.leaky_relu(F.max_pool2d(x, 2), self.config.slope) for x in xs]
+            features.append(xs)
+        # (B, 512, H / 128, W / 128): the code
+        features.append([F.avg_pool2d(x, BOTTLENECK_POOL) for x in xs])
         return features
 
-    def _decode(self, x: Tensor, moments: Moments | None, record: Record) -> Tensor:
+    def _decode(self, codes: list[Tensor], moments: Moments | None, record: Record) -> list[Tensor]:
+        xs = codes
         for i, conv in enumerate(self.decoder_convs):
-            x = self._upsample(x, 8 if i == 0 else 2)  # (B, 512 / 2^i, 16 * 2^i, ...) at 256
-            x = conv(x)  # (B, 256 / 2^i or 3, 16 * 2^i, ...)
+            # (B, 512 / 2^i, 16 * 2^i, ...) at 256, then (B, 256 / 2^i or 3, 16 * 2^i, ...)
+            xs = [conv(self._upsample(x, 8 if i == 0 else 2)) for x in xs]
             if i < len(self.decoder_norms):
-                x = self._normalise(f"decoder.{i}", self.decoder_norms[i], x, moments, record)
-                x = F.leaky_relu(x, self.config.slope)
-        return x  # (B, 3, H, W)
+                xs = self._normalise(f"decoder.{i}", self.decoder_norms[i], xs, moments, record)
+                xs = [F.leaky_relu(x, self.config.slope) for x in xs]
+        return xs  # (B, 3, H, W)
 
     def _normalise(
         self,
         name: str,
         norm: nn.Module,
-        x: Tensor,
+        xs: list[Tensor],
         moments: Moments | None,
         record: Record,
-    ) -> Tensor:
+    ) -> list[Tensor]:
         if not isinstance(norm, SupportNorm):
-            return norm(x)
+            return [norm(x) for x in xs]
         if record is not None:
-            # Moments in float32 whatever the activations are: a bfloat16 mean of 10^6 values
-            # has two digits.
-            variance, mean = torch.var_mean(x.to(norm.weight.dtype), dim=(0, 2, 3), correction=0)
-            record[name] = (mean, variance)
-            return norm(x, record[name])
-        return norm(x, None if moments is None else moments[name])
+            record[name] = joint_moments([x.to(norm.weight.dtype) for x in xs])
+            return [norm(x, record[name]) for x in xs]
+        return [norm(x, None if moments is None else moments[name]) for x in xs]
 
     def _upsample(self, x: Tensor, factor: int) -> Tensor:
         if self.config.upsample == "nearest":
@@ -194,3 +205,16 @@ def check_input(x: Tensor) -> None:
             f"A takes sides that are multiples of {SIZE_MULTIPLE}, got {height} x {width}. "
             f"Resize or pad the image first."
         )
+
+
+def joint_moments(xs: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and variance (C,) over all pixels of tensors (B_i, C, H_i, W_i)."""
+    sizes = [x.numel() / x.shape[1] for x in xs]
+    total = sum(sizes)
+    parts = [torch.var_mean(x, dim=(0, 2, 3), correction=0) for x in xs]
+    mean = sum((size / total) * m for size, (_, m) in zip(sizes, parts, strict=True))
+    spread = sum(
+        (size / total) * (v + (m - mean) ** 2) for size, (v, m) in zip(sizes, parts, strict=True)
+    )
+    assert isinstance(mean, Tensor) and isinstance(spread, Tensor)
+    return mean, spread

@@ -27,6 +27,9 @@ STRIDES = (2, 4, 8, 16, 32)
 BATCH = 4
 """Support images per gradient step; bounds memory at 256 pixels to about 1 GB."""
 
+MOMENT_IMAGES = 16
+"""Support images that the moments are taken over; 16 hold a million pixels a channel."""
+
 
 @dataclass(frozen=True)
 class PixelConfig:
@@ -91,7 +94,7 @@ class PixelModel:
         autoencoder.load_state_dict(self.autoencoder.state_dict())
         generator = torch.Generator().manual_seed(seed)
         fit(autoencoder, support, self.config, generator)
-        moments = pooled_moments(autoencoder, support)
+        moments = support_moments(autoencoder, support, generator)
         adapted = AdaptedPixel(self.config, autoencoder.eval(), moments, {}, {})
         adapted.remember(support, generator)
         return adapted
@@ -131,21 +134,15 @@ def batches_of_one_size(
 
 
 @torch.no_grad()
-def pooled_moments(
-    autoencoder: Autoencoder, support: Sequence[PreparedImage]
+def support_moments(
+    autoencoder: Autoencoder, support: Sequence[PreparedImage], generator: torch.Generator
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Moments over the whole support from one image at a time (law of total variance).
-
-    Every image is normalised by its own moments on the way, so that memory does not grow with
-    the support; the images count equally.
-    """
-    records = [autoencoder.support_moments(image.pixels) for image in support]
-    pooled = {}
-    for name in records[0]:
-        means = torch.stack([record[name][0] for record in records])  # (K, C)
-        variances = torch.stack([record[name][1] for record in records])  # (K, C)
-        pooled[name] = (means.mean(0), variances.mean(0) + means.var(0, correction=0))
-    return pooled
+    """Moments over the support, or over ``MOMENT_IMAGES`` of it, which bounds memory."""
+    chosen = torch.randperm(len(support), generator=generator)[:MOMENT_IMAGES].sort().values
+    by_size: dict[torch.Size, list[Tensor]] = {}
+    for i in chosen.tolist():
+        by_size.setdefault(support[i].pixels.shape, []).append(support[i].pixels)
+    return autoencoder.support_moments(*(torch.cat(same) for same in by_size.values()))
 
 
 class AdaptedPixel:
