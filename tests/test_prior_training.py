@@ -295,6 +295,23 @@ def test_area_guard_acts_on_a_collapsed_matte_and_only_there(data: Path, tmp_pat
         assert float(values["area_guard"]) == pytest.approx(expected, abs=1e-5)
 
 
+def test_p_learns_to_make_an_effect_again(data: Path, tmp_path: Path) -> None:
+    train_prior(tiny(data, tmp_path, steps=40, generator_lr=2e-3), quiet=True)
+    values = [x["difference"] for x in curve(tmp_path) if "difference" in x]
+    assert np.mean(values[-15:]) < 0.85 * np.mean(values[:10])
+
+
+def test_a_run_can_begin_with_the_p_of_another_size(data: Path, tmp_path: Path) -> None:
+    first = train_prior(tiny(data, tmp_path / "first", steps=2), quiet=True)
+    config = tiny(data, tmp_path / "second", prior=PriorConfig(64, 8), start_from=str(first))
+    bank = load_bank([data / "things"], [data / "grounds"], seed=0)
+    trainer = PriorTrainer(config, bank, Workers(0, 1, torch.device("cpu")))
+    stored = load_checkpoint(first)[0]
+    for name, tensor in trainer.generator.state_dict().items():
+        assert torch.equal(tensor, stored[f"ema.{name}"])
+    assert "start_from" not in config.describe()  # a path of this machine
+
+
 def test_training_writes_log_sheet_and_loadable_weights(data: Path, tmp_path: Path) -> None:
     config = tiny(data, tmp_path / "run")
     checkpoint = train_prior(config, quiet=True)

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaformer.images import list_images, read_image
-from metaformer.prior import PriorConfig
 from metaformer.training.effect_photos import PhotoMix, draw_composed, draw_for_effect
 from metaformer.training.photo_bank import load_bank
 
@@ -19,6 +18,9 @@ Pair = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 
 RELATIVE_SIZES = (0.25, 0.4, 0.6, 0.8)
 """Longest side of a pasted cutout as a share of the photo's shorter side, in turn."""
+
+GARMENT_SIDE = 128
+"""Side of the held-out garment photos, which are kept in memory at 144 pixels."""
 
 
 def cutouts_on_photos(cutouts: Path, photos: Path, *, per_cutout: int = 2) -> Iterator[Pair]:
@@ -67,11 +69,13 @@ def held_out_garments(photos: Path, *, seed: int) -> dict[str, list[Pair]]:
     bank = load_bank(
         [photos / "clothing"], [photos / "grocery", photos / "texture"], seed=seed
     ).held_out
-    side, rng = PriorConfig().side, np.random.default_rng(7)
+    rng = np.random.default_rng(7)
     as_taken = PhotoMix(pasted_object=0.0, pasted_shape=0.0)
     drawn = {
-        "garments as taken": [draw_for_effect(bank, as_taken, side, rng) for _ in range(150)],
-        "garments pasted": [draw_composed(bank, False, side, rng) for _ in range(300)],
+        "garments as taken": [
+            draw_for_effect(bank, as_taken, GARMENT_SIDE, rng) for _ in range(150)
+        ],
+        "garments pasted": [draw_composed(bank, False, GARMENT_SIDE, rng) for _ in range(300)],
     }
     return {
         name: [(photo, matte > 0.5) for photo, matte in pairs if (matte > 0.5).any()]

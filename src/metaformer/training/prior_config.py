@@ -116,5 +116,6 @@ class PriorTrainingConfig:
     def describe(self) -> dict[str, Any]:
         """JSON-able, without the folders of the machine it runs on."""
         content = asdict(self)
-        del content["output"], content["data"]
+        for name in ("output", "data", "start_from", "effect_folder"):
+            del content[name]
         return content

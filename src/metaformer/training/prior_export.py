@@ -32,7 +32,8 @@ def export_prior(
     tensors, record = load_checkpoint(checkpoint)
     prior = InstancePrior(PriorConfig(**record["config"]["prior"]))
     restore_module("ema", prior, tensors)
-    training = {"steps": record["step"], "seconds": round(record["seconds"]), **record["config"]}
+    done = {"steps": record["step"], "seconds": round(record["seconds"])}
+    training = {**record["config"], **done}
     card = prior_card(prior, {"training": training, **(provenance or {})})
     weights = save({name: t.to(torch.float16) for name, t in prior.state_dict().items()})
     written = prior_from_bytes(weights, card, name=str(folder / WEIGHTS))
