@@ -170,6 +170,12 @@ def test_a_file_name_that_is_not_utf8_survives(detector, tmp_path, output):
     assert score_images(detector, [path, bad], output).resumed == 1
 
 
+def test_each_line_is_on_disk_before_the_next_image(detector, photos, output):
+    on_disk: list[int] = []
+    score_images(detector, photos, output, on_image=lambda *_: on_disk.append(len(rows(output))))
+    assert on_disk == [1, 2, 3, 4, 5, 6]
+
+
 # What cannot be read
 
 
