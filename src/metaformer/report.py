@@ -1,175 +1,250 @@
-"""One self-contained HTML file: images ranked by score, their maps, a threshold to try out."""
+"""One self-contained HTML file: images ranked by score, their maps, a threshold to try out.
+
+The page is ``templates/report.html.j2`` with the style sheet and scripts beside it put inside. It
+asks the network for nothing and runs no script but its own: its content security policy names
+both by their hash, so that a hostile file name stays text.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import heapq
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from metaformer.files import write_text
-from metaformer.results import Prediction, Region
+from metaformer.histogram import draw_histogram
+from metaformer.overlays import format_score, heat_colours, verdict
+from metaformer.report_pictures import Picture, data_address, make_picture
+from metaformer.results import Prediction
 
 THRESHOLD = 0.5
 """Calibrated scores put the detector's threshold here."""
-JPEG_QUALITY = 82
-BINS = 40
-"""Bars of the histogram over scores 0 to 1."""
+NORMAL_SHARE = 10
+"""One picture in ten is kept for normal images just under the threshold, however many defects."""
+FALSE_ALARM_SETTING = "false-alarm rate asked"
+"""This line of the settings is repeated in the summary at the top."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Scored:
     """A line of the ranking."""
 
     name: str
     score: float
     p_value: float
-    is_anomalous: bool
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """What a card of the report shows beside its line."""
-
-    photo: str
-    """JPEG as a data address."""
-    heat: str
-    """Calibrated map as an 8-bit PNG data address, 255 for a value of 1."""
-    width: int
-    height: int
-    regions: tuple[Region, ...]
 
 
 class ReportBuilder:
-    """Collects predictions, in memory that does not grow with their number.
+    """Collects predictions, in memory that hardly grows with their number.
 
-    Every score is kept; photos and maps only of the ``max_images`` highest scores.
+    Every score is kept. Photos and maps are kept of ``max_images``: the highest scores, with a
+    tenth of the places for normal images just under the threshold, where doubt is greatest.
 
     Args:
-        settings: shown as a table; ``support_scores`` (calibrated scores of the normal images) is
-            drawn into the histogram instead, ``title`` replaces the heading.
-        max_images: pictures in the file.
-        thumbnail: longer side of a picture in pixels.
+        settings: shown as a table. Two entries are used otherwise: ``title`` is the heading, and
+            ``support_scores`` (calibrated leave-one-out scores of the normal images) is marked in
+            the histogram.
+        max_images: most pictures in the file; 200 make about 15 MB.
+        thumbnail: longer side of a picture in pixels; smaller images are not enlarged.
+
+    Raises:
+        ValueError: ``max_images`` is negative or ``thumbnail`` under 16.
     """
 
     def __init__(
         self, settings: dict[str, Any], *, max_images: int = 200, thumbnail: int = 512
     ) -> None:
+        if max_images < 0:
+            raise ValueError(f"max_images must be 0 or more, got {max_images}.")
+        if thumbnail < 16:
+            raise ValueError(f"thumbnail must be 16 pixels or more, got {thumbnail}.")
         self.settings = settings
         self.max_images = max_images
         self.thumbnail = thumbnail
         self._scored: list[_Scored] = []
-        self._pictures: list[tuple[float, int, _Picture]] = []  # heap by score
+        # Two heaps by score, lowest first: the one to give up when the places run out.
+        self._flagged: list[tuple[float, int, Picture]] = []
+        self._normal: list[tuple[float, int, Picture]] = []
         self._failures: list[tuple[str, str]] = []
 
     def add(self, image: NDArray[np.uint8], prediction: Prediction) -> None:
-        """Add an image (H, W, 3) uint8 RGB and what was found on it."""
+        """Add an image (H, W, 3) uint8 RGB and what was found on it.
+
+        Raises:
+            ValueError: image and map differ in size, or the score is not in [0, 1].
+        """
+        if image.shape[:2] != prediction.anomaly_map.shape:
+            raise ValueError(
+                f"image {image.shape} and map {prediction.anomaly_map.shape} differ in size."
+            )
         number = len(self._scored)
-        name = prediction.path or f"image {number + 1}"
         self.add_scored(
-            name,
+            prediction.path or f"image {number + 1}",
             score=prediction.score,
             p_value=prediction.p_value,
             is_anomalous=prediction.is_anomalous,
         )
-        if len(self._pictures) < self.max_images:
-            entry = (prediction.score, number, self._picture(image, prediction))
-            heapq.heappush(self._pictures, entry)
-        elif self._pictures and prediction.score > self._pictures[0][0]:
-            entry = (prediction.score, number, self._picture(image, prediction))
-            heapq.heapreplace(self._pictures, entry)
+        heap = self._flagged if prediction.is_anomalous else self._normal
+        if len(self._flagged) + len(self._normal) < self.max_images:
+            heapq.heappush(
+                heap, (prediction.score, number, make_picture(image, prediction, self.thumbnail))
+            )
+            return
+        places_for_normal = self.max_images // NORMAL_SHARE
+        normal = len(self._normal) + (not prediction.is_anomalous)
+        loser = self._normal if normal > places_for_normal else self._flagged
+        if loser is not heap and loser:
+            heapq.heappop(loser)
+            heapq.heappush(
+                heap, (prediction.score, number, make_picture(image, prediction, self.thumbnail))
+            )
+        elif loser and prediction.score > loser[0][0]:
+            heapq.heapreplace(
+                loser, (prediction.score, number, make_picture(image, prediction, self.thumbnail))
+            )
 
     def add_scored(self, name: str, *, score: float, p_value: float, is_anomalous: bool) -> None:
-        """Add an image scored earlier, of which only the line is known."""
-        self._scored.append(_Scored(name, score, p_value, is_anomalous))
+        """Add an image scored earlier, of which only the line is known.
+
+        Raises:
+            ValueError: the score is not in [0, 1].
+        """
+        if not 0 <= score <= 1:
+            raise ValueError(f"{name}: a calibrated score lies in [0, 1], got {score}.")
+        # A score read back from a file with few decimals may have been rounded over the threshold;
+        # the verdict, which was not, is right.
+        if is_anomalous:
+            score = max(score, THRESHOLD)
+        else:
+            score = min(score, float(np.nextafter(THRESHOLD, 0)))
+        self._scored.append(_Scored(as_text(name), score, p_value))
 
     def add_failure(self, path: str, reason: str) -> None:
         """Add a file that could not be read, and why."""
-        self._failures.append((path, reason))
+        # Messages name the file first; beside its name that would be said twice.
+        reason = reason.removeprefix(f"{path}: ")
+        self._failures.append((as_text(path), as_text(reason)))
 
     def write(self, path: Path | str) -> Path:
         """Write the report in one step and return its path.
 
         Raises:
-            OSError: the folder cannot be written to.
+            OSError: the folder does not exist, cannot be written to, or the disk is full.
         """
-        pictures = {number: picture for _, number, picture in self._pictures}
         ranking = sorted(range(len(self._scored)), key=lambda i: -self._scored[i].score)
-        cards = [
-            {
-                "index": position,
-                "line": self._scored[number],
-                "short": _short_name(self._scored[number].name),
-                "picture": pictures.get(number),
-            }
-            for position, number in enumerate(ranking)
-        ]
-        settings = {k: v for k, v in self.settings.items() if k not in ("support_scores", "title")}
-        template = resources.files("metaformer").joinpath("templates/report.html.j2")
-        environment = Environment(autoescape=True, undefined=StrictUndefined)
-        html = environment.from_string(template.read_text(encoding="utf-8")).render(
+        lines = [self._scored[number] for number in ranking]
+        pictures = {number: picture for _, number, picture in [*self._flagged, *self._normal]}
+        pictured = {
+            rank: pictures[number] for rank, number in enumerate(ranking) if number in pictures
+        }
+        support = sorted({round(score, 4) for score in self.settings.get("support_scores", [])})
+        scores = [line.score for line in lines]
+        style = Markup(read_template("report.css") + page_variables(pictured))
+        script = Markup(read_template("report_maps.js") + read_template("report.js"))
+        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+        environment.filters["score"] = format_score
+        environment.filters["data_address"] = data_address
+        page = environment.from_string(read_template("report.html.j2")).render(
             title=self.settings.get("title", "Inspection report"),
-            cards=[card for card in cards if card["picture"]],
-            lines=[card for card in cards if not card["picture"]],
-            scores=json.dumps([line.score for line in self._scored]),
-            histogram=histogram(
-                [line.score for line in self._scored], self.settings.get("support_scores", [])
-            ),
-            flagged=sum(line.is_anomalous for line in self._scored),
-            total=len(self._scored),
-            settings=settings,
+            style=style,
+            script=script,
+            style_hash=content_hash(style),
+            script_hash=content_hash(script),
+            lines=lines,
+            pictured=pictured,
+            flagged=sum(score >= THRESHOLD for score in scores),
+            histogram=draw_histogram(scores, support),
+            support_count=len(self.settings.get("support_scores", [])),
+            false_alarm_rate=self.settings.get(FALSE_ALARM_SETTING),
+            settings=list(setting_rows(self.settings)),
             failures=self._failures,
             threshold=THRESHOLD,
+            words={flag: verdict(flag) for flag in (True, False)},
+            data=self._page_data(lines, pictured),
         )
-        write_text(path, html)
+        write_text(path, page)
         return Path(path)
 
-    def _picture(self, image: NDArray[np.uint8], prediction: Prediction) -> _Picture:
-        height, width = image.shape[:2]
-        scale = min(1.0, self.thumbnail / max(height, width))
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        photo = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
-        heat = cv2.resize(prediction.anomaly_map, size, interpolation=cv2.INTER_AREA)
-        levels = np.clip(np.rint(heat * 255), 0, 255).astype(np.uint8)
-        return _Picture(
-            photo=_encode(".jpg", photo[:, :, ::-1], cv2.IMWRITE_JPEG_QUALITY),
-            heat=_encode(".png", levels, None),
-            width=size[0],
-            height=size[1],
-            regions=prediction.regions[:8],
-        )
+    def _page_data(self, lines: list[_Scored], pictured: dict[int, Picture]) -> Markup:
+        """What the script needs, as JSON that cannot end the element it stands in."""
+        content = {
+            "threshold": THRESHOLD,
+            "names": [line.name for line in lines],
+            "scores": [line.score for line in lines],
+            "p_values": [round(line.p_value, 4) for line in lines],
+            "support": list(self.settings.get("support_scores", [])),
+            "heat": base64.b64encode(heat_colours().tobytes()).decode(),
+            "words": {"bad": verdict(True), "good": verdict(False)},
+            "cards": {
+                rank: {
+                    "size": picture.size,
+                    "regions": [
+                        (r.x, r.y, r.width, r.height, round(r.peak, 4)) for r in picture.regions
+                    ],
+                }
+                for rank, picture in pictured.items()
+            },
+        }
+        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+        return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
-def histogram(scores: list[float], support: list[float]) -> dict[str, Any]:
-    """Bars and ticks for the template, in units of a 100 x 40 picture."""
-    counts, _ = np.histogram(np.clip(scores, 0, 1), bins=BINS, range=(0, 1))
-    top = max(1, int(counts.max(initial=0)))
-    step = 100 / BINS
-    bars = [
-        {"x": round(i * step, 3), "height": round(36 * int(count) / top, 3), "count": int(count)}
-        for i, count in enumerate(counts)
-        if count
-    ]
-    return {"bars": bars, "width": step * 0.9, "ticks": [round(100 * s, 3) for s in support]}
+def as_text(name: str) -> str:
+    """The name with bytes that are no text, which file names may hold, written as escapes."""
+    return name.encode(errors="backslashreplace").decode()
 
 
-def _short_name(name: str) -> str:
-    """The file with its folder: enough to find it, short enough for a phone."""
-    return "/".join(Path(name).parts[-2:])
+def read_template(name: str) -> str:
+    return resources.files("metaformer").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def _encode(suffix: str, pixels: NDArray[np.uint8], quality_flag: int | None) -> str:
-    flags = [] if quality_flag is None else [quality_flag, JPEG_QUALITY]
-    is_encoded, content = cv2.imencode(suffix, pixels, flags)
-    if not is_encoded:
-        raise OSError(f"a picture for the report could not be encoded as {suffix}.")
-    kind = "jpeg" if suffix == ".jpg" else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(content.tobytes()).decode()}"
+def content_hash(text: str) -> str:
+    """How a content security policy names an inline script or style."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
+
+def page_variables(pictured: dict[int, Picture]) -> str:
+    """Style that depends on the content: the shape of the frames and the heat colours."""
+    shapes = [picture.size[0] / picture.size[1] for picture in pictured.values()] or [1.0]
+    aspect = float(np.clip(np.median(shapes), 0.75, 2))  # beyond, cards get out of hand
+    stops = ",".join(f"rgb({r} {g} {b})" for r, g, b, _ in heat_colours()[::15].tolist())
+    return f":root{{--aspect:{aspect:.3f};--heat:linear-gradient(90deg,{stops})}}"
+
+
+def setting_rows(settings: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """(name, lines) of the settings table; what is nested is spelled out."""
+    for key, value in settings.items():
+        if key in ("title", "support_scores"):
+            continue
+        if isinstance(value, dict):
+            yield key, [f"{name}: {readable_value(inner)}" for name, inner in value.items()]
+        else:
+            yield key, [readable_value(value)]
+
+
+def readable_value(value: Any) -> str:
+    """A setting as people write it."""
+    match value:
+        case None | [] | () | "":
+            return "none"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.6g}"
+        case list() | tuple():
+            return ", ".join(readable_value(inner) for inner in value)
+        case dict():
+            return ", ".join(f"{name} {readable_value(inner)}" for name, inner in value.items())
+    return str(value)

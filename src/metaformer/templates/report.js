@@ -1,0 +1,241 @@
+// Judges every image again as the threshold moves. All content from files goes through
+// textContent; nothing here builds HTML from text.
+
+const byId = (id) => document.getElementById(id);
+const data = JSON.parse(byId("data").textContent);
+const total = data.scores.length;
+const colours = Uint8Array.from(atob(data.heat), (letter) => letter.charCodeAt(0));  // 256 x RGBA
+const cards = [...document.querySelectorAll(".card")];
+const cardOfRank = new Map(cards.map((card) => [Number(card.dataset.rank), card]));
+const maps = new Map();  // canvas in view -> its map
+const FEW_ROWS = 25, MORE_ROWS = 200;  // lines of the table at first, and added at a time
+let listed = FEW_ROWS;
+
+const threshold = () => Number(byId("cut").value);
+const isBad = (rank) => data.scores[rank] >= threshold();
+const shown = (score) => (Math.floor(score * 1000 + 1e-6) / 1000).toFixed(3);  // as in Python
+
+// How many of the scores, highest first, are at or above the threshold.
+function countFlagged(limit) {
+  let low = 0, high = total;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (data.scores[middle] >= limit) low = middle + 1; else high = middle;
+  }
+  return low;
+}
+
+// The filter as it stands now, as a function of the rank: asked a hundred thousand times.
+function chosen() {
+  const show = document.querySelector("input[name=show]:checked").value, limit = threshold();
+  const wanted = byId("find").value.trim().toLowerCase();
+  return (rank) => (show === "all" || (show === "bad") === (data.scores[rank] >= limit))
+    && (!wanted || data.names[rank].toLowerCase().includes(wanted));
+}
+
+function split(name) {
+  const at = Math.max(name.lastIndexOf("/"), name.lastIndexOf("\\"));
+  return [name.slice(0, Math.max(0, at)), name.slice(at + 1)];
+}
+
+function setVerdict(pill, bad) {
+  pill.className = "verdict " + (bad ? "bad" : "good");
+  pill.querySelector(".word").textContent = bad ? data.words.bad : data.words.good;
+}
+
+// ---- Overlays -----------------------------------------------------------------------------
+
+function overlay(canvas, map, rank, isLarge) {
+  const { size, regions } = data.cards[rank], limit = threshold();
+  const tags = regions.map(([x, y, , , peak], index) => [index + 1, x, y, peak]);
+  paint(canvas, map, size, {
+    opacity: byId("opacity").value / 100,
+    limit: byId("outline").checked && isBad(rank) ? 255 * limit : null,
+    tags: isLarge ? tags.filter((tag) => tag[3] >= limit) : [],
+  });
+}
+
+// Maps are held only while their card is near the screen: two hundred would fill a phone.
+const near = new IntersectionObserver((entries) => {
+  for (const { target: canvas, isIntersecting } of entries) {
+    if (isIntersecting) load(canvas); else release(canvas);
+  }
+}, { rootMargin: "400px" });
+
+function load(canvas) {
+  if (maps.has(canvas)) return;
+  maps.set(canvas, null);
+  const image = new Image();
+  image.onload = () => {
+    if (!maps.has(canvas)) return;  // scrolled away meanwhile
+    maps.set(canvas, readMap(image, colours));
+    overlay(canvas, maps.get(canvas), Number(canvas.closest(".card").dataset.rank), false);
+  };
+  image.src = canvas.dataset.map;
+}
+
+function release(canvas) {
+  maps.delete(canvas);
+  canvas.width = canvas.height = 0;
+}
+
+function repaint() {
+  maps.forEach((map, canvas) => {
+    if (map) overlay(canvas, map, Number(canvas.closest(".card").dataset.rank), false);
+  });
+  if (viewed && viewed.map) overlay(byId("viewer-canvas"), viewed.map, viewed.rank, true);
+}
+
+// ---- Verdicts, counts, filter, table ------------------------------------------------------
+
+function judge() {
+  const limit = threshold(), flagged = countFlagged(limit), percent = 100 * limit;
+  const number = (count) => count.toLocaleString("en");
+  document.querySelectorAll(".cut-text").forEach((text) => { text.textContent = limit.toFixed(3); });
+  byId("flagged").textContent = number(flagged);
+  byId("count-all").textContent = number(total);
+  byId("count-bad").textContent = number(flagged);
+  byId("count-good").textContent = number(total - flagged);
+  byId("reset").disabled = limit === data.threshold;
+  if (byId("rate")) byId("rate").hidden = limit !== data.threshold;
+  const above = data.support.filter((score) => score >= limit).length;
+  byId("live").textContent = `${number(flagged)} of ${number(total)} flagged`;
+  if (byId("support")) {
+    byId("support").textContent = `The threshold of ${limit.toFixed(3)} would flag ${above} of the `
+      + `${data.support.length} normal images adapted to.`;
+  }
+  byId("cut").setAttribute("aria-valuetext", `${limit.toFixed(3)}, ${flagged} of ${total} flagged`);
+  byId("cut").style.setProperty("--at", `${percent}%`);
+  byId("opacity-text").textContent = `${byId("opacity").value} %`;
+  for (const end of ["x1", "x2"]) byId("cut-line").setAttribute(end, `${percent}%`);
+  byId("below").firstElementChild.setAttribute("width", `${percent}%`);
+  byId("above").firstElementChild.setAttribute("x", `${percent}%`);
+  byId("above").firstElementChild.setAttribute("width", `${100 - percent}%`);
+  const passes = chosen();
+  let visible = 0;
+  for (const [rank, card] of cardOfRank) {
+    const bad = isBad(rank);
+    setVerdict(card.querySelector(".verdict"), bad);
+    card.querySelector(".changed").hidden = bad === (data.scores[rank] >= data.threshold);
+    card.hidden = !passes(rank);
+    visible += !card.hidden;
+  }
+  byId("nothing").hidden = visible > 0 || cards.length === 0;
+  list();
+  repaint();
+}
+
+function list() {
+  if (!byId("rows")) return;
+  const ranks = [], passes = chosen();
+  for (let rank = 0; rank < total; rank++) if (passes(rank)) ranks.push(rank);
+  byId("listed").textContent = `${ranks.length.toLocaleString("en")} of ${total.toLocaleString("en")}`;
+  byId("rows").replaceChildren(...ranks.slice(0, listed).map(row));
+  byId("more").hidden = ranks.length <= listed;
+}
+
+function row(rank) {
+  const line = document.createElement("tr"), p = data.p_values[rank];
+  const cell = (content) => line.appendChild(document.createElement("td")).append(content);
+  cell(rank + 1);
+  const [folder, file] = split(data.names[rank]);
+  const name = document.createElement(cardOfRank.has(rank) ? "a" : "span");
+  name.className = "path";
+  name.textContent = file;
+  if (cardOfRank.has(rank)) {
+    name.href = "#images";
+    name.addEventListener("click", (event) => { event.preventDefault(); view(rank); });
+  }
+  cell(name);
+  const place = document.createElement("span");
+  place.className = "place";
+  place.textContent = folder;
+  line.lastChild.append(place);
+  cell(shown(data.scores[rank]));
+  cell(p < 0.001 ? "< 0.001" : p.toFixed(3));
+  const pill = document.querySelector(".verdict").cloneNode(true);
+  setVerdict(pill, isBad(rank));
+  cell(pill);
+  return line;
+}
+
+// ---- Enlarged view ------------------------------------------------------------------------
+
+let viewed = null;  // { rank, map } of the image in the dialog
+
+function view(rank) {
+  const card = cardOfRank.get(rank), current = { rank, map: null };
+  viewed = current;
+  byId("viewer-image").src = card.querySelector("img").src;
+  byId("viewer-image").alt = data.names[rank];
+  byId("viewer-name").textContent = split(data.names[rank])[1];
+  byId("viewer-name").title = data.names[rank];
+  byId("viewer-score").textContent = shown(data.scores[rank]);
+  setVerdict(byId("viewer").querySelector(".verdict"), isBad(rank));
+  byId("previous").disabled = neighbour(-1) === undefined;
+  byId("next").disabled = neighbour(1) === undefined;
+  if (!byId("viewer").open) byId("viewer").showModal();
+  byId("viewer-canvas").width = 0;
+  const image = new Image();
+  image.onload = () => {
+    current.map = readMap(image, colours);
+    if (viewed === current) repaint();
+  };
+  image.src = card.querySelector("canvas").dataset.map;
+}
+
+function neighbour(step) {
+  const passes = chosen();
+  const ranks = [...cardOfRank.keys()].filter((rank) => passes(rank) || rank === viewed.rank);
+  return ranks[ranks.indexOf(viewed.rank) + step];
+}
+
+function move(step) {
+  const rank = neighbour(step);
+  if (rank !== undefined) view(rank);
+}
+
+// ---- Wiring -------------------------------------------------------------------------------
+
+let isWaiting = false;
+function soon() {  // at most once a frame, however fast the slider moves
+  if (isWaiting) return;
+  isWaiting = true;
+  requestAnimationFrame(() => { isWaiting = false; judge(); });
+}
+
+function toggle(button, holder) {
+  const isOn = button.getAttribute("aria-pressed") !== "true";
+  button.setAttribute("aria-pressed", isOn);
+  holder.classList.toggle("bare", !isOn);
+}
+
+for (const card of cards) {
+  near.observe(card.querySelector("canvas"));
+  card.querySelector(".frame").addEventListener("click", () => view(Number(card.dataset.rank)));
+  const button = card.querySelector(".overlay");
+  button.hidden = false;
+  button.addEventListener("click", () => toggle(button, card));
+}
+for (const form of [byId("cutter"), byId("tools")]) {
+  form.hidden = false;
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.addEventListener("input", () => { listed = FEW_ROWS; soon(); });
+}
+if (byId("all")) {
+  byId("all").hidden = false;
+  byId("more").addEventListener("click", () => { listed += MORE_ROWS; list(); });
+}
+byId("reset").addEventListener("click", () => { byId("cut").value = data.threshold; judge(); byId("cut").focus(); });
+byId("close").addEventListener("click", () => byId("viewer").close());
+byId("previous").addEventListener("click", () => move(-1));
+byId("next").addEventListener("click", () => move(1));
+byId("viewer-overlay").addEventListener("click", () => toggle(byId("viewer-overlay"), byId("viewer")));
+byId("viewer").addEventListener("close", () => { viewed = null; });
+byId("viewer").addEventListener("click", (event) => { if (event.target === byId("viewer")) byId("viewer").close(); });
+byId("viewer").addEventListener("keydown", (event) => {
+  if (event.key === "ArrowLeft") move(-1);
+  if (event.key === "ArrowRight") move(1);
+});
+window.addEventListener("resize", soon);
+judge();
