@@ -1,0 +1,241 @@
+"""The transformer T: reads gap tokens beside normal ones, and corrects an anomaly map.
+
+T's inside is ours; of it the paper makes known that it explores the reconstruction gap, attending
+by the response map R. Each query token is rebuilt by attention from the *values* of the support's
+tokens: what normal tokens can rebuild is normal, and what is left over is a second gap beside
+that of A. R biases attention, ``logits + strength * log(R + eps)``, and gates the output softly;
+textures have no foreground, so it never multiplies the map hard.
+
+Attention is written out. PyTorch's fused kernels have no second derivative, which MAML needs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+RESPONSE_EPS = 1e-3
+"""Keeps log R finite; the least response then counts as a bias of -6.9 times the strength."""
+WEAK_STRENGTH = -4.0
+"""Start of the bias, before softplus: 0.018, so that R is an offer and not yet a rule."""
+FREQUENCIES = (1, 2, 4)
+"""Waves across the image by which a place is told."""
+
+
+@dataclass(frozen=True)
+class GapTransformerConfig:
+    """Size of T."""
+
+    channels: int
+    """Length of an incoming token."""
+    width: int = 96
+    heads: int = 4
+    layers: int = 2
+    support_attention: bool = True
+    """Off for the ablation without support: T then sees the query alone."""
+    use_response: bool = True
+    """Off for the ablation without R: no bias, no gate."""
+
+    def __post_init__(self) -> None:
+        if self.heads < 1 or self.width % self.heads:
+            raise ValueError(
+                f"width: found {self.width} with {self.heads} heads; accepted are multiples of "
+                f"the number of heads."
+            )
+
+
+@dataclass(frozen=True)
+class GapOutput:
+    """What T says about B images of N tokens."""
+
+    tokens: Tensor
+    """(B, N, width), for heads of the caller's."""
+    anomaly: Tensor
+    """(B, N): the incoming distance, corrected and gated."""
+    rebuilt: Tensor
+    """(B, N, channels): each token as attention rebuilds it from the support's tokens."""
+
+
+class ResponseBias(nn.Module):
+    """``strength * log(R + eps)`` for each head, the strength learned and never negative."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.raw_strength = nn.Parameter(torch.full((heads,), WEAK_STRENGTH))
+
+    def forward(self, response: Tensor) -> Tensor:
+        """Response (B, K) of the keys -> bias (B, heads, 1, K)."""
+        strength = F.softplus(self.raw_strength)[:, None, None]  # (heads, 1, 1)
+        return strength * torch.log(response + RESPONSE_EPS)[:, None, None, :]
+
+
+class Attention(nn.Module):
+    """Multi-head attention, differentiable twice."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+        self.bias = ResponseBias(heads)
+        # Equal at first, so that each token attends to those like it.
+        self.key.load_state_dict(self.query.state_dict())
+
+    def forward(
+        self, queries: Tensor, keys: Tensor, response: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Queries (B, N, W), keys (B, K, W), response (B, K) of the keys -> attended (B, N, W) and
+        the attention's weights averaged over the heads (B, N, K)."""
+        q, k, v = (
+            self._split(self.query(queries)),
+            self._split(self.key(keys)),
+            self._split(self.value(keys)),
+        )  # (B, heads, N or K, W / heads)
+        logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (B, heads, N, K)
+        if response is not None:
+            logits = logits + self.bias(response)
+        weights = logits.softmax(-1)
+        attended = (weights @ v).transpose(1, 2).flatten(2)  # (B, N, W)
+        return self.out(attended), weights.mean(1)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+class Layer(nn.Module):
+    """Attention among the query's tokens, then a perceptron; both residual, normalised before."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, x: Tensor, response: Tensor | None) -> Tensor:
+        normed = self.attention_norm(x)
+        x = x + self.attention(normed, normed, response)[0]
+        rest: Tensor = self.mlp(self.mlp_norm(x))
+        return x + rest
+
+
+class GapTransformer(nn.Module):
+    """T over tokens of any kind: patches with their gaps, or tokens of a backbone.
+
+    At the start of training ``anomaly`` is exactly the incoming distance: the correction begins
+    at zero and the gate open, so that T cannot begin worse than the distance it corrects.
+    """
+
+    def __init__(self, config: GapTransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.embed = nn.Linear(config.channels, width)
+        self.place = nn.Linear(4 * len(FREQUENCIES), width, bias=False)
+        nn.init.zeros_(self.place.weight)  # parts move; place counts only once it has proved to
+        self.normal_norm = nn.LayerNorm(width)
+        self.normal = Attention(width, config.heads)
+        self.embed_gap = nn.Linear(config.channels, width)
+        self.embed_distance = nn.Linear(1, width)
+        self.layers = nn.ModuleList(Layer(width, config.heads) for _ in range(config.layers))
+        self.out_norm = nn.LayerNorm(width)
+        self.correction = nn.Linear(width, 1)
+        nn.init.zeros_(self.correction.weight)
+        nn.init.zeros_(self.correction.bias)
+        self.openness = nn.Parameter(torch.ones(()))
+
+    def forward(
+        self,
+        tokens: Tensor,
+        distance: Tensor,
+        places: Tensor,
+        support: Tensor,
+        support_places: Tensor,
+        response: Tensor | None = None,
+        support_response: Tensor | None = None,
+    ) -> GapOutput:
+        """Correct ``distance``.
+
+        Args:
+            tokens: (B, N, channels) of the images in question.
+            distance: (B, N) anomaly so far, 0 or more; its scale is kept.
+            places: (N, 2) row and column of each token, in [0, 1].
+            support: (M, channels) tokens of all support images.
+            support_places: (M, 2).
+            response: (B, N) R in [0, 1] at each token; None counts as 1 everywhere.
+            support_response: (M,) the same for the support.
+
+        Raises:
+            ValueError: the shapes do not fit each other.
+        """
+        count = len(tokens)
+        check_tokens(tokens, distance, places, support, support_places, self.config.channels)
+        if not self.config.use_response:
+            response = support_response = None
+
+        x = self.embed(tokens) + self.place(waves(places))  # (B, N, W)
+        if self.config.support_attention:
+            known = self.normal_norm(self.embed(support) + self.place(waves(support_places)))
+            known = known.expand(count, -1, -1)  # (B, M, W)
+            bias = None if support_response is None else support_response.expand(count, -1)
+            attended, weights = self.normal(self.normal_norm(x), known, bias)
+            rebuilt = weights @ support  # (B, N, channels): a mean of normal tokens
+            x = x + attended + self.embed_gap((tokens - rebuilt).abs())
+        else:
+            rebuilt = tokens
+        x = x + self.embed_distance(distance[..., None])
+        for layer in self.layers:
+            x = layer(x, response)
+        x = self.out_norm(x)  # (B, N, W)
+
+        anomaly = distance + self.correction(x)[..., 0]
+        if response is not None:
+            # Kept in [0, 1], but a gradient passes at the ends too, or it could never come back.
+            inside = self.openness.clamp(0, 1)
+            openness = self.openness + (inside - self.openness).detach()
+            anomaly = anomaly * (openness + (1 - openness) * response)
+        return GapOutput(x, anomaly, rebuilt)
+
+
+def waves(places: Tensor) -> Tensor:
+    """Places (N, 2) in [0, 1] -> sines and cosines (N, 4 * len(FREQUENCIES))."""
+    angles = torch.cat([math.pi * frequency * places for frequency in FREQUENCIES], dim=-1)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def grid_places(height: int, width: int) -> Tensor:
+    """(height * width, 2) row and column of the cells' centres, in [0, 1], row by row."""
+    rows = (torch.arange(height) + 0.5) / height
+    columns = (torch.arange(width) + 0.5) / width
+    return torch.cartesian_prod(rows, columns)
+
+
+def check_tokens(
+    tokens: Tensor,
+    distance: Tensor,
+    places: Tensor,
+    support: Tensor,
+    support_places: Tensor,
+    channels: int,
+) -> None:
+    """Raise ValueError unless the shapes are those that ``GapTransformer.forward`` names."""
+    if tokens.dim() != 3 or tokens.shape[2] != channels:
+        raise ValueError(f"T takes tokens (B, N, {channels}), got {tuple(tokens.shape)}.")
+    if support.dim() != 2 or support.shape[1] != channels or not len(support):
+        raise ValueError(f"T takes support tokens (M, {channels}), got {tuple(support.shape)}.")
+    expected = {
+        "distance": (distance, tuple(tokens.shape[:2])),
+        "places": (places, (tokens.shape[1], 2)),
+        "support_places": (support_places, (len(support), 2)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"T takes {name} of shape {shape}, got {tuple(tensor.shape)}.")

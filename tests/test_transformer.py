@@ -1,0 +1,199 @@
+"""T starts as the distance it is given, sees the support, and can be differentiated twice."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from metaformer.transformer import (
+    GapTransformer,
+    GapTransformerConfig,
+    ResponseBias,
+    grid_places,
+)
+
+CONFIG = GapTransformerConfig(channels=5, width=8, heads=2, layers=1)
+
+
+class Inputs(NamedTuple):
+    tokens: Tensor
+    distance: Tensor
+    places: Tensor
+    support: Tensor
+    support_places: Tensor
+    response: Tensor
+    support_response: Tensor
+
+
+def inputs(count: int = 2, seed: int = 0) -> Inputs:
+    g = torch.Generator().manual_seed(seed)
+    places = grid_places(3, 4)
+    return Inputs(
+        torch.randn(count, 12, 5, generator=g),
+        torch.rand(count, 12, generator=g),
+        places,
+        torch.randn(24, 5, generator=g),
+        places.repeat(2, 1),
+        torch.rand(count, 12, generator=g),
+        torch.rand(24, generator=g),
+    )
+
+
+def transformer(config: GapTransformerConfig = CONFIG, *, trained: bool = False) -> GapTransformer:
+    torch.manual_seed(0)
+    model = GapTransformer(config)
+    if trained:  # away from the start, where half of the network is silent
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_it_starts_as_the_distance_whatever_the_response(seed: int) -> None:
+    given_inputs = inputs(seed=seed)
+    assert torch.equal(transformer()(*given_inputs).anomaly, given_inputs.distance)
+
+
+def test_shapes() -> None:
+    out = transformer()(*inputs(3))
+    assert out.tokens.shape == (3, 12, 8)
+    assert out.anomaly.shape == (3, 12)
+    assert out.rebuilt.shape == (3, 12, 5)
+
+
+@torch.no_grad()
+def test_an_image_does_not_depend_on_its_batch() -> None:
+    model, many = transformer(trained=True), inputs(4)
+    one = many._replace(
+        tokens=many.tokens[:1], distance=many.distance[:1], response=many.response[:1]
+    )
+    torch.testing.assert_close(model(*many).anomaly[:1], model(*one).anomaly, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_order_of_the_support_does_not_count() -> None:
+    model, x = transformer(trained=True), inputs()
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
+    other = x._replace(
+        support=x.support[order],
+        support_places=x.support_places[order],
+        support_response=x.support_response[order],
+    )
+    torch.testing.assert_close(model(*x).anomaly, model(*other).anomaly, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_is_rebuilt_is_a_mean_of_support_tokens() -> None:
+    x = inputs()
+    rebuilt = transformer(trained=True)(*x).rebuilt
+    assert (rebuilt <= x.support.amax(0) + 1e-5).all()
+    assert (rebuilt >= x.support.amin(0) - 1e-5).all()
+    same = x._replace(support=x.support[:1].repeat(24, 1))
+    torch.testing.assert_close(
+        transformer(trained=True)(*same).rebuilt, x.support[:1].expand(2, 12, 5)
+    )
+
+
+@torch.no_grad()
+def test_keys_without_response_lose_weight_and_more_so_with_strength() -> None:
+    tokens = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(0))
+    attention = transformer().normal
+    response = torch.tensor([[1.0, 1, 1, 0, 0, 0]])
+    shares = []
+    for raw in (-4.0, 0.0, 3.0):
+        attention.bias.raw_strength.fill_(raw)
+        shares.append(float(attention(tokens, tokens, response)[1][..., 3:].sum(-1).mean()))
+    assert shares[0] > shares[1] > shares[2]
+    assert shares[2] < 1e-3
+
+
+@given(raw=st.floats(-50, 50))
+def test_the_bias_is_never_an_advantage_of_the_background(raw: float) -> None:
+    bias = ResponseBias(1)
+    nn.init.constant_(bias.raw_strength, raw)
+    low, high = bias(torch.tensor([[0.1, 0.9]])).detach().flatten()
+    assert low <= high
+
+
+@torch.no_grad()
+def test_gate_closes_softly_and_stays_in_range() -> None:
+    x = inputs()
+    for openness, expected in ((2.0, 1.0), (0.25, 0.25), (-1.0, 0.0)):
+        model = transformer()
+        model.openness.fill_(openness)
+        gate = expected + (1 - expected) * x.response
+        torch.testing.assert_close(model(*x).anomaly, x.distance * gate)
+
+
+def test_gate_can_come_back_from_either_end() -> None:
+    for openness in (2.0, -1.0):
+        model = transformer()
+        nn.init.constant_(model.openness, openness)
+        model(*inputs()).anomaly.sum().backward()
+        assert model.openness.grad is not None
+        assert model.openness.grad.abs() > 0
+
+
+@torch.no_grad()
+def test_ablations_ignore_what_they_switch_off() -> None:
+    x, other = inputs(), inputs(seed=1)
+    blind = transformer(GapTransformerConfig(5, 8, 2, 1, support_attention=False), trained=True)
+    changed = x._replace(support=other.support, support_response=other.support_response)
+    assert torch.equal(blind(*x).anomaly, blind(*changed).anomaly)
+    free = transformer(GapTransformerConfig(5, 8, 2, 1, use_response=False), trained=True)
+    changed = x._replace(response=other.response, support_response=other.support_response)
+    assert torch.equal(free(*x).anomaly, free(*changed).anomaly)
+    full = transformer(trained=True)
+    assert not torch.equal(full(*x).anomaly, full(*changed).anomaly)
+
+
+def test_second_derivative_is_right() -> None:
+    model = transformer(trained=True).double()
+    x = Inputs(*(tensor.double() for tensor in inputs(1)))
+    tokens = x.tokens[:, :3].clone().requires_grad_()
+
+    def anomaly(tokens: Tensor) -> Tensor:
+        part = x._replace(
+            tokens=tokens,
+            distance=x.distance[:, :3],
+            places=x.places[:3],
+            response=x.response[:, :3],
+        )
+        result: Tensor = model(*part).anomaly
+        return result
+
+    assert torch.autograd.gradgradcheck(anomaly, (tokens,))
+
+
+def test_it_learns_what_distance_alone_cannot_tell() -> None:
+    """The label hangs on the token's first channel, on which the distance does not."""
+    torch.manual_seed(0)
+    model = transformer(GapTransformerConfig(5, 16, 2, 1))
+    x = inputs(8)
+    labels = (x.tokens[..., 0] > 0).float()
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(60):
+        loss = nn.functional.binary_cross_entropy_with_logits(model(*x).anomaly, labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_shapes_that_do_not_fit_are_named() -> None:
+    x = inputs()
+    with pytest.raises(ValueError, match="distance of shape"):
+        transformer()(*x._replace(distance=x.distance[:, :5]))
+    with pytest.raises(ValueError, match=r"tokens \(B, N, 5\)"):
+        transformer()(*x._replace(tokens=x.tokens[..., :4]))
+    with pytest.raises(ValueError, match="multiples of the number of heads"):
+        GapTransformerConfig(channels=5, width=9, heads=2)
