@@ -37,7 +37,7 @@ class Histogram:
     bar_width: float
     grid: tuple[Grid, ...]
     support: tuple[float, ...]
-    """Where the normal images that the detector was adapted to stand."""
+    """Where the normal scores that set the threshold stand."""
     plot_height: int = PLOT_HEIGHT
 
 

@@ -53,9 +53,9 @@ class ReportBuilder:
 
     Args:
         settings: shown as a table. Two entries are used otherwise: ``title`` is the heading, and
-            ``support_scores`` (calibrated leave-one-out scores of the normal images) is marked in
-            the histogram.
-        max_images: most pictures in the file; 200 make about 15 MB.
+            ``support_scores`` (calibrated scores of the normal images, each scored without itself,
+            or of views of one image) is marked in the histogram.
+        max_images: most pictures in the file; 200 make 10 to 25 MB.
         thumbnail: longer side of a picture in pixels; smaller images are not enlarged.
 
     Raises:

@@ -101,8 +101,8 @@ function judge() {
   const above = data.support.filter((score) => score >= limit).length;
   byId("live").textContent = `${number(flagged)} of ${number(total)} flagged`;
   if (byId("support")) {
-    byId("support").textContent = `The threshold of ${limit.toFixed(3)} would flag ${above} of the `
-      + `${data.support.length} normal images adapted to.`;
+    byId("support").textContent = `At ${limit.toFixed(3)}, ${above} of the ${data.support.length} `
+      + "normal scores that set the threshold would be flagged.";
   }
   byId("cut").setAttribute("aria-valuetext", `${limit.toFixed(3)}, ${flagged} of ${total} flagged`);
   byId("cut").style.setProperty("--at", `${percent}%`);
