@@ -337,7 +337,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_prior_training import tiny
 from metaformer.training.prior import train_prior
-train_prior(tiny(Path({data!r}), Path({output!r}), {changes}), quiet=True)
+train_prior(tiny(Path({data!r}), Path({output!r}), **dict({changes})), quiet=True)
 """
 
 
@@ -374,7 +374,7 @@ def test_resuming_after_kill_9_continues_the_same_curve(data: Path, tmp_path: Pa
         assert torch.equal(tensor, got[name]), name
 
 
-TWO = """
+SAME_WEIGHTS = """
 import sys
 from pathlib import Path
 import torch
@@ -382,7 +382,7 @@ sys.path.insert(0, {tests!r})
 from test_prior_training import tiny
 from metaformer.training.distributed import gather, join_workers
 from metaformer.training.photo_bank import load_bank
-from metaformer.training.prior import PriorTrainer, train_prior
+from metaformer.training.prior import PriorTrainer
 data, output = Path({data!r}), Path({output!r})
 torch.set_num_threads(1)
 with join_workers() as workers:
@@ -394,23 +394,28 @@ with join_workers() as workers:
     weights, areas = gather(flat, workers), gather(values["area"].reshape(1), workers)
     assert len(weights) == 2 and torch.equal(weights[0], weights[1])
     assert not torch.equal(areas[0], areas[1])  # each process has photos of its own
-train_prior(tiny(data, output), quiet=True)
 """
 
 
-@pytest.mark.slow
-def test_two_processes_train_one_network(data: Path, tmp_path: Path) -> None:
-    script = tmp_path / "two.py"
-    output = tmp_path / "run"
-    script.write_text(
-        TWO.format(tests=str(Path(__file__).parent), data=str(data), output=str(output))
-    )
+def torchrun(script: Path, code: str, **values: str) -> None:
+    script.write_text(code.format(tests=str(Path(__file__).parent), **values))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, str(script)], capture_output=True, text=True, env=environment, timeout=200
+        [*command, str(script)], capture_output=True, text=True, env=environment, timeout=250
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_two_processes_keep_the_same_weights(data: Path, tmp_path: Path) -> None:
+    torchrun(tmp_path / "two.py", SAME_WEIGHTS, data=str(data), output=str(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_run(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    torchrun(tmp_path / "two.py", RUN, data=str(data), output=str(output), changes="")
     tensors, record = load_checkpoint(output / "checkpoint.safetensors")
     assert (record["workers"], record["step"]) == (2, 12)
     assert not torch.equal(tensors["pool.0.photos"], tensors["pool.1.photos"])
