@@ -23,7 +23,6 @@ def main() -> None:
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     text = put(text, "results", accuracy())
-    text = put(text, "false-alarms", false_alarms())
     write_text(readme, text)
 
 
@@ -50,7 +49,7 @@ def accuracy() -> str:
             r["shots"]: r for r in results if is_of(r, data, pairs.get(data, "feature"))
         }
         peer_by_shots = {r["shots"]: r for r in results if is_of(r, data, "patchcore")}
-        for shots in sorted(ours_by_shots.keys() & peer_by_shots.keys(), key=str):
+        for shots in sorted(ours_by_shots.keys() & peer_by_shots.keys()):
             ours, peer = ours_by_shots[shots], peer_by_shots[shots]
             cells = [f"{cell(ours, metric)} / {cell(peer, metric)}" for metric, _ in COLUMNS]
             name = f"{data} (`--aligned`)" if data in pairs else data
@@ -65,21 +64,6 @@ def is_of(result: dict[str, Any], data: str, preset: str) -> bool:
 def cell(result: dict[str, Any], metric: str) -> str:
     value = result["mean"][metric]
     return "–" if value is None else f"{100 * value:.1f}"
-
-
-def false_alarms() -> str:
-    """Share of unseen good images flagged, by number of images and rate asked."""
-    means = json.loads((RESULTS / "false_alarms.json").read_text())["mean"]
-    keys = [key for key in next(iter(means.values())) if key.startswith("flagged_at_")]
-    rates = [float(key.removeprefix("flagged_at_")) for key in keys]
-    lines = [
-        f"| normal images | {' | '.join(f'asked {rate:.0%}' for rate in rates)} |",
-        "|---|" + "---|" * len(rates),
-    ]
-    for shots in sorted(means, key=int):
-        found = " | ".join(f"{100 * means[shots][key]:.1f} %" for key in keys)
-        lines.append(f"| {shots} | {found} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

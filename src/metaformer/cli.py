@@ -351,6 +351,19 @@ def pretrain_autoencoder_command(
         typer.echo(pretrain_autoencoder(PretrainConfig.from_yaml(config), resume=resume))
 
 
+@pretrain_app.command("universal")
+def pretrain_universal(
+    config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Meta-train A (MAML) on tasks made from unlabelled photos."""
+    with clear_errors():
+        from metaformer.training.meta import MetaConfig, meta_train
+
+        typer.echo(meta_train(MetaConfig.from_yaml(config), resume=resume, quiet=quiet))
+
+
 def main() -> None:
     """Entry point; a broken pipe (``metaformer info x | head``) is not an error."""
     try:

@@ -121,7 +121,7 @@ def _placement(matte: Matte, size: int, rng: Generator) -> NDArray[np.float64]:
     """Affine map that puts the object of ``matte`` at a random size and place."""
     rows, columns = np.nonzero(matte.max(axis=1) > 0.5)[0], np.nonzero(matte.max(axis=0) > 0.5)[0]
     extent = max(np.ptp(rows), np.ptp(columns)) + 1
-    length = size * rng.uniform(0.25, 0.95)
+    length = _length(size, rng)
     scale = length / extent
     stretch = np.exp(rng.normal(0, 0.12))
     # Anywhere, but with most of the object inside the photo.
@@ -132,6 +132,11 @@ def _placement(matte: Matte, size: int, rng: Generator) -> NDArray[np.float64]:
         degrees=rng.normal(0, 40),
         target=(size / 2 + rng.uniform(-reach, reach), size / 2 + rng.uniform(-reach, reach)),
     )
+
+
+def _length(size: int, rng: Generator) -> float:
+    """Longest side of a pasted object, log-uniform: small ones are as common as large ones."""
+    return float(size * np.exp(rng.uniform(np.log(0.15), np.log(0.95))))
 
 
 def _filled_shape(side: Side, size: int, rng: Generator) -> tuple[Photo, Matte]:
@@ -163,7 +168,7 @@ def _random_outline(size: int, rng: Generator) -> Matte:
     radius = np.ones_like(t)
     for k in range(2, 7):
         radius += rng.normal(0, 0.28 / k) * np.cos(k * t + rng.uniform(0, 2 * np.pi))
-    length = size * rng.uniform(0.25, 0.9)
+    length = _length(size, rng)
     aspect = np.exp(rng.normal(0, 0.35))
     points = np.stack([radius * np.cos(t) * aspect, radius * np.sin(t) / aspect], axis=1)
     points *= length / np.ptp(points, axis=0).max()

@@ -30,9 +30,9 @@ class Reconstruction(nn.Module):
     def forward(self, support: Tensor, images: Tensor | None = None) -> Tensor:
         """Rebuild ``images`` (B, 3, H, W), or the support itself, by the support's moments."""
         if images is None:
-            return self.autoencoder(support)  # type: ignore[no-any-return]
+            return self.autoencoder(support)
         moments = self.autoencoder.support_moments(support)
-        return self.autoencoder(images, moments)  # type: ignore[no-any-return]
+        return self.autoencoder(images, moments)
 
 
 class InnerRates(nn.Module):
