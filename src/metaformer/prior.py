@@ -45,7 +45,7 @@ class PriorWeightsError(ValueError):
 class PriorConfig:
     """Size of P. The defaults are what the package ships."""
 
-    side: int = 64
+    side: int = 96
     """Side, in pixels, of the square at which P works; a multiple of 16."""
     width: int = 32
     """Channels at half resolution; doubled twice on the way down."""
@@ -191,7 +191,7 @@ class Critic(nn.Module):
     each photo alone.
     """
 
-    def __init__(self, side: int = 64, width: int = 32) -> None:
+    def __init__(self, side: int = 96, width: int = 32) -> None:
         super().__init__()
         w = width
         widths = (6, w, 2 * w, 4 * w, 6 * w, 8 * w)

@@ -94,6 +94,7 @@ def draw_composed(side: Side, shape: bool, size: int, rng: Generator) -> tuple[P
         if rng.random() < 0.35:
             foreground = _shift_hue(foreground, rng)
     gain = np.float32(rng.uniform(0.75, 1.25))  # the object's light is not the background's
+    matte = matte.clip(0, 1)  # filters overshoot by a rounding error
     blend = background.astype(np.float32)
     blend += matte[..., None] * (np.minimum(foreground * gain, 255) - blend)
     return _finish(blend.astype(np.uint8), rng), matte
