@@ -99,7 +99,7 @@ def test_learning_rate_warms_up_and_ends_at_zero(config: PretrainConfig) -> None
     assert rates[0] == pytest.approx(longer.learning_rate / 10)
     assert max(rates) == pytest.approx(longer.learning_rate)
     assert rates[100] == pytest.approx(0, abs=1e-12)
-    assert all(a >= b for a, b in itertools.pairwise(rates))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
 def test_ssim_of_an_image_with_itself_is_one_and_falls_with_noise() -> None:
