@@ -372,7 +372,8 @@ def test_help_answers_in_under_a_second():
     best = 10.0
     for _ in range(5):
         began = time.perf_counter()
-        done = subprocess.run(["metaformer", "--help"], capture_output=True, text=True, check=True)
+        command = [sys.executable, "-m", "metaformer.cli", "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         best = min(best, time.perf_counter() - began)
         if best < 1:
             break

@@ -11,12 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metaformer.detector import (
-        Detector,
-        DetectorFileError,
-        Metaformer,
-        OddSupportWarning,
-    )
+    from metaformer.detector import Detector, Metaformer, OddSupportWarning
+    from metaformer.detector_file import DetectorFileError
     from metaformer.pixels import ImageError
     from metaformer.results import Prediction, Region
 
@@ -35,7 +31,7 @@ __all__ = [
 
 _MODULES = {
     "Detector": "metaformer.detector",
-    "DetectorFileError": "metaformer.detector",
+    "DetectorFileError": "metaformer.detector_file",
     "ImageError": "metaformer.pixels",
     "Metaformer": "metaformer.detector",
     "OddSupportWarning": "metaformer.detector",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,13 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from metaformer.adaptation import Adapted, Model, SupportScore, adapt_to_support, prepare, raw_map
 from metaformer.calibration import Calibration
+from metaformer.detector_file import DetectorFileError, read_detector_file, write_detector_file
 from metaformer.feature_model import AdaptedFeature, FeatureConfig, FeatureModel
-from metaformer.files import atomic_path
 from metaformer.images import (
     IMAGE_SUFFIXES,
     ImageError,
@@ -40,17 +37,9 @@ Preset = Literal["feature", "pixel"]
 PRESETS: tuple[Preset, ...] = ("feature", "pixel")
 ImageSource = Path | str | bytes | NDArray[Any] | PillowImage.Image
 
-FORMAT = "metaformer-detector"
-FORMAT_VERSION = 1
-"""Raised whenever an older program could not read a newer file."""
-
 
 class OddSupportWarning(UserWarning):
     """A support image looks unlike the rest: perhaps a defect, perhaps another product."""
-
-
-class DetectorFileError(ValueError):
-    """A detector file cannot be read; the message says why and what to do."""
 
 
 class Metaformer:
@@ -251,21 +240,11 @@ class Detector:
         """
         tensors, settings = self.adapted.state()
         header = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
             "made": self.made,
             "settings": settings,
             "calibration": self.calibration.to_dict(),
         }
-        with atomic_path(path) as temporary:
-            try:
-                save_file(
-                    {name: tensor.contiguous() for name, tensor in tensors.items()},
-                    temporary,
-                    metadata={"metaformer": json.dumps(header)},
-                )
-            except SafetensorError as error:
-                raise OSError(f"{path}: cannot be written ({error}). Is the disk full?") from error
+        write_detector_file(Path(path), header, tensors)
 
     @classmethod
     def load(cls, path: Path | str) -> Detector:
@@ -293,40 +272,6 @@ class Detector:
                 f"is damaged, or was changed by hand; adapt again."
             ) from error
         return cls(adapted.model, adapted, calibration, made)
-
-
-def read_detector_file(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Header and tensors of a detector file, checked; see ``Detector.load`` for errors."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such detector file. Make one with `metaformer adapt FOLDER -o {path}`."
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("metaformer")
-            header = json.loads(text) if text else {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DetectorFileError(
-            f"{path}: not a readable detector file ({error}). It may be cut short or of another "
-            f"kind; adapt again."
-        ) from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise DetectorFileError(
-            f"{path}: a safetensors file, but not a detector. Detectors are written by "
-            f"`metaformer adapt`."
-        )
-    if header.get("format_version") != FORMAT_VERSION:
-        raise DetectorFileError(
-            f"{path}: detector format {header.get('format_version')}, this program reads "
-            f"{FORMAT_VERSION}. Adapt again, or install the version that wrote it."
-        )
-    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-    if bad:
-        raise DetectorFileError(
-            f"{path}: NaN or infinite values in {', '.join(bad)}. The file is damaged; adapt again."
-        )
-    return header, tensors
 
 
 def describe_source(source: ImageSource, index: int) -> str:

@@ -1,0 +1,40 @@
+"""The ``metaformer`` command.
+
+Nothing heavy is imported before a command runs: ``metaformer --help`` must answer at once.
+
+Exit codes: 0 all done; 1 nothing could be done, the message says why; 2 the command line is
+wrong; 3 done, but some images could not be read and are listed; 130 stopped by Ctrl-C, what was
+finished is on disk.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from metaformer.cli import data, detecting, measuring, pretraining
+
+app = typer.Typer(
+    name="metaformer",
+    help="Find defects in images when all you have is a handful of good ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(detecting.adapt)
+app.command()(detecting.predict)
+app.command()(measuring.evaluate)
+app.command()(detecting.info)
+app.command()(detecting.demo)
+app.add_typer(data.app, name="data")
+app.add_typer(pretraining.app, name="pretrain")
+
+
+def main() -> None:
+    """Entry point; a broken pipe (``metaformer info x | head``) is not an error."""
+    try:
+        app()
+    except BrokenPipeError:
+        sys.stderr.close()

@@ -1,0 +1,34 @@
+"""Public data sets: ``data fetch`` and ``data list``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metaformer.cli.options import clear_errors
+
+app = typer.Typer(help="Public data sets for benchmarking.", no_args_is_help=True)
+
+
+@app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="Which set; `metaformer data list` names them.")],
+    destination: Annotated[Path, typer.Option("--output", "-o", help="Folder to put it in.")],
+) -> None:
+    """Download a public data set, checked, where its licence and address allow it."""
+    with clear_errors():
+        from metaformer.fetch import fetch
+
+        typer.echo(f"{name}: in {fetch(name, destination)}")
+
+
+@app.command("list")
+def data_list() -> None:
+    """The public data sets whose layout is known."""
+    from metaformer.fetch import PUBLIC_SETS
+
+    for name, public in sorted(PUBLIC_SETS.items()):
+        how = "fetched" if public.url else "by hand"
+        typer.echo(f"{name:<16} {how:<8} {public.licence:<20} {public.homepage}")

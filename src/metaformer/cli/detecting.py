@@ -1,0 +1,163 @@
+"""The main job: ``adapt``, ``predict``, ``info``, ``demo``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from metaformer.cli.options import (
+    INTERRUPTED,
+    SOME_UNREADABLE,
+    Aligned,
+    AsJson,
+    FalseAlarmRate,
+    Preset,
+    PresetName,
+    Quiet,
+    Resolution,
+    Seed,
+    clear_errors,
+    progress_bar,
+)
+
+
+def adapt(
+    folder: Annotated[Path, typer.Argument(help="Folder of normal images; 1 is enough.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Detector file to write.")],
+    preset: Preset = PresetName.feature,
+    resolution: Resolution = None,
+    aligned: Aligned = False,
+    false_alarm_rate: FalseAlarmRate = 0.05,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Adapt to a product from a few normal images."""
+    with clear_errors():
+        if not output.parent.is_dir():
+            raise FileNotFoundError(
+                f"{output}: its folder {output.parent} does not exist. Create it first."
+            )
+        if output.is_dir():
+            raise IsADirectoryError(
+                f"{output}: a folder. Give a file, {output / 'product.metaformer'} for example."
+            )
+        from metaformer.detector import Metaformer
+
+        universal = Metaformer.from_pretrained(preset.value, resolution=resolution, aligned=aligned)
+        with progress_bar("adapting", quiet) as on_step:
+            detector = universal.adapt(
+                folder, false_alarm_rate=false_alarm_rate, seed=seed, on_step=on_step
+            )
+        detector.save(output)
+        if as_json:
+            typer.echo(json.dumps({"detector": str(output), **detector.info()}, indent=2))
+        elif not quiet:
+            count = len(detector.made["support"])
+            typer.echo(f"{output}: adapted to {count} normal image{'s' if count > 1 else ''}.")
+            typer.echo(detector.calibration.guarantee)
+
+
+def predict(
+    detector_file: Annotated[Path, typer.Argument(help="Detector made by `adapt`.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for scores.csv, maps/, report.html.")
+    ],
+    recursive: Annotated[bool, typer.Option(help="Look into sub-folders too.")] = False,
+    false_alarm_rate: Annotated[
+        float | None, typer.Option(help="Another rate than the detector was made with.")
+    ] = None,
+    maps: Annotated[bool, typer.Option(help="Write a heat map for each image.")] = True,
+    overwrite: Annotated[bool, typer.Option(help="Replace results of another run.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score images and mark their defects. Stopped and started again, it goes on."""
+    with clear_errors():
+        from metaformer.batch import score_images
+        from metaformer.detector import Detector
+        from metaformer.images import list_images
+
+        paths: list[Path] = []
+        for path in images:
+            paths += list_images(path, recursive=recursive) if path.is_dir() else [path]
+        # Named twice is scored once; and the maps of an earlier run are not images to score.
+        maps_folder = (output / "maps").resolve()
+        paths = [p for p in dict.fromkeys(paths) if not p.resolve().is_relative_to(maps_folder)]
+        if not paths:
+            raise ValueError(
+                f"{', '.join(map(str, images))}: no images in this folder"
+                f"{'' if recursive else ' (--recursive looks into sub-folders too)'}."
+            )
+        detector = Detector.load(detector_file)
+        if false_alarm_rate is not None:
+            detector = detector.with_false_alarm_rate(false_alarm_rate)
+        predictions: list[dict[str, Any]] = []
+        with progress_bar("scoring", quiet) as on_step:
+            count = 0
+
+            def on_image(path: Path, outcome: Any) -> None:
+                nonlocal count
+                count += 1
+                on_step(count, len(paths))
+                if as_json and not isinstance(outcome, str):
+                    predictions.append(outcome.to_dict())
+
+            result = score_images(
+                detector, paths, output, write_maps=maps, overwrite=overwrite, on_image=on_image
+            )
+    if as_json:
+        listed = [{"path": str(path), "reason": reason} for path, reason in result.failures]
+        summary = {
+            "scored": result.scored,
+            "anomalous": result.anomalous,
+            "of_earlier_runs": result.resumed,
+            "interrupted": result.interrupted,
+            "failures": listed,
+            "predictions": predictions,
+        }
+        typer.echo(json.dumps(summary, indent=2))
+    for path, reason in result.failures:
+        typer.echo(
+            f"not scored: {reason if str(path) in reason else f'{path}: {reason}'}", err=True
+        )
+    if not quiet and not as_json:
+        earlier = f" ({result.resumed} of them before)" if result.resumed else ""
+        typer.echo(f"{result.scored} images scored{earlier}, {result.anomalous} anomalous.")
+        typer.echo(f"report: {output / 'report.html'}")
+    if result.interrupted:
+        typer.echo("stopped; run the same command again to go on.", err=True)
+        raise typer.Exit(INTERRUPTED)
+    if result.scored == 0:
+        raise typer.Exit(1)
+    if result.failures:
+        raise typer.Exit(SOME_UNREADABLE)
+
+
+def info(
+    detector_file: Annotated[Path, typer.Argument(help="Detector made by `adapt`.")],
+) -> None:
+    """How a detector was made and what its threshold promises, as JSON."""
+    with clear_errors():
+        from metaformer.detector import Detector
+
+        typer.echo(json.dumps(Detector.load(detector_file).info(), indent=2))
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
+        "demo-report"
+    ),
+    quiet: Quiet = False,
+) -> None:
+    """Adapt to bundled photos of good products, find the defects in others, write a report."""
+    with clear_errors():
+        from metaformer.demo import run_demo
+
+        with progress_bar("demo", quiet) as on_step:
+            report = run_demo(output, on_step)
+        typer.echo(f"report: {report}")

@@ -1,0 +1,73 @@
+"""What the commands share: option types, readable errors, the progress bar."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+SOME_UNREADABLE = 3
+INTERRUPTED = 130
+
+
+class PresetName(StrEnum):
+    feature = "feature"
+    pixel = "pixel"
+
+
+Preset = Annotated[PresetName, typer.Option(help="Which universal model to adapt.")]
+Resolution = Annotated[
+    int | None,
+    typer.Option(help="Working size in pixels; more finds smaller defects. The preset's if unset."),
+]
+Aligned = Annotated[
+    bool, typer.Option(help="Parts stand in the same place on every image: compare by place.")
+]
+FalseAlarmRate = Annotated[
+    float, typer.Option(help="Share of good parts that may be flagged, between 0 and 1.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no chatter.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Results as JSON on standard output.")]
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Expected errors end as one readable line and exit code 1, warnings as one line each.
+
+    Whatever is a mistake of ours still shows its traceback.
+    """
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        typer.echo(f"warning: {message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        try:
+            yield
+        except BrokenPipeError:  # the reader of our output has gone; ``main`` knows
+            raise
+        except (ValueError, OSError) as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt:
+            typer.echo("stopped.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def progress_bar(label: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error; yields the function that moves it to (done, total)."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    hidden = quiet or not console.is_terminal
+    with Progress(*columns, console=console, disable=hidden, transient=True) as progress:
+        task = progress.add_task(label, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
