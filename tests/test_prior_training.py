@@ -132,7 +132,9 @@ def test_composed_photos_show_the_object_inside_the_matte_only(data: Path) -> No
     side = load_bank([data / "things"], [data / "grounds"], seed=1).effect
     areas = []
     for seed in range(20):
-        photo, matte = draw_composed(side, seed % 2 == 0, 64, np.random.default_rng(seed))
+        photo, matte = draw_composed(
+            side, PhotoMix(), seed % 2 == 0, 64, np.random.default_rng(seed)
+        )
         assert photo.shape == (64, 64, 3)
         assert photo.dtype == np.uint8
         assert 0 <= matte.min() <= matte.max() <= 1

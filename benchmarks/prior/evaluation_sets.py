@@ -20,7 +20,7 @@ RELATIVE_SIZES = (0.25, 0.4, 0.6, 0.8)
 """Longest side of a pasted cutout as a share of the photo's shorter side, in turn."""
 
 GARMENT_SIDE = 128
-"""Side of the held-out garment photos, which are kept in memory at 144 pixels."""
+"""Side of the held-out garment photos, which are kept in memory at 224 pixels."""
 
 
 def cutouts_on_photos(cutouts: Path, photos: Path, *, per_cutout: int = 2) -> Iterator[Pair]:
@@ -75,7 +75,9 @@ def held_out_garments(photos: Path, *, seed: int) -> dict[str, list[Pair]]:
         "garments as taken": [
             draw_for_effect(bank, as_taken, GARMENT_SIDE, rng) for _ in range(150)
         ],
-        "garments pasted": [draw_composed(bank, False, GARMENT_SIDE, rng) for _ in range(300)],
+        "garments pasted": [
+            draw_composed(bank, PhotoMix(), False, GARMENT_SIDE, rng) for _ in range(300)
+        ],
     }
     return {
         name: [(photo, matte > 0.5) for photo, matte in pairs if (matte > 0.5).any()]

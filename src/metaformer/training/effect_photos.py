@@ -7,7 +7,7 @@ never reach P: training sees finished effect photos, and no matte of side A is u
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import cv2
@@ -29,6 +29,9 @@ class PhotoMix:
     """A keyed object pasted onto another photo."""
     pasted_shape: float = 0.25
     """A random shape filled with material, pasted onto another photo."""
+    scene: float = 0.5
+    """Of the backgrounds pasted onto, how many are photos with things of their own in them, which
+    are then not the object."""
     material: float = 0.04
     """Side A only: a texture or heap that fills the photo, with no object to find."""
     effect_as_taken: float = 0.5
@@ -39,9 +42,9 @@ def draw_natural(side: Side, mix: PhotoMix, size: int, rng: Generator) -> Photo:
     """One photo of side A, uint8 (size, size, 3)."""
     kind = rng.random()
     if kind < mix.pasted_object + mix.pasted_shape:
-        return draw_composed(side, kind >= mix.pasted_object, size, rng)[0]
+        return draw_composed(side, mix, kind >= mix.pasted_object, size, rng)[0]
     if kind < mix.pasted_object + mix.pasted_shape + mix.material and side.backgrounds:
-        return _finish(_background(side, size, rng), rng)
+        return _finish(_background(side, replace(mix, scene=0.0), size, rng), rng)
     # Half on plain backdrops, as on side B: a busy background must not give side A away.
     if rng.random() < 0.5:
         photo = side.objects[rng.integers(len(side.objects))][0]
@@ -54,7 +57,7 @@ def draw_for_effect(side: Side, mix: PhotoMix, size: int, rng: Generator) -> tup
     """One photo of side B with the matte its effect is made with."""
     kind = rng.random()
     if kind < mix.pasted_object + mix.pasted_shape:
-        return draw_composed(side, kind >= mix.pasted_object, size, rng)
+        return draw_composed(side, mix, kind >= mix.pasted_object, size, rng)
     photo, matte = side.objects[rng.integers(len(side.objects))]
     transform = _whole_photo(size, rng)
     return _finish(_warp(photo, transform, size), rng), _warp(matte, transform, size)
@@ -79,11 +82,13 @@ def draw_effect_batch(
     return photos, mattes, effects
 
 
-def draw_composed(side: Side, shape: bool, size: int, rng: Generator) -> tuple[Photo, Matte]:
+def draw_composed(
+    side: Side, mix: PhotoMix, shape: bool, size: int, rng: Generator
+) -> tuple[Photo, Matte]:
     """An object, or a shape filled with material, pasted onto a background."""
-    background = _background(side, size, rng)
+    background = _background(side, mix, size, rng)
     if shape:
-        foreground, matte = _filled_shape(side, size, rng)
+        foreground, matte = _filled_shape(side, mix, size, rng)
     else:
         photo, keyed = side.objects[rng.integers(len(side.objects))]
         transform = _placement(keyed, size, rng)
@@ -100,8 +105,9 @@ def draw_composed(side: Side, shape: bool, size: int, rng: Generator) -> tuple[P
     return _finish(blend.astype(np.uint8), rng), matte
 
 
-def _background(side: Side, size: int, rng: Generator) -> Photo:
-    photo = side.backgrounds[rng.integers(len(side.backgrounds))]
+def _background(side: Side, mix: PhotoMix, size: int, rng: Generator) -> Photo:
+    photos = side.scenes if side.scenes and rng.random() < mix.scene else side.backgrounds
+    photo = photos[rng.integers(len(photos))]
     return _warp(photo, _whole_photo(size, rng, zoom=rng.uniform(1.0, 2.2)), size)
 
 
@@ -140,14 +146,14 @@ def _length(size: int, rng: Generator) -> float:
     return float(size * np.exp(rng.uniform(np.log(0.15), np.log(0.95))))
 
 
-def _filled_shape(side: Side, size: int, rng: Generator) -> tuple[Photo, Matte]:
+def _filled_shape(side: Side, mix: PhotoMix, size: int, rng: Generator) -> tuple[Photo, Matte]:
     """A smooth random outline, or a keyed object's, filled with shaded material."""
     if rng.random() < 0.4:
         keyed = side.objects[rng.integers(len(side.objects))][1]
         matte = _warp(keyed, _placement(keyed, size, rng), size, black_outside=True)
     else:
         matte = _random_outline(size, rng)
-    material = _background(side, size, rng).astype(np.float32)
+    material = _background(side, mix, size, rng).astype(np.float32)
     if rng.random() < 0.5:  # shading across the shape, as on a round body
         y, x = np.mgrid[0:size, 0:size] / size - 0.5
         angle = rng.uniform(0, 2 * np.pi)
@@ -164,23 +170,36 @@ def _filled_shape(side: Side, size: int, rng: Generator) -> tuple[Photo, Matte]:
 
 
 def _random_outline(size: int, rng: Generator) -> Matte:
-    """Matte of a blob: an ellipse whose radius wavers by a few random harmonics."""
+    """Matte of a random body: one wavering ellipse, or one with limbs grown onto it."""
+    parts = [_wavering_ellipse(rng, aspect_spread=0.35)]
+    if rng.random() < 0.5:
+        for _ in range(rng.integers(1, 7)):
+            limb = _wavering_ellipse(rng, aspect_spread=1.0) * rng.uniform(0.25, 0.8)
+            trunk = parts[rng.integers(len(parts))]
+            parts.append(limb + trunk[rng.integers(len(trunk))])  # rooted on an outline so far
+    points = np.concatenate(parts)
+    length = _length(size, rng)
+    low, high = points.min(axis=0), points.max(axis=0)
+    reach = max(0.0, size / 2 - 0.35 * length)
+    place = size / 2 + rng.uniform(-reach, reach, 2)
+    canvas = np.zeros((4 * size, 4 * size), np.uint8)
+    for part in parts:
+        outline = (part - (low + high) / 2) * length / (high - low).max() + place
+        cv2.fillPoly(canvas, [np.round(4 * outline).astype(np.int32)], 255)
+    matte = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    return cv2.GaussianBlur(matte, (0, 0), 0.6).astype(np.float32)
+
+
+def _wavering_ellipse(rng: Generator, aspect_spread: float) -> NDArray[np.float64]:
+    """Outline (90, 2) about the origin: an ellipse whose radius wavers by random harmonics."""
     t = np.linspace(0, 2 * np.pi, 90, endpoint=False)
     radius = np.ones_like(t)
     for k in range(2, 7):
         radius += rng.normal(0, 0.28 / k) * np.cos(k * t + rng.uniform(0, 2 * np.pi))
-    length = _length(size, rng)
-    aspect = np.exp(rng.normal(0, 0.35))
+    aspect = np.exp(rng.normal(0, aspect_spread))
     points = np.stack([radius * np.cos(t) * aspect, radius * np.sin(t) / aspect], axis=1)
-    points *= length / np.ptp(points, axis=0).max()
     turn = rng.uniform(0, 2 * np.pi)
-    points = points @ np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    reach = max(0.0, size / 2 - 0.35 * length)
-    points += size / 2 + rng.uniform(-reach, reach, 2)
-    canvas = np.zeros((4 * size, 4 * size), np.uint8)
-    cv2.fillPoly(canvas, [np.round(4 * points).astype(np.int32)], 255)
-    matte = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    return cv2.GaussianBlur(matte, (0, 0), 0.6).astype(np.float32)
+    return points @ np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
 
 
 def _finish(photo: Photo, rng: Generator) -> Photo:

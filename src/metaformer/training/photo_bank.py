@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,8 +24,10 @@ Photo = NDArray[np.uint8]
 Matte = NDArray[np.float32]
 """(S, S) in [0, 1]."""
 
-STORED_SIDE = 144
-"""Photos wait in memory a little larger than P's 128 pixels, to leave room for crops."""
+STORED_SIDE = 224
+"""Photos wait in memory larger than P's 128 pixels: crops of a background stay sharp."""
+KEYING_SIDE = 144
+"""Photos are keyed at this side, for which the thresholds of ``keying`` were set."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,9 @@ class Side:
     objects: tuple[tuple[Photo, Matte], ...]
     """Keyed objects with the matte that colour gave them."""
     backgrounds: tuple[Photo, ...]
-    """Materials, heaps and scenes to paste onto or to fill shapes with."""
+    """Materials and heaps to paste onto or to fill shapes with."""
+    scenes: tuple[Photo, ...] = ()
+    """Photos with things of their own in them, to paste onto or to fill shapes with as well."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +83,12 @@ def load_bank(
     objects: list[tuple[Photo, Matte]] = []
     plain: list[Photo] = []
     for photo in _load_all(object_folders):
-        matte = key_by_border(photo)
+        matte = key_by_border(resize_image(photo, (KEYING_SIDE, KEYING_SIDE)))
         if matte is None:
             plain.append(photo)
         else:
-            objects.append((photo, matte))
+            large = cv2.resize(matte, (STORED_SIDE, STORED_SIDE)).astype(np.float32)
+            objects.append((photo, large))
     if len(objects) < 9:
         raise ValueError(
             f"{', '.join(map(str, object_folders))}: only {len(objects)} photos show one object on "
@@ -95,7 +101,7 @@ def load_bank(
     ]
 
     # A third of the keyed objects to side A, half to B, the rest held out. Photos that cannot be
-    # keyed go to A, save a share that serves B as backgrounds.
+    # keyed go to A, save a share that serves B as scenes to paste onto and one held out.
     order = rng.permutation(len(objects))
     cut_a, cut_b = len(order) * 36 // 100, len(order) * 88 // 100
     objects_a = tuple(objects[i] for i in order[:cut_a])
@@ -104,22 +110,25 @@ def load_bank(
     grounds = [backgrounds[i] for i in rng.permutation(len(backgrounds))]
     cut_a, cut_b = len(grounds) * 45 // 100, len(grounds) * 90 // 100
     others = [plain[i] for i in rng.permutation(len(plain))]
-    cut_plain = len(others) * 85 // 100
+    cut_plain, cut_scenes = len(others) * 50 // 100, len(others) * 92 // 100
     return PhotoBank(
         natural=Side(
             plain=(*others[:cut_plain], *(photo for photo, _ in objects_a), *more_natural),
             objects=objects_a,
             backgrounds=tuple(grounds[:cut_a]),
+            scenes=tuple(others[:cut_plain]),
         ),
         effect=Side(
             plain=tuple(photo for photo, _ in objects_b),
             objects=objects_b,
-            backgrounds=(*grounds[cut_a:cut_b], *others[cut_plain:]),
+            backgrounds=tuple(grounds[cut_a:cut_b]),
+            scenes=tuple(others[cut_plain:cut_scenes]),
         ),
         held_out=Side(
             plain=tuple(photo for photo, _ in objects_held),
             objects=objects_held,
             backgrounds=tuple(grounds[cut_b:]),
+            scenes=tuple(others[cut_scenes:]),
         ),
         effect_as_taken=() if effect_folder is None else _load_effect_folder(effect_folder),
     )

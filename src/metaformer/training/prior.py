@@ -108,31 +108,39 @@ class PriorTrainer:
         # Only P slows down: the critic's rate stays, so that it judges P better and better.
         self.optimiser_g.param_groups[0]["lr"] = config.generator_lr * remaining
 
-        for last in [False] * (config.critic_steps - 1) + [True]:
-            images, shown, real, effects = self._draw(rng)
+        judged = self.step % config.critic_every == 0
+        losses: dict[str, Tensor] = {}
+        total = torch.zeros((), device=self.workers.device)
+        logits: list[Tensor] = []
+        for last in [False] * (config.critic_steps - 1) + [True] if judged else []:
+            images = self._draw_natural(rng)
+            shown, real, effects = self._draw_effects(rng)
             # Only the last edited photos go on to train the generator.
             with self._autocast(), torch.set_grad_enabled(last):
-                logits = self.generator.logits(images)  # (B, 1, side, side)
-            matte = torch.sigmoid(logits)
+                logits = [self.generator.logits(images)]  # (B, 1, side, side)
+            matte = torch.sigmoid(logits[0])
             fake = apply_effects(images, matte, effects)
-            judgement = self._critic_step(real, fake.detach(), effects, rng)
-
-        # Generator: edited photos up; and an effect made by software to be made again. ``real``
-        # is known to be ``shown`` with the effect, so P can be asked to imitate that very photo.
+            losses = self._critic_step(real, fake.detach(), effects, rng)
         self.critic.requires_grad_(False)
+        if judged:  # generator: edited photos up
+            with self._autocast():
+                total = total - self.critic(fake, effects).mean()
+        else:
+            shown, real, effects = self._draw_effects(rng)
+
+        # And an effect made by software to be made again. ``real`` is known to be ``shown`` with
+        # the effect, so P can be asked to imitate that very photo.
         with self._autocast():
-            logits_shown = self.generator.logits(shown)
-        imitated = apply_effects(shown, torch.sigmoid(logits_shown), effects)
+            logits.append(self.generator.logits(shown))
+        imitated = apply_effects(shown, torch.sigmoid(logits[-1]), effects)
         difference = (imitated - real).abs().mean()
-        with self._autocast():
-            convincing = self.critic(fake, effects).mean()
+        matte = torch.sigmoid(logits[0])  # of natural photos where there are any in this step
         area = matte.mean()
         guard = F.relu(config.area_low - area) + F.relu(area - config.area_high)
-        logits = torch.cat([logits, logits_shown])
-        saturation = F.relu(logits.abs() - config.logit_limit).square().mean()
-        self.optimiser_g.zero_grad(set_to_none=True)
+        saturation = F.relu(torch.cat(logits).abs() - config.logit_limit).square().mean()
         guards = config.area_weight * guard + config.logit_weight * saturation
-        (-convincing + config.imitation * difference + guards).backward()
+        self.optimiser_g.zero_grad(set_to_none=True)
+        (total + config.imitation * difference + guards).backward()
         self.critic.requires_grad_(True)
         average_gradients(self.generator.parameters(), self.workers)
         self.optimiser_g.step()
@@ -143,7 +151,7 @@ class PriorTrainer:
             for kept, new in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
                 kept.lerp_(new, 1 - decay)
         return {
-            **judgement,
+            **losses,
             "area": area.detach(),
             "area_spread": matte.detach().mean(dim=(1, 2, 3)).std(),
             "softness": (4 * matte * (1 - matte)).detach().mean(),
@@ -153,23 +161,25 @@ class PriorTrainer:
             "lr_share": remaining,
         }
 
-    def _draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Natural photos, photos of side B without and with their effect, and the effects (B,).
-
-        All photos are (B, 3, side, side). The effects are used for natural photos too.
-        """
-        config, device = self.config, self.workers.device
+    def _draw_natural(self, rng: np.random.Generator) -> Tensor:
+        """Natural photos (B, 3, side, side)."""
+        config = self.config
         natural = [
             draw_natural(self.bank.natural, config.mix, config.prior.side, rng)
             for _ in range(config.batch)
         ]
+        return to_batch(natural).to(self.workers.device)
+
+    def _draw_effects(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Photos of side B without and with their effect (B, 3, side, side); effects (B,)."""
+        config, device = self.config, self.workers.device
         photos, mattes, codes = draw_effect_batch(
             self.bank, config.mix, config.prior.side, config.batch, rng
         )
         effects = torch.from_numpy(codes).to(device)
         shown = to_batch(photos).to(device)
         real = apply_effects(shown, torch.from_numpy(mattes)[:, None].to(device), effects)
-        return to_batch(natural).to(device), shown, real, effects
+        return shown, real, effects
 
     def _critic_step(
         self, real: Tensor, fake: Tensor, effects: Tensor, rng: np.random.Generator

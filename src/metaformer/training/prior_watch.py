@@ -38,7 +38,7 @@ class Watch:
         drawn = [
             draw_for_effect(side, as_taken, size, rng)
             if i % 3 == 0
-            else draw_composed(side, i % 6 == 1, size, rng)
+            else draw_composed(side, PhotoMix(), i % 6 == 1, size, rng)
             for i in range(WATCHED)
         ]
         self.images = torch.from_numpy(np.stack([p for p, _ in drawn])).permute(0, 3, 1, 2) / 255
@@ -127,10 +127,10 @@ class RunLog:
         """Write the means of the values since the last time."""
         if not self.pending:
             return
-        means = {
-            name: sum(float(values[name]) for values in self.pending) / len(self.pending)
-            for name in self.pending[0]
-        }
+        means: dict[str, float] = {}
+        for name in sorted(set().union(*self.pending)):  # not every step has every value
+            present = [float(values[name]) for values in self.pending if name in values]
+            means[name] = sum(present) / len(present)
         self.pending.clear()
         self.write_watch(step, seconds, means)
 
