@@ -1,0 +1,152 @@
+"""Adapting in the background: one job at a time, a few waiting, the last ones remembered."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import traceback
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from metaformer.detector import Detector, Metaformer
+from metaformer.images import ImageError, read_image
+from metaformer.serve.limits import Limits
+from metaformer.serve.models import AdaptRequest, Job
+from metaformer.serve.store import DetectorStore, StoreFullError, new_id
+from metaformer.serve.uploads import Upload
+
+REMEMBERED = 200
+"""Jobs that can still be asked for; the oldest finished ones are forgotten."""
+
+
+class TooManyJobsError(RuntimeError):
+    """As many adaptations wait as may."""
+
+
+class Stopped(Exception):
+    """The server stops while a job runs."""
+
+
+class Adaptations:
+    """Turns uploads into detectors in the store."""
+
+    def __init__(self, store: DetectorStore, limits: Limits) -> None:
+        self.store = store
+        self.limits = limits
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="adapt")
+
+    def stop(self) -> None:
+        """Waiting jobs are dropped, a running one ends at its next step."""
+        self._stopping.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def get(self, id: str) -> Job | None:
+        """A job as it stands now."""
+        with self._lock:
+            job = self._jobs.get(id)
+            return job.model_copy() if job else None
+
+    def counts(self) -> dict[str, int]:
+        """Remembered jobs by state."""
+        with self._lock:
+            states = [job.state for job in self._jobs.values()]
+        return {state: states.count(state) for state in ("waiting", "running", "done", "failed")}
+
+    def check_room(self) -> None:
+        """Raises: TooManyJobsError: as many jobs wait as may."""
+        waiting = self.counts()["waiting"]
+        if waiting >= self.limits.jobs:
+            raise TooManyJobsError(f"{waiting} adaptations are waiting. Try again later.")
+
+    def submit(self, request: AdaptRequest, uploads: Sequence[Upload]) -> Job:
+        """Check the images and take the job on. Called from a worker thread.
+
+        Raises:
+            TooManyJobsError: as many jobs wait as may.
+            ImageError: an image cannot be read; its path is the name of the upload.
+            OSError: the images cannot be stored.
+        """
+        self.check_room()
+        folder = self.store.upload_folder()
+        try:
+            paths = [folder / f"{i:04d}" for i in range(len(uploads))]
+            for path, upload in zip(paths, uploads, strict=True):
+                path.write_bytes(upload.read())
+                try:
+                    read_image(path, max_pixels=self.limits.pixels)
+                except ImageError as error:
+                    raise ImageError(upload.name, error.reason) from None
+            job = Job(id=new_id(), state="waiting", done=0, total=0)
+            with self._lock:
+                self._jobs[job.id] = job
+                self._forget()
+            names = [upload.name for upload in uploads]
+            self._pool.submit(self._run, job, request, folder, paths, names)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return job.model_copy()
+
+    def _run(
+        self, job: Job, request: AdaptRequest, folder: Path, paths: list[Path], names: list[str]
+    ) -> None:
+        def on_step(done: int, total: int) -> None:
+            if self._stopping.is_set():
+                raise Stopped
+            self._update(job, done=done, total=total)
+
+        try:
+            self._update(job, state="running")
+            universal = Metaformer.from_pretrained(
+                request.preset, resolution=request.resolution, aligned=request.aligned
+            )
+            detector = universal.adapt(
+                paths, false_alarm_rate=request.false_alarm_rate, on_step=on_step
+            )
+            for support, name in zip(detector.made["support"], names, strict=True):
+                support["name"] = name
+            summary = self.store.add(detector, request.name)
+            self._update(job, state="done", detector=summary, warnings=doubts(detector))
+        except Stopped:
+            self._update(job, state="failed", error="the server was stopped.")
+        except StoreFullError as error:
+            self._update(job, state="failed", error=str(error))
+        except OSError as error:
+            self._update(job, state="failed", error=f"cannot be stored ({error.strerror}).")
+        except Exception as error:
+            # A job has no caller to raise to: the client is told, the log has the whole.
+            traceback.print_exc()
+            self._update(job, state="failed", error=f"{type(error).__name__} while adapting.")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _update(self, job: Job, **changes: Any) -> None:
+        with self._lock:
+            for field, value in changes.items():
+                setattr(job, field, value)
+
+    def _forget(self) -> None:
+        finished = [id for id, job in self._jobs.items() if job.state in ("done", "failed")]
+        for id in finished[: max(0, len(self._jobs) - REMEMBERED)]:
+            del self._jobs[id]
+
+
+def doubts(detector: Detector) -> list[str]:
+    """What the user should know: support images unlike the rest, a threshold that is a guess."""
+    scores = detector.made["support_scores"]
+    names = [support["name"] for support in detector.made["support"]]
+    odd = [
+        f"{names[score['index']]} looks unlike the other images. Look at it; adapt again without "
+        f"it if it shows a defect or another product."
+        for score in scores
+        if score["is_odd"]
+    ]
+    if detector.calibration.rule != "rank":
+        odd.append(detector.calibration.guarantee)
+    return odd

@@ -1,0 +1,257 @@
+"""The addresses of the service under ``/api``, with ``/health`` and ``/metrics``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Annotated, Any, BinaryIO
+
+from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import ValidationError
+
+import metaformer
+from metaformer.images import ImageError
+from metaformer.serve.jobs import TooManyJobsError
+from metaformer.serve.limits import busy
+from metaformer.serve.metrics import CONTENT_TYPE
+from metaformer.serve.models import (
+    AdaptRequest,
+    DetectorDetails,
+    DetectorList,
+    Error,
+    Health,
+    Job,
+    JobAccepted,
+    NotScored,
+    Predictions,
+    Scored,
+)
+from metaformer.serve.scoring import MapKind, answer_in_time, score_uploads
+from metaformer.serve.service import Open, Protected, Service
+from metaformer.serve.uploads import receive_form, shown
+
+CHUNK = 2**20
+"""Bytes of a detector file sent at once."""
+
+REASONS = {
+    400: "The request is not well-formed.",
+    401: "The server has a token, and the request another or none.",
+    403: "The request names another host, or comes from a page of another site.",
+    404: "There is no such thing.",
+    408: "The body took too long to arrive.",
+    409: "The store is full, or the detector's file is damaged.",
+    413: "The body is too large, or holds too many images.",
+    415: "The body is not multipart/form-data.",
+    422: "A value is not accepted, or no image can be read.",
+    429: "Too many requests at once; Retry-After says when to come again.",
+    503: "Not finished in time, or no room to store the upload; try again later.",
+}
+UPLOAD_ERRORS = (400, 401, 403, 408, 409, 413, 415, 422, 429, 503)
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The documented error answers of a route."""
+    return {status: {"model": Error, "description": REASONS[status]} for status in statuses}
+
+
+def form_schema(fields: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI of a multipart body: images, and the text fields of a JSON schema.
+
+    Bodies are read by ``receive_form``, after the token and the number of requests are checked;
+    FastAPI would read them before.
+    """
+    images = {
+        "type": "array",
+        "items": {"type": "string", "format": "binary"},
+        "minItems": 1,
+        "description": "Image files: PNG, JPEG, BMP, TIFF or WebP.",
+    }
+    schema = {
+        "type": "object",
+        "properties": {"images": images, **fields.get("properties", {})},
+        "required": ["images", *fields.get("required", [])],
+        "additionalProperties": False,
+    }
+    content = {"multipart/form-data": {"schema": schema}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+DetectorId = Annotated[
+    str, Path(pattern="^[0-9a-f]{32}$", description="As the server gave it.", title="Detector")
+]
+JobId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="As the server gave it.")]
+
+router = APIRouter()
+
+
+@router.get("/health", responses=errors(403), tags=["service"])
+def health(service: Open) -> Health:
+    """The service is up; needs no token."""
+    return Health(version=metaformer.__version__, detectors=len(service.store))
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+        **errors(401, 403),
+    },
+    tags=["service"],
+)
+def metrics(service: Protected) -> Response:
+    """Counts and times in the Prometheus text format."""
+    return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+
+@router.get("/api/detectors", responses=errors(401, 403), tags=["detectors"])
+def list_detectors(service: Protected) -> DetectorList:
+    """All detectors, newest first."""
+    return DetectorList(detectors=service.store.summaries())
+
+
+@router.post(
+    "/api/detectors",
+    status_code=202,
+    responses=errors(*UPLOAD_ERRORS),
+    openapi_extra=form_schema(AdaptRequest.model_json_schema()),
+    tags=["detectors"],
+)
+async def make_detector(request: Request, service: Protected) -> JobAccepted:
+    """Adapt to a product from images of good specimens. Answers at once; follow the job."""
+    with service.gate.place():
+        if service.store.is_full():
+            raise HTTPException(409, f"the store holds {service.store.most} detectors.")
+        async with receive_form(request, service.limits) as (texts, uploads):
+            wanted = read_fields(texts)
+            submit = partial(service.adaptations.submit, wanted, uploads)
+            try:
+                job = await answer_in_time(
+                    request, service.limits.seconds, service.workers.run(submit)
+                )
+            except ImageError as error:
+                raise HTTPException(422, f"{error}") from None
+            except TooManyJobsError as error:
+                raise busy(429, str(error)) from None
+            except OSError as error:
+                raise busy(503, f"the images cannot be stored ({error.strerror}).") from error
+    return JobAccepted(job=job)
+
+
+def read_fields(texts: dict[str, str]) -> AdaptRequest:
+    """Raises: HTTPException: 422, saying of each field what is wrong."""
+    try:
+        # A form sends an empty text for a number left out.
+        wanted = AdaptRequest.model_validate({k: v for k, v in texts.items() if v or k == "name"})
+    except ValidationError as error:
+        raise HTTPException(422, describe_errors(error.errors())) from None
+    if wanted.aligned and wanted.preset != "feature":
+        raise HTTPException(422, "aligned: this comparison needs the feature preset.")
+    return wanted
+
+
+def describe_errors(found: Any) -> str:
+    """Pydantic's list as one line."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in found
+    )[:1000]
+
+
+@router.get("/api/jobs/{id}", responses=errors(401, 403, 404, 422), tags=["detectors"])
+def get_job(id: JobId, service: Protected) -> Job:
+    """How far an adaptation is; the last 200 are remembered until the server stops."""
+    job = service.adaptations.get(id)
+    if job is None:
+        raise HTTPException(404, f"no job has the id {id}.")
+    return job
+
+
+@router.get("/api/detectors/{id}", responses=errors(401, 403, 404, 409, 422), tags=["detectors"])
+def get_detector(id: DetectorId, service: Protected) -> DetectorDetails:
+    """One detector and how it was made."""
+    summary = service.store.summary(id)
+    return DetectorDetails(**summary.model_dump(), info=service.store.get(id).info())
+
+
+@router.delete(
+    "/api/detectors/{id}",
+    status_code=204,
+    responses=errors(401, 403, 404, 422),
+    tags=["detectors"],
+)
+def delete_detector(id: DetectorId, service: Protected) -> None:
+    """Forget a detector for good."""
+    service.store.delete(id)
+
+
+@router.get(
+    "/api/detectors/{id}/file",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "content": {
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}}
+            },
+            "description": "The detector file, for `metaformer predict`.",
+        },
+        **errors(401, 403, 404, 422),
+    },
+    tags=["detectors"],
+)
+def download_detector(id: DetectorId, service: Protected) -> StreamingResponse:
+    """The detector file: what `metaformer adapt` writes."""
+    size = service.store.summary(id).bytes
+    return StreamingResponse(
+        read_chunks(service.store.open(id)),
+        media_type="application/octet-stream",
+        headers={
+            "Content-Disposition": f'attachment; filename="{id}.metaformer"',
+            "Content-Length": str(size),
+        },
+    )
+
+
+def read_chunks(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while chunk := file.read(CHUNK):
+            yield chunk
+
+
+@router.post(
+    "/api/detectors/{id}/predict",
+    responses=errors(*UPLOAD_ERRORS, 404),
+    openapi_extra=form_schema({}),
+    tags=["scoring"],
+)
+async def predict(
+    request: Request,
+    id: DetectorId,
+    service: Protected,
+    kind: Annotated[
+        MapKind, Query(alias="map", description="Pictures to send back with the scores.")
+    ] = "none",
+) -> Predictions:
+    """Score images. A file that cannot be read gets an entry with its error beside the others."""
+    with service.gate.place():
+        service.store.summary(id)
+        async with receive_form(request, service.limits) as (texts, uploads):
+            if texts:
+                raise HTTPException(422, f'the field "{shown(min(texts))}" means nothing here.')
+
+            async def load_and_score() -> list[Scored | NotScored]:
+                detector = await service.workers.run(partial(service.store.get, id))
+                return await score_uploads(service.workers, detector, uploads, kind, service.limits)
+
+            entries = await answer_in_time(request, service.limits.seconds, load_and_score())
+    count_outcomes(service, entries)
+    return Predictions(predictions=entries)
+
+
+def count_outcomes(service: Service, entries: list[Scored | NotScored]) -> None:
+    for entry in entries:
+        if isinstance(entry, NotScored):
+            outcome = "unreadable"
+        else:
+            outcome = "anomalous" if entry.is_anomalous else "normal"
+        service.metrics.images.labels(outcome).inc()

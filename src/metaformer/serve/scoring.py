@@ -1,0 +1,164 @@
+"""Scoring uploaded images: a few worker threads, in turn for all clients.
+
+Every image is a task of its own, so a request of many images does not hold up a request of one.
+Detectors keep nothing between images; several threads may use the same one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import Literal, TypeVar
+
+import cv2
+import numpy as np
+from fastapi import HTTPException, Request
+from numpy.typing import NDArray
+
+from metaformer.adaptation import shrink
+from metaformer.detector import Detector
+from metaformer.images import ImageError, read_image, resize_map
+from metaformer.overlays import draw_overlay, map_levels
+from metaformer.results import Prediction
+from metaformer.serve.limits import Limits, busy
+from metaformer.serve.models import NotScored, Scored
+from metaformer.serve.uploads import Upload
+
+T = TypeVar("T")
+MapKind = Literal["none", "png", "overlay"]
+
+OVERLAY_SIDE = 1200
+"""An overlay has at most this many pixels squared: it is for looking at, and an answer holds
+many."""
+OVERLAY_QUALITY = 90
+
+
+class ClientGone(Exception):
+    """The client hung up before the answer was ready."""
+
+
+class Workers:
+    """Threads for all that takes time, so that the event loop always answers."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.waiting = 0
+        """Tasks that have no thread yet."""
+        self._turns = asyncio.Semaphore(count)
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="score")
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """The result of ``work``, done by a worker thread when its turn comes."""
+        self.waiting += 1
+        try:
+            await self._turns.acquire()
+        finally:
+            self.waiting -= 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        finally:
+            self._turns.release()
+
+    def stop(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+async def answer_in_time(request: Request, seconds: float, work: Coroutine[None, None, T]) -> T:
+    """The result of ``work``, given up when time is over or the client is gone.
+
+    Call it when the request's body has been read.
+
+    Raises:
+        HTTPException: 503, time is over.
+        ClientGone: nobody waits for the answer.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(until_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if gone.done():
+            raise ClientGone
+        raise busy(
+            503, f"not finished within {seconds:g} seconds. Try again, or send fewer images."
+        )
+    finally:
+        gone.cancel()
+        task.cancel()
+
+
+async def until_disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def score_uploads(
+    workers: Workers, detector: Detector, uploads: Sequence[Upload], kind: MapKind, limits: Limits
+) -> list[Scored | NotScored]:
+    """One entry an upload, in order.
+
+    Raises:
+        HTTPException: 422, not one image could be read.
+    """
+
+    def score(index: int) -> Scored | NotScored:
+        return score_one(detector, index, uploads[index], kind, limits.pixels)
+
+    entries = await asyncio.gather(
+        *(workers.run(partial(score, index)) for index in range(len(uploads)))
+    )
+    failures = [entry for entry in entries if isinstance(entry, NotScored)]
+    if len(failures) == len(entries):
+        reasons = "; ".join(f"{f.name or f'image {f.index}'}: {f.error}" for f in failures[:3])
+        more = f"; and {len(failures) - 3} more" if len(failures) > 3 else ""
+        raise HTTPException(422, f"no image could be read. {reasons}{more}")
+    return entries
+
+
+def score_one(
+    detector: Detector, index: int, upload: Upload, kind: MapKind, max_pixels: int
+) -> Scored | NotScored:
+    """The verdict on one upload, the same that ``Detector.predict`` gives on its bytes."""
+    try:
+        pixels = read_image(
+            upload.read(), white_level=detector.made["white_level"], max_pixels=max_pixels
+        )
+    except ImageError as error:
+        return NotScored(index=index, name=upload.name, error=error.reason)
+    prediction = detector.predict_pixels(pixels)
+    picture = None
+    if kind == "png":
+        picture = data_url(".png", map_levels(prediction.anomaly_map))
+    elif kind == "overlay":
+        picture = data_url(".jpg", overlay(pixels, prediction))
+    return Scored.of(index, upload.name, prediction, picture)
+
+
+def overlay(pixels: NDArray[np.uint8], prediction: Prediction) -> NDArray[np.uint8]:
+    """Heat map and outlines on the image, (h, w, 3) RGB, made smaller if it is large."""
+    small = shrink(pixels, OVERLAY_SIDE)
+    if small.shape != pixels.shape:
+        anomaly_map = resize_map(prediction.anomaly_map, small.shape[:2])
+        mask = (anomaly_map >= 0.5) & prediction.is_anomalous
+        prediction = replace(prediction, anomaly_map=anomaly_map, mask=mask)
+    return draw_overlay(small, prediction, caption=False)
+
+
+def data_url(suffix: Literal[".png", ".jpg"], image: NDArray[np.uint8]) -> str:
+    """A picture, (H, W) or (H, W, 3) RGB, inside an address."""
+    if image.ndim == 3:
+        image = image[:, :, ::-1]  # OpenCV takes BGR
+    settings = {
+        ".png": [cv2.IMWRITE_PNG_COMPRESSION, 1],
+        ".jpg": [cv2.IMWRITE_JPEG_QUALITY, OVERLAY_QUALITY],
+    }[suffix]
+    is_encoded, content = cv2.imencode(suffix, np.ascontiguousarray(image), settings)
+    if not is_encoded:
+        raise RuntimeError(f"an image of shape {image.shape} could not be encoded as {suffix}.")
+    kind = {".png": "png", ".jpg": "jpeg"}[suffix]
+    return f"data:image/{kind};base64,{base64.b64encode(content.tobytes()).decode()}"

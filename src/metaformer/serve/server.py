@@ -1,0 +1,100 @@
+"""Runs the service: the socket, the threads, the end on SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import uvicorn
+
+from metaformer.detector import OddSupportWarning
+from metaformer.serve.app import create_app
+from metaformer.serve.limits import Limits
+from metaformer.serve.security import LOOPBACK, is_loopback
+
+CONNECTIONS = 500
+"""Most connections at once; more are told 503 by the web server itself."""
+GRACE_SECONDS = 20
+"""What requests at work have to finish when the server is stopped."""
+
+
+def serve(
+    folder: Path,
+    *,
+    detectors: tuple[Path, ...],
+    host: str,
+    port: int,
+    token: str | None,
+    limits: Limits,
+    workers: int,
+    log_requests: bool,
+    on_ready: Callable[[str], None],
+) -> None:
+    """Serve until SIGTERM or Ctrl-C; then finish what is at work and return.
+
+    Args:
+        port: 0 for any that is free.
+        on_ready: called with the address, once it can be connected to.
+
+    Raises:
+        OSError: the address cannot be bound, or the folder not be written to.
+        StoreError: another server uses the folder.
+        DetectorFileError: one of ``detectors`` is no detector.
+    """
+    listener = listen(host, port)
+    # Each worker thread scores an image of its own: the processors are shared between them.
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    # What a job has to say is in its `warnings`.
+    warnings.simplefilter("ignore", OddSupportWarning)
+    names = frozenset({*LOOPBACK, host.lower()}) if is_loopback(host) else None
+    app = create_app(
+        folder,
+        detectors=detectors,
+        limits=limits,
+        token=token,
+        workers=workers,
+        allowed_hosts=names,
+    )
+    for line in app.state.service.store.unreadable:
+        warnings.warn(line, stacklevel=2)
+    config = uvicorn.Config(
+        app,
+        log_level="info" if log_requests else "warning",
+        access_log=log_requests,
+        limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        server_header=False,
+        ws="none",
+    )
+    server = uvicorn.Server(config)
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    # Before uvicorn listens to signals, and after: it raises them again when it has ended in good
+    # order, but to be told to stop is how a server ends well.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    on_ready(address(listener))
+    server.run(sockets=[listener])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Raises: OSError: the address is in use, not of this machine, or not allowed."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=512)
+    except (OSError, OverflowError) as error:
+        raise OSError(
+            f"{host}:{port} cannot be listened on ({error}). Choose another --port or --host."
+        ) from error
+
+
+def address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,55 @@
+"""What a running service is made of, shared by all its routes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials
+
+from metaformer.serve.jobs import Adaptations
+from metaformer.serve.limits import Gate, Limits
+from metaformer.serve.metrics import Metrics
+from metaformer.serve.scoring import Workers
+from metaformer.serve.security import bearer, check_token
+from metaformer.serve.store import DetectorStore
+
+
+@dataclass(frozen=True)
+class Service:
+    """Everything behind the routes; made once, when the server starts."""
+
+    store: DetectorStore
+    adaptations: Adaptations
+    workers: Workers
+    limits: Limits
+    gate: Gate
+    metrics: Metrics
+    token: str | None
+
+    def stop(self) -> None:
+        self.adaptations.stop()
+        self.workers.stop()
+        self.store.close()
+
+
+def find_service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def authorise(
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
+) -> Service:
+    """The service, for requests that carry the token."""
+    service = find_service(request)
+    check_token(service.token, credentials)
+    return service
+
+
+Open = Annotated[Service, Depends(find_service)]
+"""A parameter of routes that anybody may call."""
+Protected = Annotated[Service, Depends(authorise)]
+"""A parameter of routes that need the token."""

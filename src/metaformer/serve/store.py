@@ -1,0 +1,281 @@
+"""Detectors kept in a folder: one file each, whole or not there, whatever ends the program.
+
+A file is written beside its place, forced to the disk, then renamed. What a killed program left
+half-written is removed at the next start. The folder belongs to one server at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import sys
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import BinaryIO
+
+from safetensors import SafetensorError, safe_open
+
+from metaformer.calibration import Calibration
+from metaformer.detector import Detector
+from metaformer.detector_file import DetectorFileError
+from metaformer.serve.models import DetectorSummary
+
+ID = re.compile(r"[0-9a-f]{32}")
+SUFFIX = ".metaformer"
+INCOMING = ".incoming-"
+"""Start of the names of all that is not finished; swept at start."""
+LOCK = ".lock"
+
+
+class StoreError(ValueError):
+    """The folder cannot be used; the message says why and what to do."""
+
+
+class NoSuchDetectorError(LookupError):
+    """No detector has this id."""
+
+
+class StoreFullError(ValueError):
+    """The store holds as many detectors as it may."""
+
+
+def new_id() -> str:
+    """32 random hex digits: the only names that files in the store get."""
+    return secrets.token_hex(16)
+
+
+class DetectorStore:
+    """The folder, an index of what is in it, and the detectors used last in memory.
+
+    Safe to use from several threads; detectors are never changed once made.
+
+    Args:
+        folder: made if it is not there; nothing else should be kept in it.
+        most: detectors the folder may hold.
+        loaded: detectors held in memory.
+
+    Raises:
+        StoreError: another server uses the folder.
+        OSError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, folder: Path, *, most: int, loaded: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.most = most
+        self.loaded = loaded
+        self.unreadable: list[str] = []
+        """Files in the folder that are no detectors, with the reason."""
+        self._lock = threading.Lock()
+        self._loading = threading.Lock()
+        self._index: dict[str, DetectorSummary] = {}
+        self._memory: OrderedDict[str, Detector] = OrderedDict()
+        self._claim = claim(folder)
+        self._sweep()
+        self._read_folder()
+
+    def close(self) -> None:
+        """Let another server use the folder."""
+        os.close(self._claim)
+
+    def _sweep(self) -> None:
+        # The second kind is what the atomic writing of one of the first leaves when killed.
+        for start in (INCOMING, f".{INCOMING}"):
+            for left in self.folder.glob(f"{start}*"):
+                if left.is_dir() and not left.is_symlink():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()
+
+    def _read_folder(self) -> None:
+        for path in self.folder.glob(f"*{SUFFIX}"):
+            if not ID.fullmatch(path.stem):
+                continue
+            try:
+                self._index[path.stem] = read_summary(path)
+            except (DetectorFileError, OSError) as error:
+                self.unreadable.append(str(error))
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._index)
+
+    def summaries(self) -> list[DetectorSummary]:
+        """Newest first."""
+        with self._lock:
+            return sorted(self._index.values(), key=lambda d: (d.made, d.id), reverse=True)
+
+    def summary(self, id: str) -> DetectorSummary:
+        """Raises: NoSuchDetectorError: no detector has this id."""
+        with self._lock:
+            if id not in self._index:
+                raise NoSuchDetectorError(f"no detector has the id {id}.")
+            return self._index[id]
+
+    def is_full(self) -> bool:
+        return len(self) >= self.most
+
+    def add(self, detector: Detector, name: str, id: str | None = None) -> DetectorSummary:
+        """Keep a detector under ``name``; when this returns it is on the disk.
+
+        Raises:
+            StoreFullError: there are as many detectors as there may be.
+            OSError: the file cannot be written.
+        """
+        if self.is_full():
+            raise StoreFullError(f"the store holds {self.most} detectors. Delete one first.")
+        id = id or new_id()
+        named = Detector(
+            detector.model, detector.adapted, detector.calibration, {**detector.made, "name": name}
+        )
+        incoming = self.folder / f"{INCOMING}{id}{SUFFIX}"
+        try:
+            named.save(incoming)
+            force_to_disk(incoming)
+            incoming.replace(self._path(id))
+        finally:
+            incoming.unlink(missing_ok=True)
+        force_to_disk(self.folder)
+        summary = read_summary(self._path(id))
+        with self._lock:
+            self._index[id] = summary
+            self._remember(id, named)
+        return summary
+
+    def take_in(self, path: Path) -> DetectorSummary:
+        """Keep a copy of a detector file, once: its id is made of its content.
+
+        Raises: as ``Detector.load`` and ``add``.
+        """
+        detector = Detector.load(path)
+        id = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+        with self._lock:
+            if id in self._index:
+                return self._index[id]
+        return self.add(detector, str(detector.made.get("name") or path.stem), id)
+
+    def get(self, id: str) -> Detector:
+        """The detector, from memory or from its file.
+
+        Raises:
+            NoSuchDetectorError: no detector has this id.
+            DetectorFileError: its file is damaged.
+        """
+        with self._lock:
+            if id in self._memory:
+                self._memory.move_to_end(id)
+                return self._memory[id]
+        # One at a time: many requests for the same detector must not load it many times over.
+        with self._loading:
+            self.summary(id)
+            with self._lock:
+                if id in self._memory:
+                    return self._memory[id]
+            try:
+                detector = Detector.load(self._path(id))
+            except FileNotFoundError:
+                raise NoSuchDetectorError(f"no detector has the id {id}.") from None
+            with self._lock:
+                if id in self._index:  # it may have been deleted meanwhile
+                    self._remember(id, detector)
+            return detector
+
+    def open(self, id: str) -> BinaryIO:
+        """Its file, open for reading; deleting the detector does not disturb the reader.
+
+        Raises: NoSuchDetectorError: no detector has this id.
+        """
+        self.summary(id)
+        try:
+            return self._path(id).open("rb")
+        except FileNotFoundError:
+            raise NoSuchDetectorError(f"no detector has the id {id}.") from None
+
+    def delete(self, id: str) -> None:
+        """Raises: NoSuchDetectorError: no detector has this id."""
+        self.summary(id)
+        self._path(id).unlink(missing_ok=True)
+        force_to_disk(self.folder)
+        with self._lock:
+            self._index.pop(id, None)
+            self._memory.pop(id, None)
+
+    def upload_folder(self) -> Path:
+        """A new folder for files on their way in; swept at start if nobody removes it before."""
+        folder = self.folder / f"{INCOMING}{new_id()}"
+        folder.mkdir()
+        return folder
+
+    def _remember(self, id: str, detector: Detector) -> None:
+        self._memory[id] = detector
+        self._memory.move_to_end(id)
+        while len(self._memory) > self.loaded:
+            self._memory.popitem(last=False)
+
+    def _path(self, id: str) -> Path:
+        if not ID.fullmatch(id):
+            raise NoSuchDetectorError("no detector has an id like this.")
+        return self.folder / f"{id}{SUFFIX}"
+
+
+def read_summary(path: Path) -> DetectorSummary:
+    """What is listed of a detector, from the header of its file alone.
+
+    Raises:
+        DetectorFileError: not a detector file, or damaged.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = json.loads((file.metadata() or {})["metaformer"])
+        made, calibration = header["made"], Calibration.from_dict(header["calibration"])
+        return DetectorSummary(
+            id=path.stem,
+            name=str(made.get("name") or path.stem),
+            preset=made["preset"],
+            made=made["made"],
+            support_count=len(made["support"]),
+            false_alarm_rate=calibration.false_alarm_rate,
+            threshold=calibration.threshold,
+            guarantee=calibration.guarantee,
+            bytes=path.stat().st_size,
+        )
+    except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DetectorFileError(
+            f"{path}: not a readable detector file ({error!r}). Remove it from the folder."
+        ) from error
+
+
+def claim(folder: Path) -> int:
+    """An open, locked file; the system frees the lock however the program ends.
+
+    Raises:
+        StoreError: another server holds it.
+    """
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    if sys.platform != "win32":
+        import fcntl
+
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            raise StoreError(
+                f"{folder}: another server uses this folder. Stop it, or choose another folder."
+            ) from None
+    return handle
+
+
+def force_to_disk(path: Path) -> None:
+    """Survive a power cut, not only the end of the program."""
+    if sys.platform == "win32" and path.is_dir():
+        return  # folders cannot be opened there
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
