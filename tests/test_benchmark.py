@@ -358,10 +358,14 @@ def test_file_is_plain_json_and_the_table_reads_it_back(tmp_path: Path) -> None:
     assert "No pixel metrics: nut: the set has no masks." in output.getvalue()
 
 
-def test_progress_goes_to_stderr_and_can_be_silenced(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_progress_goes_to_a_terminal_only_and_can_be_silenced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_category(tmp_path / "bolt")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    evaluate(root, Difference(), shots=1, seeds=(0,))
+    assert capsys.readouterr() == ("", "")  # a log file wants no bar
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any stream for a terminal
     evaluate(root, Difference(), shots=1, seeds=(0,))
     shown = capsys.readouterr()
     assert shown.out == ""

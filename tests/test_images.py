@@ -639,3 +639,19 @@ def test_the_six_of_a_bad_folder(tmp_path):
         except ImageError as error:
             assert str(path) in str(error)
     assert good == [("1_good", (40, 56, 3)), ("6_grey16", (40, 56, 3))]
+
+
+# Telling 16 bits by the first bytes
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "JPEG", "WEBP"])
+def test_files_of_8_bits_are_not_decoded_for_the_white_level(form):
+    cut_short = encoded(RGB, form)[:40]  # decoding it would raise
+    assert guess_white_level([cut_short]) == 65535
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+def test_files_of_16_bits_are(suffix, tmp_path):
+    path = tmp_path / f"deep{suffix}"
+    path.write_bytes(encoded16(np.full((20, 30, 3), 900, np.uint16), suffix))
+    assert guess_white_level([path]) == guess_white_level([path.read_bytes()]) == 1023

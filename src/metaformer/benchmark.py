@@ -294,6 +294,7 @@ def _limit(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
 def _progress(name: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
     """Show a bar on stderr; yields the function that moves it on by so many images."""
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task(name, total=total)
         yield lambda count: bar.advance(task, count)

@@ -33,6 +33,17 @@ _TIFF_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 
 _ACCEPTED = "accepted are PNG, JPEG, BMP, TIFF and WebP"
 
 
+BIT_DEPTH_WITHIN = 32
+"""Bytes at the start of a file that ``may_hold_16_bits`` looks at."""
+
+
+def may_hold_16_bits(start: bytes) -> bool:
+    """False if a file that starts so is an 8-bit image for certain."""
+    if start.startswith(b"\x89PNG\r\n\x1a\n"):
+        return start[24:25] != b"\x08"  # IHDR's bit depth
+    return not start.startswith((b"\xff\xd8\xff", b"BM", b"RIFF"))
+
+
 def decode(name: str, stream: BinaryIO, size: int, max_pixels: int) -> NDArray[Any]:
     """Upright pixels of an encoded image, as ``pixels_from_pillow`` returns them.
 

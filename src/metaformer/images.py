@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from metaformer.decoding import check_size, decode, load
+from metaformer.decoding import BIT_DEPTH_WITHIN, check_size, decode, load, may_hold_16_bits
 from metaformer.listing import IMAGE_SUFFIXES, list_images
 from metaformer.pixels import (
     ImageError,
@@ -108,13 +108,16 @@ def guess_white_level(images: Iterable[Source]) -> int:
     """Full scale of a set of 16-bit images: the smallest of ``WHITE_LEVELS`` covering them all.
 
     Returns 65535 when none of them is 16-bit, where the white level has no effect. A guess from a
-    few dark images can be too low: know your camera, or use many images.
+    few dark images can be too low: know your camera, or use many images. Files whose first bytes
+    rule out 16 bits (most) are not decoded for it, nor checked.
 
     Raises:
         ImageError: as ``read_image``.
     """
     brightest = -1
     for source in images:
+        if not _may_be_16_bit(source):
+            continue
         _, pixels = _read_pixels(source, MAX_PIXELS)
         if pixels.dtype == np.uint16:
             brightest = max(
@@ -143,6 +146,21 @@ def _resize(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     resized: NDArray[Any] = cv2.resize(array, (width, height), interpolation=method)
     return resized
+
+
+def _may_be_16_bit(source: Source) -> bool:
+    """Told by the first bytes; True where only decoding can tell, or the source is no image."""
+    if isinstance(source, (str, Path)):
+        try:
+            with Path(source).open("rb") as stream:
+                start = stream.read(BIT_DEPTH_WITHIN)
+        except (OSError, ValueError):
+            return True
+    elif isinstance(source, bytes):
+        start = source[:BIT_DEPTH_WITHIN]
+    else:
+        return True
+    return may_hold_16_bits(start)
 
 
 def _read_pixels(source: Source, max_pixels: int) -> tuple[str, NDArray[Any]]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from metaformer.cli.options import clear_errors
+from metaformer.cli.options import Quiet, clear_errors
 
 app = typer.Typer(help="Public data sets for benchmarking.", no_args_is_help=True)
 
@@ -16,12 +16,13 @@ app = typer.Typer(help="Public data sets for benchmarking.", no_args_is_help=Tru
 def data_fetch(
     name: Annotated[str, typer.Argument(help="Which set; `metaformer data list` names them.")],
     destination: Annotated[Path, typer.Option("--output", "-o", help="Folder to put it in.")],
+    quiet: Quiet = False,
 ) -> None:
     """Download a public data set, checked, where its licence and address allow it."""
     with clear_errors():
         from metaformer.fetch import fetch
 
-        typer.echo(f"{name}: in {fetch(name, destination)}")
+        typer.echo(f"{name}: in {fetch(name, destination, quiet=quiet)}")
 
 
 @app.command("list")
@@ -29,6 +30,7 @@ def data_list() -> None:
     """The public data sets whose layout is known."""
     from metaformer.fetch import PUBLIC_SETS
 
+    width = max(len(public.licence) for public in PUBLIC_SETS.values())
     for name, public in sorted(PUBLIC_SETS.items()):
         how = "fetched" if public.url else "by hand"
-        typer.echo(f"{name:<16} {how:<8} {public.licence:<20} {public.homepage}")
+        typer.echo(f"{name:<16} {how:<8} {public.licence:<{width}}  {public.homepage}")
