@@ -41,26 +41,33 @@ METHODS: tuple[Method, ...] = (
 )
 
 
+UNIFIED = "one detector for all"
+"""Results with ``--unified`` are kept under this name."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
     torch.set_num_threads(options.threads)
     methods = [method for method in METHODS if method.name in options.methods]
     results = _read(options.output)
-    for root in options.roots:
-        categories = load_categories(root)
+    sets = {root.name: load_categories(root) for root in options.roots}
+    if options.unified:
+        sets = {UNIFIED: [category for categories in sets.values() for category in categories]}
+    for data, categories in sets.items():
         # Pairs have one normal image whatever the shots.
         all_paired = all(category.is_paired for category in categories)
         for shots in (1,) if all_paired else options.shots:
             for method in methods:
-                place = _find(results, root.name, method, shots)
+                place = _find(results, data, method, shots)
                 if place is not None and _is_same(results[place], method, options):
                     continue
-                print(f"{root.name}, {method.name}, {shots} shots", flush=True)
-                result = {"data": root.name} | evaluate(
+                print(f"{data}, {method.name}, {shots} shots", flush=True)
+                result = {"data": data} | evaluate(
                     categories,
                     method,
                     shots=shots,
                     seeds=options.seeds,
+                    unified=options.unified,
                     test_limit=options.test_limit,
                     quiet=options.quiet,
                 )
@@ -106,6 +113,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shots", type=_shots, default=[1, 4, 10], help='as 1,4,10 or "full"')
     parser.add_argument("--seeds", type=_numbers, default=[0, 1, 2], help="as 0,1,2")
     parser.add_argument("--test-limit", type=int, help="at most so many test images a category")
+    parser.add_argument("--unified", action="store_true", help="one detector for all sets together")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(arguments)

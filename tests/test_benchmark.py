@@ -358,6 +358,21 @@ def test_file_is_plain_json_and_the_table_reads_it_back(tmp_path: Path) -> None:
     assert "No pixel metrics: nut: the set has no masks." in output.getvalue()
 
 
+def test_unified_fits_once_to_all_categories_together(tmp_path: Path) -> None:
+    make_category(tmp_path / "bolt")
+    make_category(tmp_path / "nut")
+    method = Difference()
+    results = evaluate(tmp_path, method, shots=2, seeds=(0, 1), unified=True, quiet=True)
+    assert results["unified"] is True
+    assert method.seeds == [0, 1]
+    assert [len(support) for support in method.supports] == [4, 4]
+    # The supports are those that a detector for each category would have had.
+    alone = evaluate(tmp_path, Difference(), shots=2, seeds=(0, 1), quiet=True)
+    for name, category in results["categories"].items():
+        drawn = [run["support"] for run in category["per_seed"]]
+        assert drawn == [run["support"] for run in alone["categories"][name]["per_seed"]]
+
+
 def test_progress_goes_to_a_terminal_only_and_can_be_silenced(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,17 +22,20 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
+from metaformer.benchmark_samples import (
+    AnomalyMap,
+    Image,
+    check_outputs,
+    limit_samples,
+    load_mask,
+    template_of,
+)
 from metaformer.datasets import Category, Sample, draw_support, load_categories
 from metaformer.files import write_text
-from metaformer.images import read_image, read_mask, resize_map
+from metaformer.images import read_image, resize_map
 from metaformer.metrics import PixelMetrics, image_metrics
 from metaformer.summary import SeedRun, average, machine, summarise
 
-MAX_ASPECT_ERROR = 0.02
-"""A mask whose sides relate otherwise than its image's by more than this is not its mask."""
-
-Image = NDArray[np.uint8]
-AnomalyMap = NDArray[np.float32]
 Shots = int | Literal["full"]
 
 
@@ -66,6 +68,7 @@ def evaluate(
     shots: Shots = 4,
     seeds: Sequence[int] = (0, 1, 2),
     layout: str = "auto",
+    unified: bool = False,
     test_limit: int | None = None,
     batch_size: int = 8,
     quiet: bool = False,
@@ -79,6 +82,8 @@ def evaluate(
             always have one, the template, and the results say 1.
         seeds: each draws a support and seeds the method.
         layout: passed to ``load_categories``.
+        unified: fit the method once for each seed, to the supports of all categories together,
+            and score every category with it; it is not told which category an image is of.
         test_limit: at most this many test images a category, the same ones for every seed, with
             the set's share of defective ones; for quick looks, and written in the results.
         batch_size: images read and scored at a time.
@@ -123,15 +128,25 @@ def evaluate(
         if not category.is_paired and shots != "full":
             draw_support(category, shots, seeds[0])  # too few images: say so before the hours
 
-    tests = {category.name: _limit(category.test, test_limit) for category in categories}
+    if unified and any(category.is_paired for category in categories):
+        raise ValueError("pairs have a template each; one detector for all of them has no meaning.")
+
+    tests = {category.name: limit_samples(category.test, test_limit) for category in categories}
     total = len(seeds) * sum(len(samples) for samples in tests.values())
     summaries: dict[str, dict[str, Any]] = {}
     bootstraps: list[NDArray[np.float64]] = []
+    fitted: dict[int, tuple[FittedMethod, float]] = {}
     with _progress(method.name, total, quiet) as advance:
+        if unified:
+            for seed in seeds:
+                pool = [path for c in categories for path in _support(c, shots, seed)]
+                fitted[seed] = _fit(method, pool, seed)
         for category in categories:
             samples = tests[category.name]
             runs = [
-                _run_seed(category, samples, method, shots, seed, batch_size, advance)
+                _run_seed(
+                    category, samples, method, shots, seed, batch_size, advance, fitted.get(seed)
+                )
                 for seed in seeds
             ]
             summary, bootstrap = summarise(category, samples, runs, shots)
@@ -148,6 +163,7 @@ def evaluate(
         "settings": method.settings,
         "resolution": method.settings.get("resolution"),
         **body,
+        "unified": unified,
         "test_limit": test_limit,
         "version": importlib.metadata.version("metaformer-ad"),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -171,13 +187,14 @@ def _run_seed(
     seed: int,
     batch_size: int,
     advance: Callable[[int], None],
+    fitted_to_all: tuple[FittedMethod, float] | None,
 ) -> SeedRun:
     jobs: list[tuple[list[Path], Sequence[Sample]]]  # (support, what is scored after it)
     if category.is_paired:
-        jobs = [([_template(sample)], [sample]) for sample in samples]
-        support = list(dict.fromkeys(_template(sample) for sample in samples))
+        jobs = [([template_of(sample)], [sample]) for sample in samples]
+        support = list(dict.fromkeys(template_of(sample) for sample in samples))
     else:
-        support = draw_support(category, None if shots == "full" else shots, seed)
+        support = _support(category, shots, seed)
         jobs = [(support, samples)]
 
     pixels = PixelMetrics()
@@ -186,20 +203,18 @@ def _run_seed(
     predict_seconds: list[float] = []
     without_mask = 0
     for paths, targets in jobs:
-        support_images = [read_image(path) for path in paths]
-        start = time.perf_counter()
-        fitted = method.fit(support_images, seed)
-        fit_seconds.append(time.perf_counter() - start)
+        fitted, seconds = fitted_to_all or _fit(method, paths, seed)
+        fit_seconds.append(seconds)
         for first in range(0, len(targets), batch_size):
             batch = targets[first : first + batch_size]
             images = [read_image(sample.image) for sample in batch]
             start = time.perf_counter()
             outputs = fitted.score(images)
             predict_seconds.append((time.perf_counter() - start) / len(batch))
-            _check_outputs(outputs, images, batch, method.name)
+            check_outputs(outputs, images, batch, method.name)
             for sample, (score, anomaly_map) in zip(batch, outputs, strict=True):
                 scores.append(score)
-                mask = _load_mask(sample, anomaly_map.shape)
+                mask = load_mask(sample, anomaly_map.shape)
                 if mask is None:
                     without_mask += 1
                 elif category.has_masks:
@@ -219,72 +234,15 @@ def _run_seed(
     )
 
 
-def _template(sample: Sample) -> Path:
-    if sample.template is None:
-        raise ValueError(f"{sample.image}: it has no template, though its set is one of pairs.")
-    return sample.template
+def _support(category: Category, shots: Shots, seed: int) -> list[Path]:
+    return draw_support(category, None if shots == "full" else shots, seed)
 
 
-def _check_outputs(
-    outputs: list[tuple[float, AnomalyMap]],
-    images: Sequence[Image],
-    batch: Sequence[Sample],
-    name: str,
-) -> None:
-    """Raise ValueError unless there is one finite score and one finite map for each image."""
-    if len(outputs) != len(images):
-        raise ValueError(f"{name} gave {len(outputs)} scores for {len(images)} images.")
-    for sample, image, (score, anomaly_map) in zip(batch, images, outputs, strict=True):
-        if not math.isfinite(score):
-            raise ValueError(f"{sample.image}: {name} gave the score {score}.")
-        if anomaly_map.shape != image.shape[:2]:
-            raise ValueError(
-                f"{sample.image}: {name} gave a map of {anomaly_map.shape}, "
-                f"the image is {image.shape[:2]}."
-            )
-        if not np.isfinite(anomaly_map).all():
-            raise ValueError(f"{sample.image}: {name} gave a map with NaN or infinite values.")
-
-
-def _load_mask(sample: Sample, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
-    """Where the sample is defective; None if that is not known.
-
-    A defective image whose mask is missing, or marks no pixel, is unknown: counting its pixels as
-    normal would punish a method for finding the defect.
-    """
-    if not sample.is_anomalous:
-        return np.zeros(shape, dtype=bool)
-    union: NDArray[np.bool_] | None = None
-    for path in sample.masks:
-        mask = read_mask(path)
-        if union is not None and mask.shape != union.shape:
-            raise ValueError(
-                f"{path}: mask of {mask.shape}, other masks of the image are {union.shape}."
-            )
-        union = mask if union is None else union | mask
-    if union is None or not union.any():
-        return None
-    aspect = (union.shape[0] / union.shape[1]) / (shape[0] / shape[1])
-    if abs(aspect - 1) > MAX_ASPECT_ERROR:
-        raise ValueError(
-            f"{sample.masks[0]}: mask of {union.shape} for {sample.image} of {tuple(shape)}; "
-            f"a mask must have its image's proportions."
-        )
-    return union
-
-
-def _limit(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
-    """At most ``limit`` samples, drawn once and for all, keeping the share of each class."""
-    if limit is None or len(samples) <= limit:
-        return list(samples)
-    defective = [i for i, sample in enumerate(samples) if sample.is_anomalous]
-    normal = [i for i, sample in enumerate(samples) if not sample.is_anomalous]
-    wanted = round(limit * len(defective) / len(samples))
-    if defective and normal:
-        wanted = min(max(wanted, 1), limit - 1)
-    rng = np.random.default_rng(0)
-    kept = [*rng.permutation(defective)[:wanted], *rng.permutation(normal)[: limit - wanted]]
-    return [samples[int(i)] for i in sorted(kept)]
+def _fit(method: Method, paths: Sequence[Path], seed: int) -> tuple[FittedMethod, float]:
+    """The fitted method and the seconds it took, reading not counted."""
+    images = [read_image(path) for path in paths]
+    start = time.perf_counter()
+    return method.fit(images, seed), time.perf_counter() - start
 
 
 # ------------------------------------------------------------------------------------- around it

@@ -27,6 +27,9 @@ def evaluate(
     aligned: Annotated[
         bool | None, typer.Option(help="Compare by place; unless given, for template pairs only.")
     ] = None,
+    unified: Annotated[
+        bool, typer.Option("--unified", help="One detector for all categories, not one for each.")
+    ] = False,
     layout: Annotated[str, typer.Option(help="Folder layout; found out if auto.")] = "auto",
     limit: Annotated[
         int | None, typer.Option(help="Test images per category, for a quick look.")
@@ -55,6 +58,7 @@ def evaluate(
             method,
             shots=number,
             seeds=seed_list,
+            unified=unified,
             test_limit=limit,
             quiet=quiet,
         )
