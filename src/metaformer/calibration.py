@@ -38,7 +38,11 @@ TYPICAL_SPREAD = 0.12
 TYPICAL_WEIGHT = 4
 """How many degrees of freedom that typical spread counts for (scaled inverse chi-squared prior)."""
 
+MAP_ROWS = 256
+"""Rows of a map that are calibrated at a time; bounds memory."""
+
 Rule = Literal["rank", "tail", "views"]
+PValueKind = Literal["conformal", "views"]
 
 
 @dataclass(frozen=True)
@@ -74,16 +78,31 @@ class Calibration:
 
     def map(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """Calibrated map, same shape: 0.5 at the pixel threshold."""
-        distance = (raw - self.pixel_threshold) / self.spread
-        return np.asarray(soften(distance), dtype=np.float32)
+        calibrated = np.empty(raw.shape, np.float32)
+        # Some rows at a time: as a whole, each step would make another array of the image's size.
+        for top in range(0, len(raw), MAP_ROWS):
+            rows = slice(top, top + MAP_ROWS)
+            calibrated[rows] = soften((raw[rows] - self.pixel_threshold) / self.spread)
+        return calibrated
 
     def p_value(self, raw: float) -> float:
         """Conformal p-value: share of n + 1 equally likely ranks at or above this score.
 
-        Never below 1 / (n + 1): n images cannot show a rarer event.
+        Never below 1 / (n + 1): n images cannot show a rarer event. See ``p_value_kind``.
         """
         at_least = sum(score >= raw for score in self.normal_scores)
         return (1 + at_least) / (1 + len(self.normal_scores))
+
+    @property
+    def p_value_kind(self) -> PValueKind:
+        """What a p-value was ranked among.
+
+        ``conformal``: scores of other good images, each out of sample; a new good image gets a
+        p-value of at most a with probability at most a. ``views``: changed views of the one image
+        adapted to; the rank says how unusual an image is for that one part under other light and
+        pose, and promises nothing about how often good parts come out so low.
+        """
+        return "views" if self.rule == "views" else "conformal"
 
     @property
     def guarantee(self) -> str:

@@ -105,6 +105,22 @@ def _opener(name: str, start: bytes) -> type[ImageFile]:
     )
 
 
+def count_pixels(stream: BinaryIO) -> int:
+    """Height times width by the header; 0 where there is no telling, as ``decode`` will say why.
+
+    Leaves the stream anywhere.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        try:
+            opener = _opener("", stream.read(16))
+            stream.seek(0)
+            image = opener(stream)
+            return image.width * image.height
+        except Exception:  # decoders raise nearly anything on damaged bytes
+            return 0
+
+
 def check_size(name: str, width: int, height: int, max_pixels: int) -> None:
     """Raises: ImageError: no pixels, or more than ``max_pixels``."""
     if width < 1 or height < 1:

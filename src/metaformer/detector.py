@@ -192,6 +192,7 @@ class Detector:
         calibration = self.calibration
         is_anomalous = raw >= calibration.threshold
         anomaly_map = calibration.map(raw_pixels)
+        del raw_pixels  # of a large photo it takes as much memory as the whole program
         mask = (anomaly_map >= 0.5) & is_anomalous
         return Prediction(
             score=calibration.score(raw),

@@ -24,8 +24,10 @@ def find_regions(
     """
     if mask.shape != anomaly_map.shape:
         raise ValueError(f"mask {mask.shape} and map {anomaly_map.shape} differ in shape.")
+    if not mask.any():
+        return ()
     count, labels, stats, _ = cv2.connectedComponentsWithStats(
-        mask.astype(np.uint8), connectivity=8
+        np.ascontiguousarray(mask).view(np.uint8), connectivity=8
     )
     regions = []
     for label in range(1, count):  # 0 is the background
@@ -33,8 +35,8 @@ def find_regions(
         if area < min_area:
             continue
         window = (slice(y, y + height), slice(x, x + width))
-        values = np.where(labels[window] == label, anomaly_map[window], -np.inf)
-        row, column = np.unravel_index(int(values.argmax()), values.shape)
-        peak = float(values[row, column])
-        regions.append(Region(x, y, width, height, area, peak, x + int(column), y + int(row)))
+        # Not a copy of the map with the rest blanked out: a region may be all of a large photo.
+        inside = (labels[window] == label).view(np.uint8)
+        _, peak, _, (column, row) = cv2.minMaxLoc(anomaly_map[window], inside)
+        regions.append(Region(x, y, width, height, area, peak, x + column, y + row))
     return tuple(sorted(regions, key=lambda region: -region.peak))
