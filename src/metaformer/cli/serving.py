@@ -40,6 +40,9 @@ def serve(
         float, typer.Option(help="Largest image, in millions of pixels.", min=0.001, max=100)
     ] = 25,
     max_images: Annotated[int, typer.Option(help="Most images in a request.", min=1)] = 64,
+    max_resolution: Annotated[
+        int, typer.Option(help="Highest working resolution of new detectors.", min=64, max=2048)
+    ] = 1024,
     max_requests: Annotated[
         int, typer.Option(help="Most uploads at work at once; more are told 429.", min=1)
     ] = 64,
@@ -78,6 +81,7 @@ def serve(
             body_bytes=max_body * 2**20,
             pixels=round(max_megapixels * 1e6),
             images=max_images,
+            resolution=max_resolution,
             requests=max_requests,
             seconds=max_seconds,
             upload_seconds=max_upload_seconds,

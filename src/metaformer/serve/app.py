@@ -15,11 +15,13 @@ from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import metaformer
 from metaformer.detector_file import DetectorFileError
 from metaformer.serve import page_files, routes
+from metaformer.serve.document import fit_document
 from metaformer.serve.jobs import Adaptations
 from metaformer.serve.limits import Gate, Limits
 from metaformer.serve.metrics import Metrics
@@ -85,7 +87,7 @@ def create_app(
         yield
         service.stop()
 
-    app = FastAPI(
+    app = DescribedApp(
         title="Metaformer",
         summary="Find defects in images when all you have is a handful of good ones.",
         version=metaformer.__version__,
@@ -102,6 +104,17 @@ def create_app(
     return app
 
 
+class DescribedApp(FastAPI):
+    """With its own limits in the OpenAPI document."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            service: Service = self.state.service
+            fit_document(super().openapi(), service.limits, has_token=service.token is not None)
+        assert self.openapi_schema is not None
+        return self.openapi_schema
+
+
 def add_error_answers(app: FastAPI) -> None:
     """Every error answer is ``{"detail": "..."}``."""
 
@@ -112,7 +125,13 @@ def add_error_answers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
-        return answer(error.status_code, str(error.detail), error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            # The router knows only the first route at the address.
+            fitting = [r for r in app.routes if r.matches(request.scope)[0] is not Match.NONE]
+            methods = {m for route in fitting for m in getattr(route, "methods", None) or ()}
+            headers["Allow"] = ", ".join(sorted(methods))
+        return answer(error.status_code, str(error.detail), headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -6,9 +6,10 @@ import shutil
 import threading
 import traceback
 from collections import OrderedDict
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from metaformer.detector import Detector, Metaformer
@@ -20,6 +21,9 @@ from metaformer.serve.uploads import Upload
 
 REMEMBERED = 200
 """Jobs that can still be asked for; the oldest finished ones are forgotten."""
+
+STOP_SECONDS = 5
+"""What a running job has to come to its next step when the server stops."""
 
 
 class TooManyJobsError(RuntimeError):
@@ -39,12 +43,26 @@ class Adaptations:
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="adapt")
+        self._todo: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        # Not of a pool: those are waited for when the program ends, and one step of a job at a high
+        # resolution can take minutes.
+        self._thread = threading.Thread(target=self._work, name="adapt", daemon=True)
+        self._thread.start()
 
-    def stop(self) -> None:
-        """Waiting jobs are dropped, a running one ends at its next step."""
+    def stop(self, seconds: float = STOP_SECONDS) -> bool:
+        """Waiting jobs are dropped, a running one ends at its next step.
+
+        Returns:
+            Whether none is running any more; False if its step takes longer than ``seconds``.
+        """
         self._stopping.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._todo.put(lambda: None)
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        while not self._stopping.is_set():
+            self._todo.get()()
 
     def get(self, id: str) -> Job | None:
         """A job as it stands now."""
@@ -87,7 +105,7 @@ class Adaptations:
                 self._jobs[job.id] = job
                 self._forget()
             names = [upload.name for upload in uploads]
-            self._pool.submit(self._run, job, request, folder, paths, names)
+            self._todo.put(partial(self._run, job, request, folder, paths, names))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -22,6 +22,8 @@ class Limits:
     """Largest height times width of an image; scoring takes about 25 bytes of memory a pixel."""
     images: int = 64
     """Most images in one request."""
+    resolution: int = 1024
+    """Highest working resolution of a new detector; time grows with its square or faster."""
     requests: int = 64
     """Most uploads at work at once, the one being received included; more are told 429."""
     seconds: float = 60

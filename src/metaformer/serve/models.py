@@ -25,7 +25,15 @@ def check_name(name: str) -> str:
 class AdaptRequest(BaseModel):
     """The text fields of a request for a new detector; the images come beside them."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "not": {
+                "properties": {"preset": {"const": "pixel"}, "aligned": {"const": True}},
+                "required": ["preset", "aligned"],
+            }
+        },
+    )
 
     name: Annotated[str, AfterValidator(check_name)] = Field(
         min_length=1,

@@ -12,14 +12,14 @@ from pydantic import ValidationError
 
 import metaformer
 from metaformer.images import ImageError
+from metaformer.serve.document import errors, form_body
 from metaformer.serve.jobs import TooManyJobsError
-from metaformer.serve.limits import busy
+from metaformer.serve.limits import Limits, busy
 from metaformer.serve.metrics import CONTENT_TYPE
 from metaformer.serve.models import (
     AdaptRequest,
     DetectorDetails,
     DetectorList,
-    Error,
     Health,
     Job,
     JobAccepted,
@@ -34,47 +34,7 @@ from metaformer.serve.uploads import receive_form, shown
 CHUNK = 2**20
 """Bytes of a detector file sent at once."""
 
-REASONS = {
-    400: "The request is not well-formed.",
-    401: "The server has a token, and the request another or none.",
-    403: "The request names another host, or comes from a page of another site.",
-    404: "There is no such thing.",
-    408: "The body took too long to arrive.",
-    409: "The store is full, or the detector's file is damaged.",
-    413: "The body is too large, or holds too many images.",
-    415: "The body is not multipart/form-data.",
-    422: "A value is not accepted, or no image can be read.",
-    429: "Too many requests at once; Retry-After says when to come again.",
-    503: "Not finished in time, or no room to store the upload; try again later.",
-}
 UPLOAD_ERRORS = (400, 401, 403, 408, 409, 413, 415, 422, 429, 503)
-
-
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The documented error answers of a route."""
-    return {status: {"model": Error, "description": REASONS[status]} for status in statuses}
-
-
-def form_schema(fields: dict[str, Any]) -> dict[str, Any]:
-    """The OpenAPI of a multipart body: images, and the text fields of a JSON schema.
-
-    Bodies are read by ``receive_form``, after the token and the number of requests are checked;
-    FastAPI would read them before.
-    """
-    images = {
-        "type": "array",
-        "items": {"type": "string", "format": "binary"},
-        "minItems": 1,
-        "description": "Image files: PNG, JPEG, BMP, TIFF or WebP.",
-    }
-    schema = {
-        "type": "object",
-        "properties": {"images": images, **fields.get("properties", {})},
-        "required": ["images", *fields.get("required", [])],
-        "additionalProperties": False,
-    }
-    content = {"multipart/form-data": {"schema": schema}}
-    return {"requestBody": {"required": True, "content": content}}
 
 
 DetectorId = Annotated[
@@ -115,7 +75,7 @@ def list_detectors(service: Protected) -> DetectorList:
     "/api/detectors",
     status_code=202,
     responses=errors(*UPLOAD_ERRORS),
-    openapi_extra=form_schema(AdaptRequest.model_json_schema()),
+    openapi_extra=form_body(AdaptRequest.model_json_schema()),
     tags=["detectors"],
 )
 async def make_detector(request: Request, service: Protected) -> JobAccepted:
@@ -124,7 +84,7 @@ async def make_detector(request: Request, service: Protected) -> JobAccepted:
         if service.store.is_full():
             raise HTTPException(409, f"the store holds {service.store.most} detectors.")
         async with receive_form(request, service.limits) as (texts, uploads):
-            wanted = read_fields(texts)
+            wanted = read_fields(texts, service.limits)
             submit = partial(service.adaptations.submit, wanted, uploads)
             try:
                 job = await answer_in_time(
@@ -139,13 +99,15 @@ async def make_detector(request: Request, service: Protected) -> JobAccepted:
     return JobAccepted(job=job)
 
 
-def read_fields(texts: dict[str, str]) -> AdaptRequest:
+def read_fields(texts: dict[str, str], limits: Limits) -> AdaptRequest:
     """Raises: HTTPException: 422, saying of each field what is wrong."""
     try:
         # A form sends an empty text for a number left out.
         wanted = AdaptRequest.model_validate({k: v for k, v in texts.items() if v or k == "name"})
     except ValidationError as error:
         raise HTTPException(422, describe_errors(error.errors())) from None
+    if wanted.resolution is not None and wanted.resolution > limits.resolution:
+        raise HTTPException(422, f"resolution: this server takes at most {limits.resolution}.")
     if wanted.aligned and wanted.preset != "feature":
         raise HTTPException(422, "aligned: this comparison needs the feature preset.")
     return wanted
@@ -221,7 +183,7 @@ def read_chunks(file: BinaryIO) -> Iterator[bytes]:
 @router.post(
     "/api/detectors/{id}/predict",
     responses=errors(*UPLOAD_ERRORS, 404),
-    openapi_extra=form_schema({}),
+    openapi_extra=form_body({}),
     tags=["scoring"],
 )
 async def predict(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
+import sys
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 import uvicorn
+from uvicorn.config import LOGGING_CONFIG
 
 from metaformer.detector import OddSupportWarning
 from metaformer.serve.app import create_app
@@ -65,6 +70,7 @@ def serve(
         app,
         log_level="info" if log_requests else "warning",
         access_log=log_requests,
+        log_config=log_to_stderr(),
         limit_concurrency=CONNECTIONS,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=GRACE_SECONDS,
@@ -82,6 +88,18 @@ def serve(
         signal.signal(number, stop)
     on_ready(address(listener))
     server.run(sockets=[listener])
+    if app.state.service.is_at_work():
+        # A thread deep inside PyTorch cannot be stopped, and must not be there when the
+        # interpreter takes itself apart. The store is closed, so nothing is lost but the job.
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def log_to_stderr() -> dict[str, Any]:
+    """uvicorn's logging, with the log of requests on standard error like everything else."""
+    config = deepcopy(LOGGING_CONFIG)
+    config["handlers"]["access"]["stream"] = "ext://sys.stderr"
+    return config
 
 
 def listen(host: str, port: int) -> socket.socket:

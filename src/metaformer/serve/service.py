@@ -33,6 +33,10 @@ class Service:
         self.workers.stop()
         self.store.close()
 
+    def is_at_work(self) -> bool:
+        """After ``stop``: whether a job is in the middle of a long step."""
+        return self.adaptations.counts()["running"] > 0
+
 
 def find_service(request: Request) -> Service:
     service: Service = request.app.state.service
