@@ -17,6 +17,7 @@ from metaformer.prior import (
     Critic,
     InstancePrior,
     apply_effects,
+    edit,
     gradient_penalty,
 )
 from metaformer.training.checkpoints import (
@@ -85,9 +86,11 @@ class PriorTrainer:
         self.generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.critic.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
-        betas = (0.0, 0.9)  # WGAN-GP's and VEGAN's
-        self.optimiser_g = torch.optim.Adam(self.generator.parameters(), config.generator_lr, betas)
-        self.optimiser_d = torch.optim.Adam(self.critic.parameters(), config.critic_lr, betas)
+        # Momentum for P, which imitation drives; none for the critic, as in WGAN-GP and VEGAN.
+        self.optimiser_g = torch.optim.Adam(
+            self.generator.parameters(), config.generator_lr, (0.9, 0.99)
+        )
+        self.optimiser_d = torch.optim.Adam(self.critic.parameters(), config.critic_lr, (0.0, 0.9))
         self.pool = EffectPool(config.pool, side)
         self.step = 0
         self.seconds = 0.0
@@ -114,7 +117,7 @@ class PriorTrainer:
         logits: list[Tensor] = []
         for last in [False] * (config.critic_steps - 1) + [True] if judged else []:
             images = self._draw_natural(rng)
-            shown, real, effects = self._draw_effects(rng)
+            shown, real, real_mattes, effects = self._draw_effects(rng)
             # Only the last edited photos go on to train the generator.
             with self._autocast(), torch.set_grad_enabled(last):
                 logits = [self.generator.logits(images)]  # (B, 1, side, side)
@@ -126,14 +129,12 @@ class PriorTrainer:
             with self._autocast():
                 total = total - self.critic(fake, effects).mean()
         else:
-            shown, real, effects = self._draw_effects(rng)
+            shown, _, real_mattes, _ = self._draw_effects(rng)
 
-        # And an effect made by software to be made again. ``real`` is known to be ``shown`` with
-        # the effect, so P can be asked to imitate that very photo.
+        # And effects made by software to be made again: for them the photo before is known.
         with self._autocast():
             logits.append(self.generator.logits(shown))
-        imitated = apply_effects(shown, torch.sigmoid(logits[-1]), effects)
-        difference = (imitated - real).abs().mean()
+        difference = imitation_gap(shown, torch.sigmoid(logits[-1]), real_mattes)
         matte = torch.sigmoid(logits[0])  # of natural photos where there are any in this step
         area = matte.mean()
         guard = F.relu(config.area_low - area) + F.relu(area - config.area_high)
@@ -170,16 +171,17 @@ class PriorTrainer:
         ]
         return to_batch(natural).to(self.workers.device)
 
-    def _draw_effects(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Photos of side B without and with their effect (B, 3, side, side); effects (B,)."""
+    def _draw_effects(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Photos of side B without and with their effect, (B, 3, side, side) both; the mattes the
+        effect was made with, (B, 1, side, side); the effects (B,)."""
         config, device = self.config, self.workers.device
         photos, mattes, codes = draw_effect_batch(
             self.bank, config.mix, config.prior.side, config.batch, rng
         )
         effects = torch.from_numpy(codes).to(device)
         shown = to_batch(photos).to(device)
-        real = apply_effects(shown, torch.from_numpy(mattes)[:, None].to(device), effects)
-        return shown, real, effects
+        made_with = torch.from_numpy(mattes)[:, None].to(device)
+        return shown, apply_effects(shown, made_with, effects), made_with, effects
 
     def _critic_step(
         self, real: Tensor, fake: Tensor, effects: Tensor, rng: np.random.Generator
@@ -243,6 +245,25 @@ class PriorTrainer:
     def _autocast(self) -> torch.autocast:
         enabled = self.config.precision == "bfloat16"
         return torch.autocast(self.workers.device.type, torch.bfloat16, enabled=enabled)
+
+
+def imitation_gap(shown: Tensor, mattes: Tensor, made_with: Tensor) -> Tensor:
+    """How far P's edits of photos are from the effect photos made of them by software.
+
+    Mean absolute difference over all three effects, each divided by the mean change that the
+    effect makes at all: defocus changes little and would not count beside black otherwise.
+
+    Args:
+        shown: photos (B, 3, S, S) before their effect.
+        mattes: P's mattes for them (B, 1, S, S).
+        made_with: mattes of the effect photos (B, 1, S, S).
+    """
+    gap = torch.zeros((), device=shown.device)
+    for effect in EFFECTS:
+        edited = edit(shown, effect)
+        made, imitated = edited + made_with * (shown - edited), edited + mattes * (shown - edited)
+        gap = gap + (imitated - made).abs().mean() / (shown - edited).abs().mean().clamp(min=1e-3)
+    return gap / len(EFFECTS)
 
 
 def to_batch(photos: Sequence[Photo]) -> Tensor:

@@ -43,9 +43,9 @@ class PriorTrainingConfig:
     critic_every: int = 1
     """The critic and its judgement of P's mattes take part in every so many steps; the others
     are imitation alone, at a third of the cost."""
-    imitation: float = 300.0
-    """Weight of the mean absolute difference between an effect photo made by software and P's own
-    edit of the photo it was made from; ours, not VEGAN's. 0 leaves the critic alone with P."""
+    imitation: float = 80.0
+    """Weight of ``imitation_gap``, the difference between effect photos made by software and P's
+    own edits of the photos they were made from; ours, not VEGAN's. 0 leaves the critic alone."""
     generator_lr: float = 3e-4
     critic_lr: float = 4e-4
     anneal_from: float = 0.4
