@@ -14,11 +14,28 @@ REASONS = {
     404: "There is no such thing.",
     408: "The body took too long to arrive.",
     409: "The store is full, or the detector's file is damaged.",
-    413: "The body is too large, or holds too many images.",
+    413: "The body is too large.",
     415: "The body is not multipart/form-data.",
-    422: "A value is not accepted, or no image can be read.",
+    422: "A value is not accepted, there are too many images, or none can be read.",
     429: "Too many requests at once; Retry-After says when to come again.",
     503: "Not finished in time, or no room to store the upload; try again later.",
+}
+
+JOB_ACCEPTED = {
+    "description": "Taken on. Ask for the job until it is done or failed.",
+    "headers": {"Location": {"description": "The job.", "schema": {"type": "string"}}},
+    "links": {
+        "job": {"operationId": "get_job", "parameters": {"id": "$response.body#/job/id"}},
+    },
+}
+DETECTORS_LISTED = {
+    "links": {
+        operation: {
+            "operationId": operation,
+            "parameters": {"id": "$response.body#/detectors/0/id"},
+        }
+        for operation in ("get_detector", "delete_detector", "download_detector", "predict")
+    }
 }
 
 
@@ -61,8 +78,6 @@ def fit_document(document: dict[str, Any], limits: Limits, *, has_token: bool) -
             if "images" in fields:
                 fields["images"]["maxItems"] = limits.images
             if "resolution" in fields:
-                for choice in fields["resolution"]["anyOf"]:
-                    if "maximum" in choice:
-                        choice["maximum"] = min(choice["maximum"], limits.resolution)
+                fields["resolution"]["maximum"] = limits.resolution
     if not has_token:
         document["components"].pop("securitySchemes", None)

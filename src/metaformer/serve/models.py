@@ -5,7 +5,8 @@ from __future__ import annotations
 import unicodedata
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from metaformer.results import Prediction
 
@@ -22,18 +23,22 @@ def check_name(name: str) -> str:
     return name.strip()
 
 
+def check_true_or_false(value: object) -> object:
+    """The two words a form may send for a yes or no; pydantic would take on, y, 1 and more."""
+    if value not in ("true", "false", True, False):
+        raise ValueError('must be "true" or "false"')
+    return value
+
+
+def leave_out_default(schema: dict[str, Any]) -> None:
+    """None is not a value that a client could send."""
+    schema.pop("default", None)
+
+
 class AdaptRequest(BaseModel):
     """The text fields of a request for a new detector; the images come beside them."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "not": {
-                "properties": {"preset": {"const": "pixel"}, "aligned": {"const": True}},
-                "required": ["preset", "aligned"],
-            }
-        },
-    )
+    model_config = ConfigDict(extra="forbid")
 
     name: Annotated[str, AfterValidator(check_name)] = Field(
         min_length=1,
@@ -48,10 +53,13 @@ class AdaptRequest(BaseModel):
     preset: Literal["feature", "pixel"] = Field(
         "feature", description="Which universal model to adapt."
     )
-    resolution: int | None = Field(
-        None, ge=64, le=2048, description="Working size in pixels; the preset's own if unset."
+    # A form has no null: what is unset is left out.
+    resolution: Annotated[int, Field(ge=64, le=2048)] | SkipJsonSchema[None] = Field(
+        None,
+        description="Working size in pixels; the preset's own if left out.",
+        json_schema_extra=leave_out_default,
     )
-    aligned: bool = Field(
+    aligned: Annotated[bool, BeforeValidator(check_true_or_false)] = Field(
         False,
         description="Parts stand in the same place on every image. For the `feature` preset.",
     )

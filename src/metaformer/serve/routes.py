@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 import metaformer
 from metaformer.images import ImageError
-from metaformer.serve.document import errors, form_body
+from metaformer.serve.document import DETECTORS_LISTED, JOB_ACCEPTED, errors, form_body
 from metaformer.serve.jobs import TooManyJobsError
 from metaformer.serve.limits import Limits, busy
 from metaformer.serve.metrics import CONTENT_TYPE
@@ -65,7 +65,11 @@ def metrics(service: Protected) -> Response:
     return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
 
-@router.get("/api/detectors", responses=errors(401, 403), tags=["detectors"])
+@router.get(
+    "/api/detectors",
+    responses={200: DETECTORS_LISTED, **errors(401, 403)},
+    tags=["detectors"],
+)
 def list_detectors(service: Protected) -> DetectorList:
     """All detectors, newest first."""
     return DetectorList(detectors=service.store.summaries())
@@ -74,11 +78,11 @@ def list_detectors(service: Protected) -> DetectorList:
 @router.post(
     "/api/detectors",
     status_code=202,
-    responses=errors(*UPLOAD_ERRORS),
+    responses={202: JOB_ACCEPTED, **errors(*UPLOAD_ERRORS)},
     openapi_extra=form_body(AdaptRequest.model_json_schema()),
     tags=["detectors"],
 )
-async def make_detector(request: Request, service: Protected) -> JobAccepted:
+async def make_detector(request: Request, response: Response, service: Protected) -> JobAccepted:
     """Adapt to a product from images of good specimens. Answers at once; follow the job."""
     with service.gate.place():
         if service.store.is_full():
@@ -96,14 +100,16 @@ async def make_detector(request: Request, service: Protected) -> JobAccepted:
                 raise busy(429, str(error)) from None
             except OSError as error:
                 raise busy(503, f"the images cannot be stored ({error.strerror}).") from error
+    response.headers["Location"] = f"/api/jobs/{job.id}"
     return JobAccepted(job=job)
 
 
 def read_fields(texts: dict[str, str], limits: Limits) -> AdaptRequest:
     """Raises: HTTPException: 422, saying of each field what is wrong."""
     try:
-        # A form sends an empty text for a number left out.
-        wanted = AdaptRequest.model_validate({k: v for k, v in texts.items() if v or k == "name"})
+        # A page's form sends an empty text for a number left out.
+        given = {k: v for k, v in texts.items() if (k, v) != ("resolution", "")}
+        wanted = AdaptRequest.model_validate(given)
     except ValidationError as error:
         raise HTTPException(422, describe_errors(error.errors())) from None
     if wanted.resolution is not None and wanted.resolution > limits.resolution:

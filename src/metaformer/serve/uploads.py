@@ -45,9 +45,9 @@ async def receive_form(
     """Text fields and the files called ``images``; the files live as long as the context.
 
     Raises:
-        HTTPException: 400 not a well-formed multipart body, 408 it took too long, 413 too large
-            or too many images, 415 another kind of body, 422 a field twice or a file of another
-            name or none, 503 there is no room on the disk.
+        HTTPException: 400 not a well-formed multipart body, 408 it took too long, 413 too large,
+            415 another kind of body, 422 too many images, a field twice, a file of another name or
+            none, 503 there is no room on the disk.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
@@ -69,7 +69,7 @@ async def receive_form(
             408, f"the body did not arrive within {limits.upload_seconds:g} seconds."
         ) from None
     except MultiPartException as error:
-        status = 413 if error.message.startswith("Too many") else 400
+        status = 422 if error.message.startswith("Too many") else 400
         raise HTTPException(status, f"the body is not accepted: {error.message}") from None
     except OSError as error:
         raise busy(503, f"the upload cannot be stored now ({error.strerror}).") from error
@@ -114,7 +114,7 @@ def sort_parts(form: FormData, limits: Limits) -> tuple[dict[str, str], list[Upl
         raise HTTPException(422, 'no images: send one or more files in the field "images".')
     if len(uploads) > limits.images:
         raise HTTPException(
-            413, f"{len(uploads)} images; accepted are at most {limits.images} in a request."
+            422, f"{len(uploads)} images; accepted are at most {limits.images} in a request."
         )
     return texts, uploads
 

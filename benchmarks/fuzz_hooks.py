@@ -1,0 +1,29 @@
+"""What schemathesis uploads as images: sound files of every kind that is read.
+
+Loaded by schemathesis itself, which ``benchmarks.fuzz`` tells where it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import schemathesis
+from hypothesis import strategies
+from PIL import Image
+
+from benchmarks.live_service import PHOTOS
+from benchmarks.mutations import sound_files
+
+FILES = list(sound_files(Image.open(sorted((PHOTOS / "test").glob("*.jpg"))[0])).values())
+
+
+@schemathesis.hook
+def filter_body(context: schemathesis.HookContext, body: Any) -> bool:
+    """Leave out what the document cannot say: ``aligned`` needs the feature preset."""
+    if not isinstance(body, dict):
+        return True
+    return not (body.get("aligned") is True and body.get("preset") == "pixel")
+
+
+# Only what is an image is, in the words of the document, a `binary` that must be accepted.
+schemathesis.openapi.format("binary", strategies.sampled_from(FILES))
