@@ -5,7 +5,6 @@ import json
 import os
 import resource
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -14,17 +13,10 @@ import pytest
 
 import boards
 import trees
-from metaformer.batch import (
-    COLUMNS,
-    READ_AHEAD,
-    BatchResult,
-    OutputFolderError,
-    common_folder,
-    read_ahead,
-    score_images,
-)
+from metaformer.batch import BatchResult, score_images
 from metaformer.detector import Detector
 from metaformer.images import list_images
+from metaformer.scores.rows import COLUMNS, OutputFolderError
 
 
 @pytest.fixture(scope="module")
@@ -127,13 +119,6 @@ def test_images_of_the_same_name_get_a_map_each(detector, tmp_path, output, monk
     assert maps == ["a/x.png.png", "a/y.png.png", "b/c/x.png.png"]
 
 
-def test_common_folder():
-    assert common_folder([Path("/a/b/x.png"), Path("/a/c/d/y.png")]) == Path("/a")
-    assert common_folder([Path("/a/b/x.png")]) == Path("/a/b")
-    assert common_folder([Path("x.png")]) == Path.cwd()
-    common_folder([])
-
-
 def test_scores_do_not_depend_on_the_other_images(detector, photos, tmp_path):
     score_images(detector, photos, tmp_path / "all")
     score_images(detector, photos[3:4], tmp_path / "one")
@@ -165,7 +150,7 @@ def test_a_file_name_that_is_not_utf8_survives(detector, tmp_path, output):
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     result = score_images(detector, [path, bad], output)
-    assert [failed for failed, _ in result.failures] == [bad]
+    assert [failed for failed, _ in result.failures] == [str(bad)]
     assert rows(output)[0]["path"] == str(path)
     assert score_images(detector, [path, bad], output).resumed == 1
 
@@ -186,13 +171,13 @@ def test_the_bad_folder(detector, tmp_path, output):
         detector,
         images,
         output,
-        on_image=lambda path, outcome: outcomes.update({path.name: outcome}),
+        on_image=lambda path, outcome: outcomes.update({Path(path).name: outcome}),
     )
     assert [Path(line["path"]).name for line in rows(output)] == ["1_good.png", "6_grey16.png"]
     with (output / "failures.csv").open(newline="") as file:
         failures = {Path(line["path"]).name: line["reason"] for line in csv.DictReader(file)}
     assert list(failures) == ["2_truncated.png", "3_text.png", "4_one_pixel.png", "5_huge.png"]
-    assert [(path.name, reason) for path, reason in result.failures] == list(failures.items())
+    assert [(Path(path).name, reason) for path, reason in result.failures] == list(failures.items())
     for name, reason in failures.items():
         assert name in reason and outcomes[name] == reason
     assert "1 x 1" in failures["4_one_pixel.png"]
@@ -225,9 +210,9 @@ def test_stopped_by_ctrl_c_and_run_again_gives_the_same_file(detector, photos, t
     assert first.interrupted and first.scored == count
     assert len(rows(pieces)) == count
     assert (pieces / "report.html").exists()
-    scored: list[Path] = []
+    scored: list[str] = []
     second = score_images(detector, photos, pieces, on_image=lambda path, _: scored.append(path))
-    assert scored == photos[count:]
+    assert scored == [str(path) for path in photos[count:]]
     assert not second.interrupted
     assert second.scored == 6 and second.resumed == count and second.anomalous == 3
     assert (pieces / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
@@ -312,23 +297,3 @@ def test_a_folder_that_cannot_be_made_is_an_os_error(detector, photos, tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         score_images(detector, photos, tmp_path / "file" / "out")
-
-
-# Reading ahead
-
-
-def test_images_come_in_order_and_only_a_few_are_read_ahead(photos):
-    asked: list[Path] = []
-
-    def paths() -> Iterator[Path]:
-        for path in photos * 5:
-            asked.append(path)
-            yield path
-
-    reader = read_ahead(paths(), 65535)
-    for number in range(8):
-        path, pixels = next(reader)
-        assert path == photos[number % 6]
-        assert pixels.shape == (96, 96, 3)
-        assert len(asked) <= number + 1 + READ_AHEAD
-    reader.close()

@@ -207,7 +207,7 @@ def test_pictures_are_the_highest_scores_and_a_few_doubtful_normal_ones(scores, 
     normal = sorted((s for s in scores if s < 0.5), reverse=True)
     for_normal = max(min(len(normal), places // 10), places - len(flagged))
     expected = flagged[: places - min(len(normal), places // 10)] + normal[:for_normal]
-    kept = [score for score, _, _ in [*builder._flagged, *builder._normal]]
+    kept = [entry[0] for entry in [*builder._flagged, *builder._normal]]
     assert sorted(kept, reverse=True) == expected  # in whatever order they came
 
 
@@ -421,3 +421,42 @@ def test_one_defect_among_many_shows_and_support_is_marked():
 def test_the_page_gets_the_same_heat_colours(tmp_path):
     sent = base64.b64decode(write(ReportBuilder({}), tmp_path).data["heat"])
     assert sent == heat_colours().tobytes()
+
+
+# Very many images
+
+
+def test_the_listing_can_be_limited_and_says_so(tmp_path):
+    builder = ReportBuilder({}, max_lines=3, max_images=0)
+    for i in range(1, 10):
+        builder.add(IMAGE, predict(i / 10, f"{i}.png"))
+    for i in range(5):
+        builder.add_failure(f"bad{i}.png", "damaged")
+    page = write(builder, tmp_path)
+    assert page.data["names"] == ["9.png", "8.png", "7.png"]
+    text = " ".join(page.texts["p"])
+    assert "In all 9 images were scored and 5 flagged" in text
+    assert "lists the 3 with the highest scores" in text
+    assert "and 2 more, listed in failures.csv" in text
+    content = builder.write(tmp_path / "again.html").read_text()
+    assert "Histogram of 9 scores" in content and "5 files could not be read." in content
+
+
+def test_a_limit_leaves_no_picture_without_its_line(tmp_path):
+    builder = ReportBuilder({}, max_lines=2, max_images=10, thumbnail=16)
+    for i in range(30):
+        builder.add(IMAGE, predict(0.5 + i / 100 if i else 0.4, f"{i}.png"))
+    page = write(builder, tmp_path)
+    assert page.data["names"] == [*(f"{i}.png" for i in range(29, 20, -1)), "0.png"]
+    assert page.cards() == list(range(10))
+
+
+def test_a_report_that_is_not_limited_says_nothing_of_it(tmp_path):
+    builder = ReportBuilder({}, max_lines=2)
+    builder.add(IMAGE, predict(0.4))
+    assert not any("In all" in text for text in write(builder, tmp_path).texts["p"])
+
+
+def test_no_limit_under_one():
+    with pytest.raises(ValueError, match="max_lines"):
+        ReportBuilder({}, max_lines=0)

@@ -254,5 +254,5 @@ def test_a_hundred_thousand_images_are_judged_without_delay(browser, tmp_path):
     """
     seconds, flagged = browser.run(builder.write(tmp_path / "r.html"), 1280, script)
     assert seconds < 1  # measured: 0.01
-    expected = sum(line.score >= 0.3 for line in builder._scored)
+    expected = sum(score >= 0.3 for score in builder._scores)
     assert flagged == f"{expected:,}"

@@ -1,22 +1,16 @@
-"""Scoring many images into a folder, so that stopping at any moment loses nothing.
+"""Scoring any number of images into a folder, so that stopping at any moment loses nothing.
 
-The folder holds ``scores.csv`` (one line an image, flushed as it is made), ``failures.csv`` (what
-could not be read, and why), ``maps/`` (8-bit heat maps: 128 is the pixel threshold), ``run.json``
-(which detector) and ``report.html``. Started again, it goes on after the last whole line.
+The folder holds ``scores.csv`` (one line an image, on disk as soon as it is made) or ``scores/``
+(Parquet files), ``failures.csv`` (what could not be read, and why), ``maps/`` (8-bit heat maps:
+128 is the pixel threshold), ``run.json`` (which detector) and ``report.html``. Started again, it
+goes on after the last whole line. Memory grows by some 100 bytes an image, to know which are done.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
-import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +19,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaformer.detector import Detector
-from metaformer.files import write_bytes, write_text
-from metaformer.images import ImageError, read_image
+from metaformer.files import write_bytes
+from metaformer.images import ImageError
+from metaformer.overlays import map_levels
 from metaformer.report import ReportBuilder
 from metaformer.results import Prediction
+from metaformer.scores.csv_file import CsvScores
+from metaformer.scores.failures import Failures
+from metaformer.scores.folder import ScoresFormat, claim_folder
+from metaformer.scores.parquet_files import ParquetScores
+from metaformer.scores.rows import ScoreRow, score_row
+from metaformer.sources.naming import map_path, name_digest
+from metaformer.sources.read_ahead import read_ahead
+from metaformer.sources.reading import Item, read_shard
+from metaformer.sources.shards import Sources, common_root, count_images, shards
 
-COLUMNS = (
-    "path",
-    "score",
-    "is_anomalous",
-    "p_value",
-    "raw_score",
-    "regions",
-    "largest_region_box",
-    "largest_region_area",
-)
-READ_AHEAD = 4
-"""Images decoded ahead of the one being scored; bounds memory."""
-ODD_NAMES = "surrogateescape"
-"""File names need not be UTF-8; written this way they come back as they were."""
-
-
-class OutputFolderError(ValueError):
-    """The output folder holds results of another run."""
+REPORT_LINES = 2000
+"""Most images that the report lists, the highest scores; the scores themselves have them all."""
+MAP_ROWS = 256
+"""Rows of a map turned into 8 bits at a time; bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -57,201 +47,157 @@ class BatchResult:
     scored: int
     anomalous: int
     resumed: int
-    failures: tuple[tuple[Path, str], ...]
+    failures: tuple[tuple[str, str], ...]
+    """(name, reason) of the first thousand that could not be read; ``failures.csv`` has all."""
     interrupted: bool
+    failed: int = 0
+    """How many could not be read."""
 
 
 def score_images(
     detector: Detector,
-    images: Sequence[Path],
+    images: Sources | Iterable[Path | str],
     output: Path,
     *,
+    scores_format: ScoresFormat = "csv",
     write_maps: bool = True,
+    write_report: bool = True,
     overwrite: bool = False,
-    on_image: Callable[[Path, Prediction | str], None] = lambda path, outcome: None,
+    on_image: Callable[[str, Prediction | str], None] = lambda name, outcome: None,
+    on_step: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> BatchResult:
     """Score ``images`` into the folder ``output``; see the module's text for what it holds.
 
-    A file that cannot be read is listed and passed over. Ctrl-C ends the run after the image at
-    hand, with every finished line and the report of this run on disk.
+    What cannot be read is listed and passed over; what is named twice is scored once. Ctrl-C ends
+    the run after the image at hand, with every finished line and the report of this run on disk.
+
+    Args:
+        images: paths and addresses of images, folders, archives, videos and lists (see
+            ``sources``), or ``Sources``.
+        on_image: called with the name of each image of this run and the prediction, or the reason
+            why there is none.
+        on_step: called with (images passed, images in all if that can be told); those of earlier
+            runs count as passed.
 
     Raises:
-        OutputFolderError: ``output`` holds the scores of another detector and ``overwrite`` is
-            not set.
-        OSError: the folder cannot be written to, or the disk is full.
+        OutputFolderError: ``output`` holds the scores of another detector, or in the other format,
+            and ``overwrite`` is not set.
+        ValueError: an address or list cannot be used, or a package for it is missing.
+        OSError: a folder cannot be listed, ``output`` cannot be written to, or the disk is full.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    done = claim_folder(output, detector, overwrite)
-    todo = [path for path in images if str(path) not in done]
-    report = ReportBuilder(report_settings(detector))
-    for name, (score, is_anomalous, p_value) in done.items():
-        report.add_scored(name, score=score, p_value=p_value, is_anomalous=is_anomalous)
+    sources = images if isinstance(images, Sources) else Sources(tuple(map(str, images)))
+    total = count_images(sources)
+    root = common_root(sources)
+    scores = CsvScores(output) if scores_format == "csv" else ParquetScores(output)
+    claim_folder(output, detector.info(), scores, overwrite)
 
-    failures: list[tuple[Path, str]] = []
-    anomalous = sum(flag for _, flag, _ in done.values())
-    scored = len(done)
+    report = ReportBuilder(report_settings(detector), max_lines=REPORT_LINES)
+    seen: set[bytes] = set()
+    anomalous = 0
+    for row in scores.read():
+        seen.add(name_digest(row.path))
+        anomalous += row.is_anomalous
+        report.add_scored(
+            row.path, score=row.score, p_value=row.p_value, is_anomalous=row.is_anomalous
+        )
+    resumed = scored = len(seen)
+    passed = 0
+
+    def is_wanted(name: str) -> bool:
+        nonlocal passed
+        digest = name_digest(name)
+        passed += digest in seen
+        is_new = digest not in seen
+        seen.add(digest)
+        return is_new
+
+    def items() -> Iterator[Item]:
+        for shard in shards(sources):
+            yield from read_shard(shard, is_wanted)
+
+    def score(item: Item, pixels: NDArray[np.uint8] | ImageError) -> Prediction | str:
+        """A function of its own, so that nothing of a large image outlives its turn."""
+        nonlocal scored, anomalous
+        if isinstance(pixels, ImageError):
+            failures.add(item.name, str(pixels))
+            report.add_failure(item.name, str(pixels))
+            return str(pixels)
+        prediction, line = score_pixels(detector, pixels, item.name, output, root, write_maps)
+        scores.write(line)
+        scored += 1
+        anomalous += prediction.is_anomalous
+        if write_report:
+            report.add(pixels, prediction)
+        return prediction
+
     interrupted = False
-    white_level = detector.made["white_level"]
-    common = common_folder(images)
-    with append_rows(output / "scores.csv", COLUMNS) as write_row:
+    with scores, Failures(output) as failures:
         try:
-            for path, pixels in read_ahead(todo, white_level):
-                if isinstance(pixels, ImageError):
-                    failures.append((path, str(pixels)))
-                    report.add_failure(str(path), str(pixels))
-                    on_image(path, str(pixels))
-                    continue
-                prediction = detector.predict_pixels(pixels, str(path))
-                if write_maps:
-                    folder = output / "maps" / path.parent.resolve().relative_to(common)
-                    write_map(folder / f"{path.name}.png", prediction)
-                write_row(row(prediction))
-                scored += 1
-                anomalous += prediction.is_anomalous
-                report.add(pixels, prediction)
-                on_image(path, prediction)
+            with closing(read_ahead(items(), detector.made["white_level"])) as stream:
+                for decoded in stream:
+                    name = decoded[0].name
+                    outcome = score(*decoded)
+                    del decoded
+                    passed += 1
+                    on_image(name, outcome)
+                    on_step(passed, total)
+                    del outcome
+                on_step(passed, passed)
         except KeyboardInterrupt:
             interrupted = True
-    write_failures(output / "failures.csv", failures)
-    report.write(output / "report.html")
-    return BatchResult(scored, anomalous, len(done), tuple(failures), interrupted)
-
-
-def claim_folder(
-    output: Path, detector: Detector, overwrite: bool
-) -> dict[str, tuple[float, bool, float]]:
-    """Path -> (score, is_anomalous, p_value) of images scored here before by this detector."""
-    run, scores = output / "run.json", output / "scores.csv"
-    info = detector.info()
-    fingerprint = hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
-    if overwrite:
-        scores.unlink(missing_ok=True)
-    elif scores.exists():
-        earlier = json.loads(run.read_text())["fingerprint"] if run.exists() else None
-        if earlier != fingerprint:
-            raise OutputFolderError(
-                f"{output}: already holds the scores of another detector. Choose another folder, "
-                f"or pass --overwrite to replace them."
-            )
-    write_text(run, json.dumps({"fingerprint": fingerprint, "detector": info}, indent=2))
-    if not scores.exists():
-        return {}
-    # A run that was killed may have left half a line; what follows the last newline is dropped.
-    content = scores.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        write_bytes(scores, whole)
-    try:
-        rows = csv.DictReader(io.StringIO(whole.decode(errors=ODD_NAMES), newline=""))
-        return {
-            r["path"]: (float(r["score"]), r["is_anomalous"] == "true", float(r["p_value"]))
-            for r in rows
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise OutputFolderError(
-            f"{scores}: not as this program wrote it ({error!r}), so the run cannot go on. Choose "
-            f"another folder, or pass --overwrite to replace it."
-        ) from error
-
-
-@contextmanager
-def append_rows(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Sequence[Any]], None]]:
-    """Append CSV rows to a file, each flushed whole before the next image is scored."""
-    with path.open("a", newline="", encoding="utf-8", errors=ODD_NAMES) as file:
-
-        def write(values: Sequence[Any]) -> None:
-            line = io.StringIO()
-            csv.writer(line, lineterminator="\n").writerow(values)
-            file.write(line.getvalue())
-            file.flush()
-
-        if file.tell() == 0:
-            write(columns)
-        try:
-            yield write
-        finally:
-            os.fsync(file.fileno())
-
-
-def row(prediction: Prediction) -> tuple[Any, ...]:
-    """One line of ``scores.csv``, in the order of ``COLUMNS``."""
-    largest = max(prediction.regions, key=lambda region: region.area, default=None)
-    box = f"{largest.x} {largest.y} {largest.width} {largest.height}" if largest else ""
-    return (
-        prediction.path,
-        f"{prediction.score:.6f}",
-        "true" if prediction.is_anomalous else "false",
-        f"{prediction.p_value:.4f}",
-        f"{prediction.raw_score:.8g}",
-        len(prediction.regions),
-        box,
-        largest.area if largest else 0,
+    if write_report:
+        report.write(output / "report.html")
+    return BatchResult(
+        scored, anomalous, resumed, tuple(failures.listed), interrupted, failures.count
     )
 
 
-def read_ahead(
-    paths: Sequence[Path], white_level: int
-) -> Iterator[tuple[Path, NDArray[np.uint8] | ImageError]]:
-    """Images in order, decoded by other threads while the last one is scored."""
+def score_pixels(
+    detector: Detector,
+    pixels: NDArray[np.uint8],
+    name: str,
+    output: Path,
+    root: str,
+    write_maps: bool,
+) -> tuple[Prediction, ScoreRow]:
+    """Score one image (H, W, 3) uint8 RGB and write its map below ``output`` if it is to have one.
 
-    def read(path: Path) -> NDArray[np.uint8] | ImageError:
-        try:
-            return read_image(path, white_level=white_level)
-        except ImageError as error:
-            return error
-
-    with ThreadPoolExecutor(2) as pool:
-        waiting = iter(paths)
-        pending: list[tuple[Path, Future[NDArray[np.uint8] | ImageError]]] = [
-            (path, pool.submit(read, path)) for path in islice(waiting, READ_AHEAD)
-        ]
-        try:
-            while pending:
-                path, future = pending.pop(0)
-                yield path, future.result()
-                pending += [(path, pool.submit(read, path)) for path in islice(waiting, 1)]
-        finally:
-            for _, future in pending:
-                future.cancel()
-
-
-def common_folder(images: Sequence[Path]) -> Path:
-    """The deepest folder holding all the images; sub-folders of ``maps/`` are those inside it."""
-    parents = {image.parent.resolve() for image in images}
-    return Path(os.path.commonpath(parents)) if parents else Path()
+    ``root`` is the folder that the places of maps are told from; see ``naming.map_path``.
+    """
+    prediction = detector.predict_pixels(pixels, name)
+    map_file = f"maps/{map_path(name, root)}" if write_maps else ""
+    if map_file:
+        write_map(output / map_file, prediction)
+    return prediction, score_row(prediction, detector.calibration.p_value_kind, map_file)
 
 
 def write_map(target: Path, prediction: Prediction) -> None:
     """The calibrated map as an 8-bit PNG."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    levels = np.clip(np.rint(prediction.anomaly_map * 255), 0, 255).astype(np.uint8)
+    levels = np.empty(prediction.anomaly_map.shape, np.uint8)
+    for top in range(0, len(levels), MAP_ROWS):
+        rows = slice(top, top + MAP_ROWS)
+        levels[rows] = map_levels(prediction.anomaly_map[rows])
     is_encoded, content = cv2.imencode(".png", levels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not is_encoded:
         raise OSError(f"{target}: the map could not be encoded as PNG.")
     write_bytes(target, content.tobytes())
 
 
-def write_failures(path: Path, failures: Sequence[tuple[Path, str]]) -> None:
-    """List what could not be read; no file when all could."""
-    if not failures:
-        path.unlink(missing_ok=True)
-        return
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "reason"))
-    writer.writerows((str(failed), reason) for failed, reason in failures)
-    write_text(path, text.getvalue())
-
-
 def report_settings(detector: Detector) -> dict[str, Any]:
     """What the report's settings table shows."""
     info = detector.info()
     calibration = detector.calibration
+    kinds = {
+        "conformal": "rank among the scores of other good images",
+        "views": "rank among views of the one image adapted to; no promise for other parts",
+    }
     return {
         "preset": info["preset"],
         "false-alarm rate asked": f"{calibration.false_alarm_rate:.1%}",
         "threshold (raw score)": f"{calibration.threshold:.6g}",
         "what the threshold promises": info["guarantee"],
+        "p-values": kinds[calibration.p_value_kind],
         "normal images adapted to": len(info["support"]),
         "seed": info["seed"],
         "made": info["made"],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 BINS = 50
 """Bars over scores 0 to 1; the threshold, 0.5, falls between two of them."""
@@ -41,7 +42,7 @@ class Histogram:
     plot_height: int = PLOT_HEIGHT
 
 
-def draw_histogram(scores: Sequence[float], support: Sequence[float]) -> Histogram:
+def draw_histogram(scores: ArrayLike, support: Sequence[float]) -> Histogram:
     """Bars of ``scores`` and marks of ``support``, all in [0, 1].
 
     Heights go with the square root of the count: in a large set the few defects would vanish

@@ -11,6 +11,7 @@ import base64
 import hashlib
 import heapq
 import json
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -48,35 +49,50 @@ class _Scored:
 class ReportBuilder:
     """Collects predictions, in memory that hardly grows with their number.
 
-    Every score is kept. Photos and maps are kept of ``max_images``: the highest scores, with a
-    tenth of the places for normal images just under the threshold, where doubt is greatest.
+    Every score is kept, and every line unless ``max_lines`` limits them. Photos and maps are kept
+    of ``max_images``: the highest scores, with a tenth of the places for normal images just under
+    the threshold, where doubt is greatest.
 
     Args:
         settings: shown as a table. Two entries are used otherwise: ``title`` is the heading, and
             ``support_scores`` (calibrated scores of the normal images, each scored without itself,
             or of views of one image) is marked in the histogram.
+        max_lines: list no more images than this, the highest scores (and those with a picture);
+            the page then says how many there were in all, and its histogram shows all of them.
+            None lists every image.
         max_images: most pictures in the file; 200 make 10 to 25 MB.
         thumbnail: longer side of a picture in pixels; smaller images are not enlarged.
 
     Raises:
-        ValueError: ``max_images`` is negative or ``thumbnail`` under 16.
+        ValueError: ``max_images`` is negative, ``max_lines`` under 1 or ``thumbnail`` under 16.
     """
 
     def __init__(
-        self, settings: dict[str, Any], *, max_images: int = 200, thumbnail: int = 512
+        self,
+        settings: dict[str, Any],
+        *,
+        max_images: int = 200,
+        thumbnail: int = 512,
+        max_lines: int | None = None,
     ) -> None:
         if max_images < 0:
             raise ValueError(f"max_images must be 0 or more, got {max_images}.")
+        if max_lines is not None and max_lines < 1:
+            raise ValueError(f"max_lines must be 1 or more, or None for all, got {max_lines}.")
         if thumbnail < 16:
             raise ValueError(f"thumbnail must be 16 pixels or more, got {thumbnail}.")
         self.settings = settings
         self.max_images = max_images
         self.thumbnail = thumbnail
-        self._scored: list[_Scored] = []
+        self.max_lines = max_lines
+        self._scores = array("d")
+        # A heap by score, lowest first; of equal scores the later image is given up first.
+        self._lines: list[tuple[float, int, _Scored]] = []
         # Two heaps by score, lowest first: the one to give up when the places run out.
-        self._flagged: list[tuple[float, int, Picture]] = []
-        self._normal: list[tuple[float, int, Picture]] = []
+        self._flagged: list[tuple[float, int, _Scored, Picture]] = []
+        self._normal: list[tuple[float, int, _Scored, Picture]] = []
         self._failures: list[tuple[str, str]] = []
+        self._failed = 0
 
     def add(self, image: NDArray[np.uint8], prediction: Prediction) -> None:
         """Add an image (H, W, 3) uint8 RGB and what was found on it.
@@ -88,31 +104,30 @@ class ReportBuilder:
             raise ValueError(
                 f"image {image.shape} and map {prediction.anomaly_map.shape} differ in size."
             )
-        number = len(self._scored)
-        self.add_scored(
+        number = len(self._scores)
+        line = self._add_line(
             prediction.path or f"image {number + 1}",
-            score=prediction.score,
-            p_value=prediction.p_value,
-            is_anomalous=prediction.is_anomalous,
+            prediction.score,
+            prediction.p_value,
+            prediction.is_anomalous,
         )
+
+        def entry() -> tuple[float, int, _Scored, Picture]:
+            picture = make_picture(image, prediction, self.thumbnail)
+            return prediction.score, number, line, picture
+
         heap = self._flagged if prediction.is_anomalous else self._normal
         if len(self._flagged) + len(self._normal) < self.max_images:
-            heapq.heappush(
-                heap, (prediction.score, number, make_picture(image, prediction, self.thumbnail))
-            )
+            heapq.heappush(heap, entry())
             return
         places_for_normal = self.max_images // NORMAL_SHARE
         normal = len(self._normal) + (not prediction.is_anomalous)
         loser = self._normal if normal > places_for_normal else self._flagged
         if loser is not heap and loser:
             heapq.heappop(loser)
-            heapq.heappush(
-                heap, (prediction.score, number, make_picture(image, prediction, self.thumbnail))
-            )
+            heapq.heappush(heap, entry())
         elif loser and prediction.score > loser[0][0]:
-            heapq.heapreplace(
-                loser, (prediction.score, number, make_picture(image, prediction, self.thumbnail))
-            )
+            heapq.heapreplace(loser, entry())
 
     def add_scored(self, name: str, *, score: float, p_value: float, is_anomalous: bool) -> None:
         """Add an image scored earlier, of which only the line is known.
@@ -120,6 +135,9 @@ class ReportBuilder:
         Raises:
             ValueError: the score is not in [0, 1].
         """
+        self._add_line(name, score, p_value, is_anomalous)
+
+    def _add_line(self, name: str, score: float, p_value: float, is_anomalous: bool) -> _Scored:
         if not 0 <= score <= 1:
             raise ValueError(f"{name}: a calibrated score lies in [0, 1], got {score}.")
         # A score read back from a file with few decimals may have been rounded over the threshold;
@@ -128,13 +146,24 @@ class ReportBuilder:
             score = max(score, THRESHOLD)
         else:
             score = min(score, float(np.nextafter(THRESHOLD, 0)))
-        self._scored.append(_Scored(as_text(name), score, p_value))
+        line = _Scored(as_text(name), score, p_value)
+        ranked = (score, -len(self._scores), line)
+        self._scores.append(score)
+        if self.max_lines is None:
+            self._lines.append(ranked)
+        elif len(self._lines) < self.max_lines:
+            heapq.heappush(self._lines, ranked)
+        else:
+            heapq.heappushpop(self._lines, ranked)
+        return line
 
     def add_failure(self, path: str, reason: str) -> None:
         """Add a file that could not be read, and why."""
         # Messages name the file first; beside its name that would be said twice.
         reason = reason.removeprefix(f"{path}: ")
-        self._failures.append((as_text(path), as_text(reason)))
+        self._failed += 1
+        if self.max_lines is None or len(self._failures) < self.max_lines:
+            self._failures.append((as_text(path), as_text(reason)))
 
     def write(self, path: Path | str) -> Path:
         """Write the report in one step and return its path.
@@ -142,14 +171,17 @@ class ReportBuilder:
         Raises:
             OSError: the folder does not exist, cannot be written to, or the disk is full.
         """
-        ranking = sorted(range(len(self._scored)), key=lambda i: -self._scored[i].score)
-        lines = [self._scored[number] for number in ranking]
-        pictures = {number: picture for _, number, picture in [*self._flagged, *self._normal]}
+        entries = [*self._flagged, *self._normal]
+        pictures = {number: picture for _, number, _, picture in entries}
+        listed = {-negative: line for _, negative, line in self._lines}
+        listed |= {number: line for _, number, line, _ in entries}
+        ranking = sorted(listed, key=lambda number: (-listed[number].score, number))
+        lines = [listed[number] for number in ranking]
         pictured = {
             rank: pictures[number] for rank, number in enumerate(ranking) if number in pictures
         }
         support = sorted({round(score, 4) for score in self.settings.get("support_scores", [])})
-        scores = [line.score for line in lines]
+        scores = np.array(self._scores, dtype=np.float64)
         style = Markup(read_template("report.css") + page_variables(pictured))
         script = Markup(read_template("report_maps.js") + read_template("report.js"))
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -163,12 +195,15 @@ class ReportBuilder:
             script_hash=content_hash(script),
             lines=lines,
             pictured=pictured,
-            flagged=sum(score >= THRESHOLD for score in scores),
+            flagged=sum(line.score >= THRESHOLD for line in lines),
+            in_all=len(scores),
+            flagged_in_all=int((scores >= THRESHOLD).sum()),
             histogram=draw_histogram(scores, support),
             support_count=len(self.settings.get("support_scores", [])),
             false_alarm_rate=self.settings.get(FALSE_ALARM_SETTING),
             settings=list(setting_rows(self.settings)),
             failures=self._failures,
+            failed=self._failed,
             threshold=THRESHOLD,
             words={flag: verdict(flag) for flag in (True, False)},
             data=self._page_data(lines, pictured),

@@ -18,6 +18,7 @@ from metaformer.cli.options import (
     PresetName,
     Quiet,
     Resolution,
+    ScoresFormatName,
     Seed,
     clear_errors,
     progress_bar,
@@ -63,15 +64,29 @@ def adapt(
 
 def predict(
     detector_file: Annotated[Path, typer.Argument(help="Detector made by `adapt`.")],
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for scores.csv, maps/, report.html.")
+        Path, typer.Option("--output", "-o", help="Folder for scores, maps/, report.html.")
     ],
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Images, folders, zip or tar archives, videos, addresses (s3://...), or @LIST."
+        ),
+    ] = None,
+    lists: Annotated[
+        list[Path] | None,
+        typer.Option("--list", help="File with one path or address a line; may be given again."),
+    ] = None,
     recursive: Annotated[bool, typer.Option(help="Look into sub-folders too.")] = False,
+    every: Annotated[int, typer.Option(min=1, help="Of videos, score every Nth frame.")] = 1,
     false_alarm_rate: Annotated[
         float | None, typer.Option(help="Another rate than the detector was made with.")
     ] = None,
+    scores_format: Annotated[
+        ScoresFormatName, typer.Option("--format", help="scores.csv, or Parquet files in scores/.")
+    ] = ScoresFormatName.csv,
     maps: Annotated[bool, typer.Option(help="Write a heat map for each image.")] = True,
+    report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
     overwrite: Annotated[bool, typer.Option(help="Replace results of another run.")] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -80,61 +95,72 @@ def predict(
     with clear_errors():
         from metaformer.batch import score_images
         from metaformer.detector import Detector
-        from metaformer.images import list_images
+        from metaformer.sources.shards import Sources, shards
 
-        paths: list[Path] = []
-        for path in images:
-            paths += list_images(path, recursive=recursive) if path.is_dir() else [path]
-        # Named twice is scored once; and the maps of an earlier run are not images to score.
-        maps_folder = (output / "maps").resolve()
-        paths = [p for p in dict.fromkeys(paths) if not p.resolve().is_relative_to(maps_folder)]
-        if not paths:
+        arguments = [*(images or []), *(f"@{path}" for path in lists or [])]
+        if not arguments:
+            raise ValueError("nothing to score. Name images or folders, or a list with --list.")
+        # The maps of an earlier run are not images to score.
+        maps_folder = str((output / "maps").resolve())
+        sources = Sources(tuple(arguments), recursive, every, maps_folder)
+        if next(shards(sources), None) is None:
             raise ValueError(
-                f"{', '.join(map(str, images))}: no images in this folder"
+                f"{', '.join(arguments)}: no images in this folder"
                 f"{'' if recursive else ' (--recursive looks into sub-folders too)'}."
             )
         detector = Detector.load(detector_file)
         if false_alarm_rate is not None:
             detector = detector.with_false_alarm_rate(false_alarm_rate)
         predictions: list[dict[str, Any]] = []
+
+        def on_image(name: str, outcome: Any) -> None:
+            if as_json and not isinstance(outcome, str):
+                predictions.append(outcome.to_dict())
+
         with progress_bar("scoring", quiet) as on_step:
-            count = 0
-
-            def on_image(path: Path, outcome: Any) -> None:
-                nonlocal count
-                count += 1
-                on_step(count, len(paths))
-                if as_json and not isinstance(outcome, str):
-                    predictions.append(outcome.to_dict())
-
             result = score_images(
-                detector, paths, output, write_maps=maps, overwrite=overwrite, on_image=on_image
+                detector,
+                sources,
+                output,
+                scores_format=scores_format.value,
+                write_maps=maps,
+                write_report=report,
+                overwrite=overwrite,
+                on_image=on_image,
+                on_step=on_step,
             )
     if as_json:
-        listed = [{"path": str(path), "reason": reason} for path, reason in result.failures]
+        listed = [{"path": name, "reason": reason} for name, reason in result.failures]
         summary = {
             "scored": result.scored,
             "anomalous": result.anomalous,
             "of_earlier_runs": result.resumed,
             "interrupted": result.interrupted,
+            "failed": result.failed,
             "failures": listed,
             "predictions": predictions,
         }
         typer.echo(json.dumps(summary, indent=2))
-    for path, reason in result.failures:
-        typer.echo(
-            f"not scored: {reason if str(path) in reason else f'{path}: {reason}'}", err=True
-        )
+    for name, reason in result.failures:
+        typer.echo(f"not scored: {reason if name in reason else f'{name}: {reason}'}", err=True)
+    if result.failed > len(result.failures):
+        more = result.failed - len(result.failures)
+        typer.echo(f"not scored: {more} more, see {output / 'failures.csv'}", err=True)
     if not quiet and not as_json:
         earlier = f" ({result.resumed} of them before)" if result.resumed else ""
         typer.echo(f"{result.scored} images scored{earlier}, {result.anomalous} anomalous.")
-        typer.echo(f"report: {output / 'report.html'}")
+        shown = (
+            "report.html"
+            if report
+            else ("scores.csv" if scores_format is ScoresFormatName.csv else "scores")
+        )
+        typer.echo(f"{'report' if report else 'scores'}: {output / shown}")
     if result.interrupted:
         typer.echo("stopped; run the same command again to go on.", err=True)
         raise typer.Exit(INTERRUPTED)
     if result.scored == 0:
         raise typer.Exit(1)
-    if result.failures:
+    if result.failed:
         raise typer.Exit(SOME_UNREADABLE)
 
 

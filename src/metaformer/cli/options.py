@@ -19,6 +19,11 @@ class PresetName(StrEnum):
     pixel = "pixel"
 
 
+class ScoresFormatName(StrEnum):
+    csv = "csv"
+    parquet = "parquet"
+
+
 Preset = Annotated[PresetName, typer.Option(help="Which universal model to adapt.")]
 Resolution = Annotated[
     int | None,
@@ -60,8 +65,11 @@ def clear_errors() -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(label: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error; yields the function that moves it to (done, total)."""
+def progress_bar(label: str, quiet: bool) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on standard error; yields the function that moves it to (done, total).
+
+    A total of None is one that is not known yet.
+    """
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
