@@ -13,7 +13,7 @@ import sys
 
 import typer
 
-from metaformer.cli import data, detecting, measuring, pretraining, serving
+from metaformer.cli import data, detecting, exporting, measuring, pretraining, serving
 
 app = typer.Typer(
     name="metaformer",
@@ -28,6 +28,7 @@ app.command()(detecting.predict)
 app.command()(measuring.evaluate)
 app.command()(detecting.info)
 app.command()(detecting.demo)
+app.command()(exporting.export)
 app.command()(serving.serve)
 app.add_typer(data.app, name="data")
 app.add_typer(pretraining.app, name="pretrain")

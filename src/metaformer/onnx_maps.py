@@ -1,0 +1,151 @@
+"""A detector's raw anomaly map as ONNX nodes: what ``anomaly_map`` and ``smooth`` compute."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metaformer.adaptation import Adapted
+from metaformer.autoencoder import SIZE_MULTIPLE
+from metaformer.feature_model import AdaptedFeature
+from metaformer.onnx_graph import Graph, Value
+from metaformer.onnx_networks import autoencoder, backbone
+from metaformer.pixel_model import STRIDES, AdaptedPixel
+
+MEMORY_CHUNK = 1024
+"""Support tokens compared at once; bounds what the product of tokens and memory takes."""
+GAP_STRIDE = 4
+"""The pixel preset's map has one cell for so many pixels (``AdaptedPixel.anomaly_map``)."""
+
+
+def raw_map(graph: Graph, images: Value, adapted: Adapted) -> Value:
+    """(N, 3, H, W) in [0, 1], at a working size -> (N, 1, h, w) raw map, blurred."""
+    if isinstance(adapted, AdaptedFeature):
+        grid = feature_map(graph, images, adapted)
+    else:
+        grid = pixel_map(graph, images, adapted)
+    return blur(graph, grid, adapted.model.config.sigma)
+
+
+def feature_map(graph: Graph, images: Value, adapted: AdaptedFeature) -> Value:
+    config = adapted.model.config
+    features = backbone(graph, images, adapted.model.backbone)
+    finest = features[min(config.levels)]
+    height, width = graph.side(finest, 2), graph.side(finest, 3)
+    total = ""
+    for level, weight in zip(config.levels, config.level_weights, strict=True):
+        tokens = graph.unit_length(features[level])  # (N, C, h_l, w_l)
+        memory = adapted.memory[level]
+        if config.aligned:
+            distance = aligned_distance(graph, tokens, memory, reach=config.reach // level)
+        else:
+            distance = nearest_distance(graph, tokens, memory)
+        share = graph.numbers(weight / sum(config.level_weights))
+        grid = graph.op("Mul", graph.resize(distance, height, width), share)
+        total = graph.op("Add", total, grid) if total else grid
+    return total  # (N, 1, h, w)
+
+
+def pixel_map(graph: Graph, images: Value, adapted: AdaptedPixel) -> Value:
+    config = adapted.config
+    height, width = graph.side(images, 2), graph.side(images, 3)
+    centred = graph.op("Sub", graph.op("Mul", images, graph.numbers(2)), graph.numbers(1))
+    pixels = pad_to_multiple(graph, centred, height, width)
+    stages, rebuilt = autoencoder(graph, pixels, adapted.autoencoder, adapted.moments)
+
+    gap = graph.op("Abs", graph.op("Sub", pixels, rebuilt))
+    gap = graph.op("ReduceMean", gap, graph.integers(1), keepdims=1)
+    gap = crop(graph, gap, height, width, 1)  # (N, 1, H, W), the padding cut off
+    cell = [GAP_STRIDE] * 2
+    gap = graph.op("AveragePool", gap, kernel_shape=cell, strides=cell)  # (N, 1, H / 4, W / 4)
+    parts = [graph.op("Mul", gap, graph.numbers(config.gap_weight / adapted.typical["gap"]))]
+    rows, columns = graph.side(gap, 2), graph.side(gap, 3)
+    for level, memory in adapted.memory.items():
+        stage = crop(graph, stages[STRIDES.index(level)], height, width, level)
+        distance = nearest_distance(graph, graph.unit_length(stage), memory)
+        unit = adapted.typical[f"distance.{level}"] * len(adapted.memory)
+        grid = graph.resize(distance, rows, columns)
+        parts.append(graph.op("Div", grid, graph.numbers(unit)))
+    return graph.op("Div", graph.op("Sum", *parts), graph.numbers(1 + config.gap_weight))
+
+
+def pad_to_multiple(graph: Graph, x: Value, height: Value, width: Value) -> Value:
+    """Repeat the last row and column up to multiples of what A takes."""
+    multiple = graph.integers(SIZE_MULTIPLE)
+    bottom, right = (graph.op("Mod", graph.op("Neg", side), multiple) for side in (height, width))
+    pads = graph.op("Concat", graph.integers(*[0] * 6), bottom, right, axis=0)
+    return graph.op("Pad", x, pads, mode="edge")
+
+
+def crop(graph: Graph, x: Value, height: Value, width: Value, stride: int) -> Value:
+    """The cells of ``x`` (N, C, ...) at ``stride`` that show image and not padding."""
+    sides = graph.op("Concat", height, width, axis=0)
+    return graph.cut(
+        x, graph.integers(0, 0), graph.op("Div", sides, graph.integers(stride)), (2, 3)
+    )
+
+
+def nearest_distance(graph: Graph, tokens: Value, memory: Tensor) -> Value:
+    """(N, 1, h, w) 1 - cosine of unit tokens (N, C, h, w) to the nearest of memory (M, C)."""
+    channels = memory.shape[1]
+    rows = graph.op("Transpose", tokens, perm=[0, 2, 3, 1])  # (N, h, w, C)
+    queries = graph.op("Reshape", rows, graph.integers(-1, channels))  # (N * h * w, C)
+    best = [
+        graph.op(
+            "ReduceMax",
+            graph.op("MatMul", queries, graph.constant(chunk.T)),  # (N * h * w, chunk)
+            graph.integers(1),
+            keepdims=0,
+        )
+        for chunk in torch.split(memory, MEMORY_CHUNK)
+    ]
+    nearest = graph.op("Max", *best) if len(best) > 1 else best[0]
+    shape = graph.op(
+        "Concat",
+        graph.side(tokens, 0),
+        graph.integers(1),
+        graph.side(tokens, 2),
+        graph.side(tokens, 3),
+        axis=0,
+    )
+    return to_distance(graph, graph.op("Reshape", nearest, shape))
+
+
+def aligned_distance(graph: Graph, tokens: Value, memory: Tensor, reach: int) -> Value:
+    """(N, 1, h, w) 1 - cosine of ``tokens`` (N, C, h, w) to the nearest of ``memory``
+    (K, C, h', w') within ``reach`` cells of the same place."""
+    height, width = graph.side(tokens, 2), graph.side(tokens, 3)
+    grids = graph.unit_length(graph.resize(graph.constant(memory), height, width))
+    margin = [0, 0, reach, reach] * 2
+    padded = graph.op("Pad", grids, graph.integers(*margin), mode="edge")
+    query = graph.op("Unsqueeze", tokens, graph.integers(1))  # (N, 1, C, h, w)
+    sides = graph.op("Concat", height, width, axis=0)
+    best = []
+    for down in range(2 * reach + 1):
+        for right in range(2 * reach + 1):
+            start = graph.integers(down, right)
+            window = graph.cut(padded, start, graph.op("Add", start, sides), (2, 3))
+            cosine = graph.op(
+                "ReduceSum", graph.op("Mul", query, window), graph.integers(2), keepdims=0
+            )  # (N, K, h, w)
+            best.append(graph.op("ReduceMax", cosine, graph.integers(1), keepdims=1))
+    return to_distance(graph, graph.op("Max", *best) if len(best) > 1 else best[0])
+
+
+def to_distance(graph: Graph, cosine: Value) -> Value:
+    return graph.op("Relu", graph.op("Sub", graph.numbers(1), cosine))
+
+
+def blur(graph: Graph, maps: Value, sigma: float) -> Value:
+    """``preprocess.smooth`` of (N, 1, h, w)."""
+    if sigma <= 0:
+        return maps
+    radius = int(np.ceil(3 * sigma))
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
+    kernel = F.normalize(kernel, p=1, dim=0)
+    x = graph.op("Pad", maps, graph.integers(*[0, 0, radius, radius] * 2), mode="edge")
+    x = graph.op("Conv", x, graph.constant(kernel[None, None, :, None]))
+    return graph.op("Conv", x, graph.constant(kernel[None, None, None, :]))
