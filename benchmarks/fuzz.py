@@ -203,9 +203,19 @@ def through_document(
     command += ["--max-examples", str(examples), "--continue-on-failure", "--no-color"]
     command += ["--header", f"Authorization: Bearer {TOKEN}", "--request-timeout", "60"]
     command += ["--report", "json", "--report-dir", str(folder / "report")]
-    environment = {**os.environ, "SCHEMATHESIS_HOOKS": "benchmarks.fuzz_hooks"}
+    environment = {
+        **os.environ,
+        "SCHEMATHESIS_HOOKS": "benchmarks.fuzz_hooks",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
     done = subprocess.run(
-        command, capture_output=True, text=True, errors="replace", env=environment, timeout=1800
+        command,
+        cwd=folder,  # it leaves files where it runs
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=environment,
+        timeout=1800,
     )
     reports = list((folder / "report").glob("*.json"))
     if not reports:

@@ -30,6 +30,10 @@ from metaformer.pixels import ImageError, pixels_from_pillow, turn_upright
 _TIFF_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Bytes of one value of each type of TIFF field; the types not named have one."""
 
+_FAX = (2, 3, 4)
+"""Compressions of TIFF (tag 259) for fax. Where the bits are wrong, libtiff leaves rows as they were
+in memory and reports nothing: the same file then gives another image each time."""
+
 _ACCEPTED = "accepted are PNG, JPEG, BMP, TIFF and WebP"
 
 
@@ -66,6 +70,11 @@ def decode(name: str, stream: BinaryIO, size: int, max_pixels: int) -> NDArray[A
         except Exception as error:  # decoders raise nearly anything on damaged bytes
             raise _damaged(name, str(error)) from error
         check_size(name, image.width, image.height, max_pixels)
+        if isinstance(image, TiffImageFile) and image.tag_v2.get(259) in _FAX:
+            raise ImageError(
+                name,
+                "a TIFF compressed as for fax, in which damage cannot be noticed. Save it as PNG.",
+            )
         header_end = stream.tell()  # where Pillow expects to go on
         try:
             is_whole = _is_whole(image, stream)

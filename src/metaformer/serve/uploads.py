@@ -6,7 +6,6 @@ The body is never held in memory as a whole: files go to unnamed temporary files
 from __future__ import annotations
 
 import asyncio
-import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -122,5 +121,5 @@ def sort_parts(form: FormData, limits: Limits) -> tuple[dict[str, str], list[Upl
 def shown(name: str) -> str:
     """A client's name fit to be shown: no folders, nothing unprintable, not endless."""
     name = name.replace("\\", "/").rpartition("/")[2]
-    printable = "".join(c if unicodedata.category(c)[0] != "C" else "\ufffd" for c in name)
+    printable = "".join(c if c.isprintable() else "\ufffd" for c in name)
     return printable[:SHOWN_NAME]
