@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import boards
 import service
-from metaformer.serve import jobs, scoring
+from metaformer.serve import jobs, page_files, scoring
 from metaformer.serve.limits import Gate, Limits
 from metaformer.serve.security import is_loopback
 from metaformer.serve.uploads import shown
@@ -133,6 +133,23 @@ def test_an_id_is_never_a_path(http, folder, id, end):
 )
 def test_the_page_gives_its_own_files_only(http, path):
     assert http.get(path).status_code == 404
+
+
+def test_the_page_may_load_its_own_files_only(http, tmp_path, monkeypatch):
+    monkeypatch.setattr(page_files, "FOLDER", tmp_path)
+    (tmp_path / "index.html").write_text("<!doctype html>")
+    (tmp_path / "page.js").write_text("'use strict'")
+    (tmp_path / "notes.txt").write_text("not of the page")
+    page = http.get("/", headers={"Authorization": ""})
+    assert page.text == "<!doctype html>"
+    assert page.headers["content-type"].startswith("text/html")
+    assert page.headers["content-security-policy"] == (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    assert http.get("/page/page.js").headers["content-type"].startswith("text/javascript")
+    assert http.get("/page.js").status_code == 200
+    assert http.get("/page/notes.txt").status_code == 404
 
 
 def test_names_of_files_make_no_files(http, made, folder):

@@ -31,8 +31,8 @@ _TIFF_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 
 """Bytes of one value of each type of TIFF field; the types not named have one."""
 
 _FAX = (2, 3, 4)
-"""Compressions of TIFF (tag 259) for fax. Where the bits are wrong, libtiff leaves rows as they were
-in memory and reports nothing: the same file then gives another image each time."""
+"""Compressions of TIFF (tag 259) for fax. Where the bits are wrong, libtiff leaves rows as they
+were in memory and reports nothing: the same file then gives another image each time."""
 
 _ACCEPTED = "accepted are PNG, JPEG, BMP, TIFF and WebP"
 

@@ -23,6 +23,10 @@ def serve(
     port: Annotated[int, typer.Option(help="Port; 0 for any that is free.", min=0, max=65535)] = (
         8000
     ),
+    server_name: Annotated[
+        list[str] | None,
+        typer.Option(help="Name that clients know a server on loopback by: behind a proxy."),
+    ] = None,
     token: Annotated[
         str | None,
         typer.Option(
@@ -98,6 +102,7 @@ def serve(
             detectors=tuple(detectors or ()),
             host=host,
             port=port,
+            names=frozenset(name.lower() for name in server_name or ()),
             token=token,
             limits=limits,
             workers=workers or min(4, os.cpu_count() or 1),

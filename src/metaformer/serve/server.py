@@ -33,6 +33,7 @@ def serve(
     detectors: tuple[Path, ...],
     host: str,
     port: int,
+    names: frozenset[str],
     token: str | None,
     limits: Limits,
     workers: int,
@@ -43,6 +44,7 @@ def serve(
 
     Args:
         port: 0 for any that is free.
+        names: what a server on loopback goes by besides, in lower case.
         on_ready: called with the address, once it can be connected to.
 
     Raises:
@@ -55,14 +57,14 @@ def serve(
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     # What a job has to say is in its `warnings`.
     warnings.simplefilter("ignore", OddSupportWarning)
-    names = frozenset({*LOOPBACK, host.lower()}) if is_loopback(host) else None
+    allowed = frozenset({*LOOPBACK, host.lower(), *names}) if is_loopback(host) else None
     app = create_app(
         folder,
         detectors=detectors,
         limits=limits,
         token=token,
         workers=workers,
-        allowed_hosts=names,
+        allowed_hosts=allowed,
     )
     for line in app.state.service.store.unreadable:
         warnings.warn(line, stacklevel=2)
