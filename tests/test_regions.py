@@ -86,3 +86,15 @@ def test_a_clean_mask_has_no_regions():
 def test_a_mask_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r"\(3, 4\).*\(4, 3\)"):
         find_regions(np.zeros((3, 4), bool), np.zeros((4, 3), np.float32))
+
+
+@pytest.mark.parametrize("side", [600, 10])  # more regions than 16 bits can number, and fewer
+def test_any_number_of_regions_is_told_apart(side):
+    mask = np.zeros((side, side), bool)
+    mask[::2, ::2] = True
+    values = np.arange(mask.size, dtype=np.float32).reshape(mask.shape) / mask.size
+    regions = find_regions(mask, values)
+    assert len(regions) == (side // 2) ** 2
+    assert {region.area for region in regions} == {1}
+    assert (regions[0].peak_x, regions[0].peak_y) == (side - 2, side - 2)
+    assert len({(region.x, region.y) for region in regions}) == len(regions)

@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 
+COPIED_ROWS = 256
+"""Rows that leave Pillow at a time; bounds memory."""
+
+
 class ImageError(ValueError):
     """An image that cannot be used. The message says what was found and what to do.
 
@@ -78,7 +82,7 @@ def pixels_from_pillow(name: str, image: Image.Image) -> NDArray[Any]:
         plain = {"La": "LA", "RGBa": "RGBA"}.get(mode)
         return np.asarray((image.convert(plain) if plain else image).convert("RGBA"))
     if mode in ("L", "RGB", "RGBA"):
-        return np.asarray(image)
+        return _copy_by_rows(image)
     if mode == "1":
         return np.asarray(image.convert("L"))
     if mode in ("P", "CMYK", "YCbCr", "HSV", "RGBX"):
@@ -107,6 +111,19 @@ def pixels_from_pillow(name: str, image: Image.Image) -> NDArray[Any]:
         f"found colour mode {mode}; accepted are grey, RGB, RGBA, palette and CMYK. Save it "
         "as RGB.",
     )
+
+
+def _copy_by_rows(image: Image.Image) -> NDArray[np.uint8]:
+    """``np.asarray`` of an 8-bit image, with one copy of its pixels on the way instead of three."""
+    if image.height <= COPIED_ROWS:
+        return np.asarray(image)
+    channels = len(image.getbands())
+    shape = (image.height, image.width) if channels == 1 else (image.height, image.width, channels)
+    pixels = np.empty(shape, np.uint8)
+    for top in range(0, image.height, COPIED_ROWS):
+        bottom = min(top + COPIED_ROWS, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
 
 
 def _pixels_from_floats(name: str, values: NDArray[Any]) -> NDArray[np.uint8]:

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 from metaformer.results import Region
 
+RUN_ROWS = 256
+"""Rows whose runs are counted at a time; bounds memory."""
+
 
 def find_regions(
     mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32], *, min_area: int = 1
@@ -26,8 +29,10 @@ def find_regions(
         raise ValueError(f"mask {mask.shape} and map {anomaly_map.shape} differ in shape.")
     if not mask.any():
         return ()
+    # Half the memory where it can be: on a large photo, labels are the largest array of all.
+    label_type = cv2.CV_16U if count_runs(mask) < 2**16 else cv2.CV_32S
     count, labels, stats, _ = cv2.connectedComponentsWithStats(
-        np.ascontiguousarray(mask).view(np.uint8), connectivity=8
+        np.ascontiguousarray(mask).view(np.uint8), connectivity=8, ltype=label_type
     )
     regions = []
     for label in range(1, count):  # 0 is the background
@@ -40,3 +45,12 @@ def find_regions(
         _, peak, _, (column, row) = cv2.minMaxLoc(anomaly_map[window], inside)
         regions.append(Region(x, y, width, height, area, peak, x + column, y + row))
     return tuple(sorted(regions, key=lambda region: -region.peak))
+
+
+def count_runs(mask: NDArray[np.bool_]) -> int:
+    """Horizontal runs of True in ``mask``: at least as many as it has regions."""
+    runs = 0
+    for row in range(0, len(mask), RUN_ROWS):
+        rows = mask[row : row + RUN_ROWS]
+        runs += np.count_nonzero(rows[:, 0]) + np.count_nonzero(rows[:, 1:] > rows[:, :-1])
+    return int(runs)

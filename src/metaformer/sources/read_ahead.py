@@ -11,6 +11,7 @@ from threading import Condition
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from metaformer.decoding import count_pixels
 from metaformer.images import MAX_PIXELS, ImageError
@@ -24,6 +25,12 @@ PIXEL_BUDGET = 40_000_000
 """Pixels in memory or being decoded at a time, the image being scored included; a larger image is
 alone. Decoding takes 9 bytes a pixel at its peak and scoring 13 (measured), so that with 0.3 GB
 for the program ``predict`` stays under 1 GB (``tests/test_scale.py``)."""
+
+LARGE = PIXEL_BUDGET // 2
+PILLOW_BLOCK = 64 * 2**20
+"""Pillow allocates images in blocks. Its own size, 16 MB, is one that the allocator of the C
+library keeps for each thread after use: 190 MB a thread for a photo of 48 megapixels. Blocks over
+32 MB are given back. It costs a fifth of a second for such a photo, so smaller ones are spared."""
 
 Decoded = tuple[Item, NDArray[np.uint8] | ImageError]
 
@@ -102,6 +109,8 @@ def read_ahead(
         fetched = fetch(item)
         pixels = pixels_of(fetched)
         budget.enter(turn, pixels)
+        if pixels > LARGE:
+            Image.core.set_block_size(PILLOW_BLOCK)
         return (item, decode_item(fetched, white_level)), pixels
 
     with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
