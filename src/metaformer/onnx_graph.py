@@ -51,6 +51,7 @@ class Graph:
         self.onnx = need("onnx")
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
+        self.named = 0
 
     def constant(self, value: NDArray[Any] | np.float32 | Tensor) -> Value:
         """Store a tensor in the file."""
@@ -69,9 +70,18 @@ class Graph:
 
     def op(self, kind: str, *inputs: Value, **attributes: Any) -> Value:
         """Add a node with one output; an input that is left out is the empty name."""
-        name = f"{kind.lower()}_{len(self.nodes)}"
+        name = self.new_name(kind)
         self.nodes.append(self.onnx.helper.make_node(kind, inputs, [name], name, **attributes))
         return name
+
+    def new_name(self, kind: str) -> Value:
+        self.named += 1
+        return f"{kind.lower()}_{self.named}"
+
+    def describe(self, name: str, kind: Any, shape: Sequence[str | int]) -> Any:
+        helper = self.onnx.helper
+        element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+        return helper.make_tensor_value_info(name, element, list(shape))
 
     def cast(self, x: Value, to: Any) -> Value:
         kind = self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(to))
@@ -111,10 +121,6 @@ class Graph:
         """
         helper = self.onnx.helper
 
-        def describe(name: str, kind: Any, shape: Sequence[str | int]) -> Any:
-            element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
-            return helper.make_tensor_value_info(name, element, list(shape))
-
         public = {value: name for value, name, _, _ in outputs}
         for node in self.nodes:
             node.input[:] = [public.get(name, name) for name in node.input]
@@ -122,8 +128,8 @@ class Graph:
         graph = helper.make_graph(
             self.nodes,
             "metaformer",
-            [describe(name, kind, shape) for name, (kind, shape) in inputs.items()],
-            [describe(name, kind, shape) for _, name, kind, shape in outputs],
+            [self.describe(name, kind, shape) for name, (kind, shape) in inputs.items()],
+            [self.describe(name, kind, shape) for _, name, kind, shape in outputs],
             self.constants,
         )
         model = helper.make_model(
