@@ -41,7 +41,7 @@ def sound_files(photo: Image.Image) -> dict[str, bytes]:
         "lzw.tiff": encode(rgb, "TIFF", compression="tiff_lzw"),
         "deflate.tiff": encode(rgb, "TIFF", compression="tiff_adobe_deflate"),
         "jpeg.tiff": encode(rgb, "TIFF", compression="jpeg"),
-        "bits.tiff": encode(rgb.convert("1"), "TIFF", compression="group4"),
+        "fax.tiff": encode(rgb.convert("1"), "TIFF", compression="group4"),
         "float.tiff": encode(Image.fromarray(pixels[:, :, 0].astype(np.float32) / 255), "TIFF"),
         "rgb16.tiff": opencv(".tiff", wide),
         "lossy.webp": encode(rgb, "WEBP"),

@@ -19,7 +19,7 @@ class Limits:
     body_bytes: int = 256 * 2**20
     """Largest body of a request."""
     pixels: int = 25_000_000
-    """Largest height times width of an image; scoring takes about 25 bytes of memory a pixel."""
+    """Largest height times width of an image; scoring takes up to 20 bytes of memory a pixel."""
     images: int = 64
     """Most images in one request."""
     resolution: int = 1024
