@@ -122,9 +122,14 @@ def adapt_to_support(
 
 def prepare(model: Model, image: Image) -> Any:
     """What the model keeps of one image: the part of the work that needs no support."""
+    return model.prepare(at_working_size(model, image))
+
+
+def at_working_size(model: Model, image: Image) -> Tensor:
+    """(H, W, 3) uint8 -> (1, 3, h, w) in [0, 1] at the size the model works at."""
     height, width = image.shape[:2]
     size = working_size(height, width, model.config.resolution, model.size_multiple)
-    return model.prepare(to_tensor(image, size))
+    return to_tensor(image, size)
 
 
 def raw_map(model: Model, adapted: Adapted, prepared: Any) -> Tensor:

@@ -16,8 +16,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
+from torch import Tensor
 
-from metaformer.adaptation import Adapted, Model, SupportScore, adapt_to_support, prepare, raw_map
+from metaformer.adaptation import (
+    Adapted,
+    Model,
+    SupportScore,
+    adapt_to_support,
+    at_working_size,
+    prepare,
+    raw_map,
+)
 from metaformer.calibration import Calibration
 from metaformer.detector_file import DetectorFileError, read_detector_file, write_detector_file
 from metaformer.feature_model import AdaptedFeature, FeatureConfig, FeatureModel
@@ -171,6 +180,9 @@ class Detector:
         self.adapted = adapted
         self.calibration = calibration
         self.made = made
+        self.engine: Callable[[Tensor], Tensor] | None = None
+        """(1, 3, H, W) at the working size -> (1, h, w) raw map; None for PyTorch. See
+        ``metaformer.engines``."""
 
     def predict(self, image: ImageSource) -> Prediction:
         """Score one image and mark its defective pixels.
@@ -207,7 +219,10 @@ class Detector:
 
     def score_pixels(self, pixels: NDArray[np.uint8]) -> tuple[float, NDArray[np.float32]]:
         """Raw score and raw (H, W) map of an image (H, W, 3) uint8 RGB, before calibration."""
-        grid = raw_map(self.model, self.adapted, prepare(self.model, pixels))  # (h, w)
+        if self.engine is None:
+            grid = raw_map(self.model, self.adapted, prepare(self.model, pixels))  # (h, w)
+        else:
+            grid = self.engine(at_working_size(self.model, pixels))[0]
         score = image_score(grid, self.model.config.score_share)
         return score, to_image_size(grid, pixels.shape)
 
@@ -219,7 +234,9 @@ class Detector:
     def with_false_alarm_rate(self, rate: float) -> Detector:
         """The same detector with the threshold for another rate; nothing is computed anew."""
         calibration = self.calibration.with_false_alarm_rate(rate)
-        return Detector(self.model, self.adapted, calibration, self.made)
+        same = Detector(self.model, self.adapted, calibration, self.made)
+        same.engine = self.engine
+        return same
 
     def info(self) -> dict[str, Any]:
         """How the detector was made and what its threshold promises, ready for JSON."""
