@@ -1,0 +1,138 @@
+"""Few-shot accuracy of ours and the peers: one JSON, one table.
+
+    python -m benchmarks.peers DATA_ROOT... --output peers.json
+
+As ``benchmarks.few_shot``, in the peers' own environment (``README.md`` here). A run that was
+stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.baselines import PaDiM, PatchCore
+from benchmarks.few_shot import markdown
+from benchmarks.peers.anomaly_dino import AnomalyDino
+from benchmarks.peers.summary import OURS, comparison
+from metaformer.benchmark import Method, Shots, evaluate, save_results
+from metaformer.datasets import load_categories
+from metaformer.detector_method import DetectorMethod
+from metaformer.files import write_text
+
+PACKAGES = ("anomalib", "timm", "torchvision", "lightning", "kornia")
+
+
+def _anomalib_patchcore(name: str, coreset: float) -> Method:
+    from benchmarks.peers.anomalib_methods import AnomalibPatchCore
+
+    return AnomalibPatchCore(name=name, coreset=coreset)
+
+
+def _anomalib_padim() -> Method:
+    from benchmarks.peers.anomalib_methods import AnomalibPadim
+
+    return AnomalibPadim()
+
+
+METHODS: dict[str, Callable[[], Method]] = {
+    OURS: lambda: DetectorMethod("feature"),
+    # The control of every learned method on these features: distance alone, no learning.
+    "nearest-patch": lambda: PatchCore(
+        name="nearest-patch", strides=(16,), standardise=True, neighbours=0
+    ),
+    "patchcore": PatchCore,
+    "patchcore-256": lambda: PatchCore(name="patchcore-256", resolution=256),
+    "padim": PaDiM,
+    "anomalib-patchcore": lambda: _anomalib_patchcore("anomalib-patchcore", 0.1),
+    "anomalib-patchcore-all": lambda: _anomalib_patchcore("anomalib-patchcore-all", 1.0),
+    "anomalib-padim": _anomalib_padim,
+    "anomaly-dino": AnomalyDino,
+    "anomaly-dino-256": lambda: AnomalyDino(name="anomaly-dino-256", resolution=256),
+    # Products that always lie the same way lose by turned supports.
+    "anomaly-dino-upright": lambda: AnomalyDino(name="anomaly-dino-upright", rotations=1),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parse(arguments)
+    torch.set_num_threads(options.threads)
+    results = json.loads(options.output.read_text())["results"] if options.output.exists() else []
+    for root in options.roots:
+        categories = load_categories(root)
+        all_paired = all(category.is_paired for category in categories)
+        for shots in (1,) if all_paired else options.shots:
+            for name in options.methods:
+                method = METHODS[name]()
+                key = (root.name, name, shots)
+                same = [r for r in results if (r["data"], r["preset"], r["shots"]) == key]
+                if same and _is_same(same[0], method, options):
+                    continue
+                print(f"{root.name}, {name}, {shots} shots", flush=True)
+                result = {"data": root.name} | evaluate(
+                    categories,
+                    method,
+                    shots=shots,
+                    seeds=options.seeds,
+                    test_limit=options.limit,
+                    quiet=options.quiet,
+                )
+                results = [r for r in results if r not in same] + [result]
+                save_results({"packages": _versions(), "results": results}, options.output)
+                table = f"{comparison(results)}\n{markdown(results)}"
+                write_text(options.output.with_suffix(".md"), table)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Few-shot accuracy of ours and the peers.")
+    parser.add_argument("roots", nargs="+", type=Path, metavar="DATA_ROOT")
+    parser.add_argument("--output", type=Path, required=True, help="JSON; .md is written beside")
+    parser.add_argument("--methods", type=_names, default=list(METHODS), help=",".join(METHODS))
+    parser.add_argument("--shots", type=_shots, default=[1, 4, 10], help='as 1,4,10 or "full"')
+    parser.add_argument("--seeds", type=_numbers, default=[0, 1, 2], help="as 0,1,2")
+    parser.add_argument("--limit", type=int, help="at most so many test images a category")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.methods if name not in METHODS]
+    if unknown:
+        parser.error(f"unknown method {unknown[0]!r}; there are {', '.join(METHODS)}")
+    if options.output.suffix != ".json":
+        parser.error(f"--output must end in .json, got {options.output}")
+    return options
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _shots(text: str) -> list[Shots]:
+    return ["full" if part == "full" else int(part) for part in _names(text)]
+
+
+def _is_same(result: dict[str, Any], method: Method, options: argparse.Namespace) -> bool:
+    return bool(
+        result["settings"] == json.loads(json.dumps(method.settings))
+        and result["seeds"] == options.seeds
+        and result["test_limit"] == options.limit
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Of the peers' packages, where they are installed."""
+    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    return {name: installed[name] for name in PACKAGES if name in installed}
+
+
+if __name__ == "__main__":
+    main()

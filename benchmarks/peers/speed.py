@@ -1,0 +1,198 @@
+"""Time and memory of ours against anomalib's PatchCore on the same backbone, in one run.
+
+    python -m benchmarks.peers.speed CATEGORY_FOLDER --output peers_speed.json
+
+Every subject runs in a process of its own, in turn, several times: figures are medians, and a
+ratio is the median of the ratios within each round, which a busy machine disturbs least. Ours
+includes its calibration (leave-one-out), which PatchCore does not do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from benchmarks.peers.speed_subjects import BATCH, SUBJECTS, TORCH, measure, prepare
+from metaformer.benchmark import save_results
+from metaformer.datasets import Category, draw_support, load_categories
+from metaformer.files import write_text
+from metaformer.images import read_image
+from metaformer.summary import machine
+
+SHOTS = 10
+FIGURES = {
+    "adapt_seconds": "adapt to 10 (s)",
+    "seconds_at_1": "per image at batch 1 (ms)",
+    f"seconds_at_{BATCH}": f"per image at batch {BATCH} (ms)",
+    "peak_megabytes": "peak resident (MB)",
+    "megabytes_above_imports": "of it above imports and weights (MB)",
+}
+MILLISECONDS = ("seconds_at_1", f"seconds_at_{BATCH}")
+ENGINES = ("onnxruntime", "openvino")
+
+Run = dict[str, float | None]
+
+
+def main() -> None:
+    options = _parse()
+    if options.one:
+        print(json.dumps(_child(options)))
+        return
+    with tempfile.TemporaryDirectory() as exported:
+        failures = _ask(options, "prepare", exported)
+        names = [name for name in options.methods if name.split("-")[0] not in failures]
+        names += [name for name in options.methods if name not in names and name in TORCH]
+        runs: dict[str, list[Run]] = {name: [] for name in names}
+        with Progress(console=Console(stderr=True), disable=options.quiet) as bar:
+            task = bar.add_task("timing", total=options.repeats * len(names))
+            for _ in range(options.repeats):
+                for name in names:
+                    runs[name].append(_ask(options, name, exported))
+                    bar.advance(task)
+    result = {
+        "data": options.folder.name,
+        "shots": SHOTS,
+        "threads": options.threads,
+        "repeats": options.repeats,
+        "not_exported": failures,
+        "median": {name: _median(runs[name]) for name in names},
+        "ratios": ratios(runs),
+        "runs": runs,
+        "machine": machine(),
+    }
+    save_results(result, options.output)
+    write_text(options.output.with_suffix(".md"), markdown(result))
+    print(markdown(result))
+
+
+def ratios(runs: dict[str, list[Run]]) -> dict[str, Run]:
+    """Ours divided by each rival on the same engine: below 1 is less time or memory."""
+    found = {}
+    for rival in runs:
+        engine = next((e for e in ENGINES if rival.endswith(e)), None)
+        ours = f"metaformer-{engine}" if engine else "metaformer"
+        if rival != ours and ours in runs:
+            pairs = list(zip(runs[ours], runs[rival], strict=True))
+            found[f"{ours} / {rival}"] = {figure: _ratio(pairs, figure) for figure in FIGURES}
+    return found
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Medians, then ratios."""
+    lines = [
+        f"{result['data']}, {result['shots']} normal images, {result['threads']} threads of "
+        f"{result['machine']['cpus']} processors ({result['machine']['processor']}), median of "
+        f"{result['repeats']} runs of each in turn. Maps at the image's size are included.",
+        "",
+        *_table("subject", result["median"], is_ratio=False),
+        "",
+        "Ratios, median of the rounds; below 1 is less time or memory.",
+        "",
+        *_table("ours / rival", result["ratios"], is_ratio=True),
+        "",
+        "`anomalib-efficientad` is EfficientAD-S with random weights: its time is that of a "
+        "trained one, its scores mean nothing.",
+    ]
+    lines += [f"Not exported: {name}: {why}" for name, why in result["not_exported"].items()]
+    return "\n".join([*lines, ""])
+
+
+def _table(first: str, rows: dict[str, Run], *, is_ratio: bool) -> list[str]:
+    headings = [h.split(" (")[0] if is_ratio else h for h in FIGURES.values()]
+    lines = [f"| {first} | {' | '.join(headings)} |", f"|{' --- |' * (len(FIGURES) + 1)}"]
+    for name, figures in rows.items():
+        cells = []
+        for figure in FIGURES:
+            value = figures[figure]
+            if value is None:
+                cells.append("–")
+            elif is_ratio or figure == "adapt_seconds":
+                cells.append(f"{value:.2f}")
+            else:
+                cells.append(f"{1000 * value if figure in MILLISECONDS else value:.0f}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _median(runs: Sequence[Run]) -> Run:
+    return {figure: _middle([run[figure] for run in runs]) for figure in FIGURES}
+
+
+def _ratio(pairs: Sequence[tuple[Run, Run]], figure: str) -> float | None:
+    values = []
+    for ours, theirs in pairs:
+        a, b = ours[figure], theirs[figure]
+        values.append(None if a is None or not b else a / b)
+    return _middle(values)
+
+
+def _middle(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+# ---------------------------------------------------------------------------------------- children
+
+
+def _ask(options: argparse.Namespace, name: str, exported: str) -> Any:
+    """Run one subject in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.peers.speed"]
+    command += [str(options.folder), "--one", name, "--exported", exported]
+    command += ["--threads", str(options.threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _child(options: argparse.Namespace) -> Any:
+    (category,) = load_categories(options.folder)
+    support = [read_image(path) for path in draw_support(category, SHOTS, 0)]
+    if options.one == "prepare":
+        return prepare(support, options.exported)
+    tests = _of_one_size(category)
+    return measure(options.one, support, tests, options.exported, options.threads)
+
+
+def _of_one_size(category: Category) -> list[Any]:
+    """The first test images that have the commonest size: a batch needs one."""
+    images = [read_image(sample.image) for sample in category.test[: 4 * BATCH]]
+    shapes = [image.shape for image in images]
+    commonest = max(set(shapes), key=shapes.count)
+    chosen = [image for image in images if image.shape == commonest][:BATCH]
+    if len(chosen) < BATCH:
+        raise SystemExit(f"{category.root}: needs {BATCH} test images of one size.")
+    return chosen
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Time and memory against the peers.")
+    parser.add_argument("folder", type=Path, metavar="CATEGORY_FOLDER")
+    parser.add_argument("--output", type=Path, help="JSON; .md is written beside")
+    parser.add_argument("--methods", type=lambda text: text.split(","), default=list(SUBJECTS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # a child process measures this one
+    parser.add_argument("--exported", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    unknown = [name for name in options.methods if name not in SUBJECTS]
+    if unknown:
+        parser.error(f"unknown method {unknown[0]!r}; there are {', '.join(SUBJECTS)}")
+    if not options.one and (options.output is None or options.output.suffix != ".json"):
+        parser.error("--output must be given and end in .json")
+    return options
+
+
+if __name__ == "__main__":
+    main()

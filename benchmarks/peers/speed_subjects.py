@@ -1,0 +1,212 @@
+"""What ``benchmarks.peers.speed`` times: one subject in one process, from pixels to score and map.
+
+Every subject takes images (H, W, 3) uint8 and gives a score and a map of the image's size. A
+subject that was exported is adapted and exported once, by ``prepare``, and then only scores.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+Score = Callable[[Sequence[Image]], object]
+
+TORCH = (
+    "metaformer",
+    "patchcore-256",
+    "anomalib-patchcore",
+    "anomalib-patchcore-all",
+    "anomalib-efficientad",
+)
+EXPORTED = (
+    "metaformer-onnxruntime",
+    "metaformer-openvino",
+    "anomalib-patchcore-onnxruntime",
+    "anomalib-patchcore-openvino",
+)
+SUBJECTS = TORCH + EXPORTED
+RESOLUTION = 256
+BATCH = 16
+SINGLES = 20
+"""Images scored one at a time, the median counts; then ``BATCH`` at once, three times."""
+
+
+def measure(
+    name: str, support: Sequence[Image], tests: Sequence[Image], folder: Path, threads: int
+) -> dict[str, float | None]:
+    """Seconds and megabytes of one subject, in this process.
+
+    Args:
+        tests: at least ``BATCH`` images of one size.
+        folder: where ``prepare`` put the exported models.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    adapt_seconds = None
+    if name in EXPORTED:
+        score = load_exported(name, folder, threads)
+        before = resident_megabytes()
+    else:
+        fit = build(name)
+        before = resident_megabytes()
+        started = time.perf_counter()
+        score = fit(support)
+        adapt_seconds = time.perf_counter() - started
+    score(tests[:1])  # the first pass plans memory; not counted
+    score(tests[:BATCH])
+    singles = [seconds(score, [tests[i % len(tests)]]) for i in range(SINGLES)]
+    together = [seconds(score, tests[:BATCH]) / BATCH for _ in range(3)]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "adapt_seconds": None if name == "anomalib-efficientad" else adapt_seconds,
+        "seconds_at_1": statistics.median(singles),
+        f"seconds_at_{BATCH}": statistics.median(together),
+        "peak_megabytes": peak,
+        "megabytes_above_imports": peak - before,
+    }
+
+
+def seconds(score: Score, images: Sequence[Image]) -> float:
+    started = time.perf_counter()
+    score(images)
+    return time.perf_counter() - started
+
+
+def resident_megabytes() -> float:
+    """Resident now, libraries and the unadapted model included."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+    raise OSError("/proc/self/status has no VmRSS; memory is measured on Linux only.")
+
+
+# ------------------------------------------------------------------------------------- in PyTorch
+
+
+def build(name: str) -> Callable[[Sequence[Image]], Score]:
+    """A function that adapts the subject to a support, imports and weights already loaded."""
+    if name == "anomalib-efficientad":
+        return efficientad
+    method: Any
+    if name == "metaformer":
+        from metaformer.detector_method import DetectorMethod
+
+        method = DetectorMethod("feature", resolution=RESOLUTION)
+    elif name == "patchcore-256":
+        from benchmarks.baselines import PatchCore
+        from benchmarks.baselines.features import patch_features
+
+        method = PatchCore(resolution=RESOLUTION)
+        import torch
+
+        patch_features(torch.zeros(1, 3, 32, 32), method.strides, 1)  # loads the weights
+    else:
+        from benchmarks.peers.anomalib_methods import AnomalibPatchCore, patchcore_module
+
+        method = AnomalibPatchCore(
+            resolution=RESOLUTION, coreset=1.0 if name.endswith("-all") else 0.1
+        )
+        patchcore_module(method)
+    return lambda support: method.fit(support, 0).score
+
+
+def efficientad(support: Sequence[Image]) -> Score:
+    """EfficientAD-S with random weights: good for its time and for nothing else.
+
+    Its teacher and the photos it is trained beside cannot be had offline.
+    """
+    import torch
+    from anomalib.models.image.efficient_ad.lightning_model import EfficientAd
+
+    from benchmarks.baselines.imaging import to_image_size
+
+    module = EfficientAd(model_size="small", evaluator=False, visualizer=False).eval()
+    transform = EfficientAd.configure_pre_processor(image_size=(RESOLUTION, RESOLUTION)).transform
+
+    @torch.no_grad()
+    def score(images: Sequence[Image]) -> object:
+        tensors = [torch.from_numpy(image).permute(2, 0, 1).float() / 255 for image in images]
+        output = module.model(torch.stack([transform(tensor) for tensor in tensors]))
+        maps = output.anomaly_map[:, 0].numpy()
+        return [to_image_size(a, image) for image, a in zip(images, maps, strict=True)]
+
+    return score
+
+
+# --------------------------------------------------------------------------------------- exported
+
+
+def prepare(support: Sequence[Image], folder: Path) -> dict[str, str]:
+    """Adapt and export what is scored from files; returns what could not be, and why."""
+    failures = {}
+    for name, export in (("metaformer", export_metaformer), ("anomalib", export_anomalib)):
+        try:
+            export(support, folder)
+        except Exception as error:  # a failed export is a result
+            failures[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return failures
+
+
+def export_metaformer(support: Sequence[Image], folder: Path) -> None:
+    from metaformer import Metaformer
+    from metaformer.export import export_detector
+
+    detector = Metaformer.from_pretrained("feature", resolution=RESOLUTION).adapt(support)
+    export_detector(detector, folder / "metaformer.onnx")
+    export_detector(detector, folder / "metaformer.xml", format="openvino")
+
+
+def export_anomalib(support: Sequence[Image], folder: Path) -> None:
+    """Through anomalib's own functions, at fixed batches: its default asks for a free batch and
+    gives a model that takes two images and no other number."""
+    from benchmarks.peers.anomalib_methods import AnomalibPatchCore
+
+    module = AnomalibPatchCore(resolution=RESOLUTION).fit(support, 0).module
+    side = (RESOLUTION, RESOLUTION)
+    for batch in (1, BATCH):
+        shapes = {"dynamic_shapes": ({0: batch},)} if batch > 1 else {"dynamic_axes": None}
+        options = {"opset_version": 18, **shapes}
+        module.to_onnx(folder / f"anomalib-{batch}", input_size=side, **options)
+        module.to_openvino(folder / f"anomalib-{batch}", input_size=side, onnx_kwargs=options)
+
+
+def load_exported(name: str, folder: Path, threads: int) -> Score:
+    """The model behind a function of images, both runtimes told to compute in float32."""
+    from metaformer.runtimes import Runtime, compile_model
+
+    runtime: Runtime = "openvino" if name.endswith("openvino") else "onnxruntime"
+    suffix = {"openvino": ".xml", "onnxruntime": ".onnx"}[runtime]
+    if name.startswith("metaformer"):
+        run = compile_model(folder / f"metaformer{suffix}", runtime, threads=threads)
+        return lambda images: run(np.stack(images))
+    kind = {"openvino": "openvino", "onnxruntime": "onnx"}[runtime]
+    models = {
+        batch: compile_model(
+            folder / f"anomalib-{batch}" / "weights" / kind / f"model{suffix}",
+            runtime,
+            threads=threads,
+        )
+        for batch in (1, BATCH)
+    }
+
+    def score(images: Sequence[Image]) -> object:
+        from metaformer.images import resize_image, resize_map
+
+        squares = [resize_image(image, (RESOLUTION, RESOLUTION)) for image in images]
+        batch = np.stack(squares).transpose(0, 3, 1, 2).astype(np.float32) / 255
+        maps = models[len(images)](np.ascontiguousarray(batch))["anomaly_map"]
+        return [
+            resize_map(a[0], (image.shape[0], image.shape[1]))
+            for image, a in zip(images, maps, strict=True)
+        ]
+
+    return score
