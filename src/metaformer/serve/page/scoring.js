@@ -1,0 +1,136 @@
+// The photos of a batch, sent to the service a few at a time.
+
+import { ApiError, readJson } from "./api.js";
+import { fileKey, refusal, thumbnail } from "./files.js";
+import { readMap } from "./overlay.js";
+
+const AT_ONCE = 3;  // one being scored while others are on their way
+const PICTURE_SIDE = 640;
+
+// Entries are { key, file, path, name, folder, state, ... }: state is "waiting", "scoring",
+// "scored" (then with the answer's fields, `thumb`, `map` or `picture`), or "failed" (with `error`
+// and `canRetry`).
+export const batch = { detector: null, entries: [], isRunning: false, wait: "" };
+
+let onChange = () => {};
+let run = null;  // AbortController of the work going on
+
+export function watchBatch(callback) { onChange = callback; }
+
+export function addFiles(files) {
+  const known = new Set(batch.entries.map((entry) => entry.key));
+  for (const found of files) {
+    const key = fileKey(found);
+    if (known.has(key)) continue;
+    known.add(key);
+    const slash = found.path.lastIndexOf("/"), error = refusal(found);
+    batch.entries.push({
+      key, file: found.file, path: found.path,
+      name: found.path.slice(slash + 1), folder: found.path.slice(0, Math.max(0, slash)),
+      ...(error ? { state: "failed", error, canRetry: false } : { state: "waiting" }),
+    });
+  }
+  start();
+}
+
+// Another product: what is there is scored with it.
+export function setDetector(detector) {
+  if (detector?.id === batch.detector?.id) return;
+  stop();
+  batch.detector = detector;
+  if (detector) {
+    for (const entry of batch.entries) if (entry.state !== "failed" || entry.canRetry) entry.state = "waiting";
+    start();
+  }
+  onChange();
+}
+
+export function stop() {
+  run?.abort(new DOMException("stopped", "AbortError"));
+  run = null;
+  batch.isRunning = false;
+  for (const entry of batch.entries) {
+    if (entry.state === "scoring" || entry.state === "waiting") {
+      Object.assign(entry, { state: "failed", error: "stopped before it was scored.", canRetry: true });
+    }
+  }
+  onChange();
+}
+
+export function retry() {
+  for (const entry of batch.entries) if (entry.state === "failed" && entry.canRetry) entry.state = "waiting";
+  start();
+}
+
+export function clear() {
+  stop();
+  for (const entry of batch.entries) if (entry.thumb) URL.revokeObjectURL(entry.thumb.url);
+  batch.entries = [];
+  onChange();
+}
+
+function start() {
+  onChange();
+  if (run || !batch.detector || !batch.entries.some((entry) => entry.state === "waiting")) return;
+  const mine = run = new AbortController();
+  batch.isRunning = true;
+  const workers = Array.from({ length: AT_ONCE }, () => work(batch.detector, mine.signal));
+  Promise.all(workers).then(() => {
+    if (run !== mine) return;
+    run = null;
+    batch.isRunning = false;
+    onChange();
+  });
+  onChange();
+}
+
+async function work(detector, signal) {
+  for (;;) {
+    const entry = signal.aborted ? null : batch.entries.find(({ state }) => state === "waiting");
+    if (!entry) return;
+    entry.state = "scoring";
+    try {
+      const found = await score(entry, detector, signal);
+      if (signal.aborted) return;
+      Object.assign(entry, found, { state: "scored", card: null });
+    } catch (error) {
+      if (signal.aborted) return;
+      fail(entry, error);
+    }
+    batch.wait = "";
+    onChange();
+  }
+}
+
+function fail(entry, error) {
+  const status = error instanceof ApiError ? error.status : null;
+  // A photo that was judged unfit stays so; a busy or lost server may come back.
+  const canRetry = status === null || status === 0 || status === 401 || status === 429 || status >= 500;
+  Object.assign(entry, { state: "failed", error: error.message, canRetry });
+}
+
+async function score(entry, detector, signal) {
+  entry.thumb ??= await thumbnail(entry.file, PICTURE_SIDE);
+  const body = new FormData();
+  body.append("images", entry.file, entry.name);
+  // What the browser cannot show, the server draws.
+  const kind = entry.thumb ? "png" : "overlay";
+  const answer = await readJson(`api/detectors/${detector.id}/predict?map=${kind}`, {
+    method: "POST", body, signal,
+    onWait: (detail) => { batch.wait = detail; onChange(); },
+  });
+  const [found] = answer.predictions;
+  if (found.error !== null) throw new ApiError(422, found.error);
+  return {
+    score: found.score, rawScore: found.raw_score, pValue: found.p_value,
+    width: found.width, height: found.height, regions: found.regions,
+    map: entry.thumb ? await readMap(found.map) : null,
+    picture: entry.thumb ? null : found.map,
+  };
+}
+
+// The server's words about one unreadable file, without those about the whole request.
+export function reason(entry) {
+  const short = entry.error.replace(/^no image could be read\. /, "");
+  return short.startsWith(`${entry.name}: `) ? short.slice(entry.name.length + 2) : short;
+}
