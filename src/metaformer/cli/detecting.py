@@ -13,7 +13,9 @@ from metaformer.cli.options import (
     SOME_UNREADABLE,
     Aligned,
     AsJson,
+    EngineOption,
     FalseAlarmRate,
+    Place,
     Preset,
     PresetName,
     Quiet,
@@ -83,8 +85,15 @@ def predict(
         float | None, typer.Option(help="Another rate than the detector was made with.")
     ] = None,
     scores_format: Annotated[
-        ScoresFormatName, typer.Option("--format", help="scores.csv, or Parquet files in scores/.")
-    ] = ScoresFormatName.csv,
+        ScoresFormatName | None,
+        typer.Option("--format", help="csv: scores.csv (usual); parquet: files in scores/."),
+    ] = None,
+    place: Annotated[
+        Place, typer.Option("--on", help="This process, or a Ray cluster (see docs/scale.md).")
+    ] = Place.local,
+    engine: Annotated[
+        EngineOption, typer.Option(help="What computes; auto measures which is fastest here.")
+    ] = EngineOption.torch,
     maps: Annotated[bool, typer.Option(help="Write a heat map for each image.")] = True,
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
     overwrite: Annotated[bool, typer.Option(help="Replace results of another run.")] = False,
@@ -93,10 +102,17 @@ def predict(
 ) -> None:
     """Score images and mark their defects. Stopped and started again, it goes on."""
     with clear_errors():
-        from metaformer.batch import score_images
-        from metaformer.detector import Detector
         from metaformer.sources.shards import Sources, shards
 
+        if place is Place.ray:
+            if scores_format is ScoresFormatName.csv:
+                raise ValueError("a Ray job writes Parquet. Leave out --format csv.")
+            if as_json:
+                raise ValueError("a Ray job has no --json: its predictions are in scores/ only.")
+            if engine is not EngineOption.torch:
+                raise ValueError("a Ray job computes with PyTorch. Leave out --engine.")
+            scores_format, report = ScoresFormatName.parquet, False
+        scores_format = scores_format or ScoresFormatName.csv
         arguments = [*(images or []), *(f"@{path}" for path in lists or [])]
         if not arguments:
             raise ValueError("nothing to score. Name images or folders, or a list with --list.")
@@ -108,9 +124,6 @@ def predict(
                 f"{', '.join(arguments)}: no images in this folder"
                 f"{'' if recursive else ' (--recursive looks into sub-folders too)'}."
             )
-        detector = Detector.load(detector_file)
-        if false_alarm_rate is not None:
-            detector = detector.with_false_alarm_rate(false_alarm_rate)
         predictions: list[dict[str, Any]] = []
 
         def on_image(name: str, outcome: Any) -> None:
@@ -118,17 +131,40 @@ def predict(
                 predictions.append(outcome.to_dict())
 
         with progress_bar("scoring", quiet) as on_step:
-            result = score_images(
-                detector,
-                sources,
-                output,
-                scores_format=scores_format.value,
-                write_maps=maps,
-                write_report=report,
-                overwrite=overwrite,
-                on_image=on_image,
-                on_step=on_step,
-            )
+            if place is Place.ray:
+                from metaformer.ray_job import score_on_ray
+
+                result = score_on_ray(
+                    detector_file,
+                    sources,
+                    output,
+                    false_alarm_rate=false_alarm_rate,
+                    write_maps=maps,
+                    overwrite=overwrite,
+                    on_step=on_step,
+                )
+            else:
+                from metaformer.batch import score_images
+                from metaformer.detector import Detector
+
+                detector = Detector.load(detector_file)
+                if false_alarm_rate is not None:
+                    detector = detector.with_false_alarm_rate(false_alarm_rate)
+                if engine is not EngineOption.torch:
+                    from metaformer.engines import with_engine
+
+                    detector = with_engine(detector, engine.value)
+                result = score_images(
+                    detector,
+                    sources,
+                    output,
+                    scores_format=scores_format.value,
+                    write_maps=maps,
+                    write_report=report,
+                    overwrite=overwrite,
+                    on_image=on_image,
+                    on_step=on_step,
+                )
     if as_json:
         listed = [{"path": name, "reason": reason} for name, reason in result.failures]
         summary = {

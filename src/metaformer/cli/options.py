@@ -19,9 +19,21 @@ class PresetName(StrEnum):
     pixel = "pixel"
 
 
+class Place(StrEnum):
+    local = "local"
+    ray = "ray"
+
+
 class ScoresFormatName(StrEnum):
     csv = "csv"
     parquet = "parquet"
+
+
+class EngineOption(StrEnum):
+    auto = "auto"
+    torch = "torch"
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
 
 
 Preset = Annotated[PresetName, typer.Option(help="Which universal model to adapt.")]

@@ -110,7 +110,7 @@ def read_ahead(
         pixels = pixels_of(fetched)
         budget.enter(turn, pixels)
         if pixels > LARGE:
-            Image.core.set_block_size(PILLOW_BLOCK)
+            Image.core.set_block_size(PILLOW_BLOCK)  # type: ignore[attr-defined]
         return (item, decode_item(fetched, white_level)), pixels
 
     with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
