@@ -27,9 +27,10 @@ from metaformer.adaptation import (
     prepare,
     raw_map,
 )
+from metaformer.backbone_weights import BackboneError
 from metaformer.calibration import Calibration
 from metaformer.detector_file import DetectorFileError, read_detector_file, write_detector_file
-from metaformer.feature_model import AdaptedFeature, FeatureConfig, FeatureModel
+from metaformer.feature_model import SHIPPED, AdaptedFeature, FeatureConfig, FeatureModel
 from metaformer.images import (
     IMAGE_SUFFIXES,
     ImageError,
@@ -41,6 +42,7 @@ from metaformer.pixel_model import AdaptedPixel, PixelConfig, PixelModel
 from metaformer.preprocess import image_score, to_image_size
 from metaformer.regions import find_regions
 from metaformer.results import Prediction
+from metaformer.timm_backbone import level_settings, load_timm_backbone
 
 Preset = Literal["feature", "pixel"]
 PRESETS: tuple[Preset, ...] = ("feature", "pixel")
@@ -70,30 +72,48 @@ class Metaformer:
         *,
         resolution: int | None = None,
         aligned: bool = False,
+        backbone: str = SHIPPED,
+        backbone_weights: Path | str | None = None,
+        download: bool = False,
     ) -> Metaformer:
-        """The model with the weights inside the package; nothing is downloaded.
+        """The model with the weights inside the package; nothing is downloaded unless asked for.
 
         Args:
             preset: ``feature`` compares tokens of a backbone pretrained on ImageNet, ``pixel`` is
                 the paper's system trained from scratch.
             resolution: images are resized to about this many pixels squared, aspect kept; the
-                preset's own (256) if None. More finds smaller defects and takes longer.
+                preset's own (256; of a ViT 32 patches) if None. More finds smaller defects and
+                takes longer.
             aligned: every image shows the part in the same place (fixed camera and fixture, or a
                 golden sample): compare place by place. For the ``feature`` preset.
+            backbone: of the ``feature`` preset: the one inside the package, or a model of timm,
+                ``vit_small_patch14_dinov2.lvd142m`` for example (``docs/backbones.md``).
+            backbone_weights: safetensors file for a model of timm; if None, it is looked for in
+                the folder that METAFORMER_WEIGHTS names and in the Hugging Face cache.
+            download: fetch such weights from the Hugging Face hub if they are nowhere else.
 
         Raises:
-            ValueError: no such preset, a resolution outside 64 to 2048, or ``aligned`` with the
-                ``pixel`` preset.
+            ValueError: no such preset, a resolution outside 64 to 2048, ``aligned`` or another
+                backbone with the ``pixel`` preset, or a ``BackboneError``: the backbone or its
+                weights cannot be used.
         """
         if resolution is not None and not 64 <= resolution <= 2048:
             raise ValueError(f"resolution must lie between 64 and 2048 pixels, got {resolution}.")
         changes: dict[str, Any] = {} if resolution is None else {"resolution": resolution}
         if preset == "feature":
             changes["aligned"] = aligned
-            return cls(FeatureModel.from_pretrained(replace(FeatureConfig(), **changes)), preset)
+            file = None if backbone_weights is None else Path(backbone_weights)
+            if backbone == SHIPPED:
+                config = replace(FeatureConfig(), **changes)
+                return cls(FeatureModel.from_pretrained(config, backbone_weights=file), preset)
+            network = load_timm_backbone(backbone, weights=file, download=download)
+            config = replace(FeatureConfig(**level_settings(network)), **changes)
+            return cls(FeatureModel(config, network), preset)
         if preset == "pixel":
             if aligned:
                 raise ValueError("aligned comparison needs the feature preset.")
+            if backbone != SHIPPED or backbone_weights is not None:
+                raise ValueError("the pixel preset has no backbone; choose the feature preset.")
             return cls(PixelModel.from_pretrained(replace(PixelConfig(), **changes)), preset)
         raise ValueError(f'no preset "{preset}": choose {" or ".join(PRESETS)}.')
 
@@ -265,25 +285,36 @@ class Detector:
         write_detector_file(Path(path), header, tensors)
 
     @classmethod
-    def load(cls, path: Path | str) -> Detector:
+    def load(cls, path: Path | str, *, backbone_weights: Path | str | None = None) -> Detector:
         """Read a detector file; scores are bit-identical to those before saving.
+
+        Args:
+            backbone_weights: for a detector made with a backbone of timm, the file of its weights;
+                looked for as in ``Metaformer.from_pretrained`` if None. They have to be the same,
+                byte for byte.
 
         Raises:
             FileNotFoundError: there is no such file.
             DetectorFileError: the file is not a detector, is damaged, holds NaN or infinite
-                weights, or was written by a newer version.
+                weights, was written by a newer version, or the weights of its backbone are not
+                to be had.
         """
         header, tensors = read_detector_file(Path(path))
+        file = None if backbone_weights is None else Path(backbone_weights)
         adapted: Adapted
         try:
             made = header["made"]
             if made["preset"] == "feature":
-                adapted = AdaptedFeature.from_state(tensors, header["settings"])
+                adapted = AdaptedFeature.from_state(
+                    tensors, header["settings"], backbone_weights=file
+                )
             elif made["preset"] == "pixel":
                 adapted = AdaptedPixel.from_state(tensors, header["settings"])
             else:
                 raise ValueError(f"unknown preset {made['preset']!r}")
             calibration = Calibration.from_dict(header["calibration"])
+        except BackboneError as error:
+            raise DetectorFileError(f"{path}: {error}") from error
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise DetectorFileError(
                 f"{path}: a detector file with something missing or wrong inside ({error!r}). It "

@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metaformer.detector import Detector, Metaformer, OddSupportWarning, Preset
+from metaformer.feature_model import SHIPPED
 
 Image = NDArray[np.uint8]
 
@@ -24,9 +26,19 @@ class DetectorMethod:
         *,
         resolution: int | None = None,
         aligned: bool = False,
+        backbone: str = SHIPPED,
+        backbone_weights: Path | None = None,
+        download: bool = False,
         name: str | None = None,
     ) -> None:
-        self.universal = Metaformer.from_pretrained(preset, resolution=resolution, aligned=aligned)
+        self.universal = Metaformer.from_pretrained(
+            preset,
+            resolution=resolution,
+            aligned=aligned,
+            backbone=backbone,
+            backbone_weights=backbone_weights,
+            download=download,
+        )
         self._name = name or preset
 
     @property

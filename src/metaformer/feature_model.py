@@ -8,19 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metaformer.backbone import EfficientNetLite0, load_backbone
+from metaformer.backbone import load_backbone
+from metaformer.backbone_weights import BackboneError
+from metaformer.timm_backbone import load_timm_backbone
+
+SHIPPED = "efficientnet_lite0"
+"""The backbone inside the package."""
 
 Tokens = dict[int, Tensor]
 """Stride -> (C, h, w) features of one image, each token of unit length."""
 
 QUERY_CHUNK = 1024
 """Query tokens compared at once; bounds the distance matrix to 1024 x max_tokens floats."""
+
+
+class Backbone(Protocol):
+    """A frozen network that turns an image into maps of features."""
+
+    channels: dict[int, int]
+    """Stride -> channels of its map."""
+
+    def __call__(self, images: Tensor, /) -> dict[int, Tensor]:
+        """(B, 3, H, W) in [0, 1] -> {stride: (B, C, H / stride, W / stride)}."""
 
 
 @dataclass(frozen=True)
@@ -46,25 +62,45 @@ class FeatureConfig:
     """The image score is the mean of this share of the highest cells."""
     sigma: float = 1.0
     """Gaussian blur of the map, in cells of the finest level."""
+    backbone: str = SHIPPED
+    """The backbone inside the package, or timm's name of another (``docs/backbones.md``)."""
+    backbone_sha256: str | None = None
+    """Of the weights of another backbone; they stay outside detector files."""
 
 
 class FeatureModel:
     """Universal part of the preset: the frozen backbone."""
 
-    size_multiple = 16
     view_factor = 1.3
     """How many times a changed view's score another part scores (docs/decisions/0002)."""
     max_folds = 10
     """Leave-one-out costs little: leaving an image out is leaving its tokens out."""
 
-    def __init__(self, config: FeatureConfig, backbone: EfficientNetLite0) -> None:
+    def __init__(self, config: FeatureConfig, backbone: Backbone) -> None:
         self.config = config
         self.backbone = backbone
+        self.size_multiple = max(config.levels)
 
     @classmethod
-    def from_pretrained(cls, config: FeatureConfig | None = None) -> FeatureModel:
+    def from_pretrained(
+        cls, config: FeatureConfig | None = None, *, backbone_weights: Path | None = None
+    ) -> FeatureModel:
+        """The model of ``config``; ``backbone_weights`` are those of a backbone of timm.
+
+        Raises:
+            BackboneError: the backbone or its weights cannot be used.
+        """
         config = config or FeatureConfig()
-        return cls(config, load_backbone(deepest=max(config.levels)))
+        if config.backbone == SHIPPED:
+            refuse_weights(backbone_weights)
+            return cls(config, load_backbone(deepest=max(config.levels)))
+        backbone = load_timm_backbone(
+            config.backbone,
+            weights=backbone_weights,
+            sha256=config.backbone_sha256,
+            levels=config.levels,
+        )
+        return cls(config, backbone)
 
     @torch.inference_mode()
     def prepare(self, image: Tensor) -> Tokens:
@@ -127,15 +163,26 @@ class AdaptedFeature:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and settings to save; ``from_state`` restores the same scores bit for bit."""
         tensors = {f"memory.{level}": tokens for level, tokens in self.memory.items()}
-        return tensors, {"config": asdict(self.model.config)}
+        config = asdict(self.model.config)
+        if config["backbone"] == SHIPPED:
+            del config["backbone"], config["backbone_sha256"]  # as before there were others
+        return tensors, {"config": config}
 
     @classmethod
-    def from_state(cls, tensors: dict[str, Tensor], settings: dict[str, Any]) -> AdaptedFeature:
+    def from_state(
+        cls,
+        tensors: dict[str, Tensor],
+        settings: dict[str, Any],
+        *,
+        backbone_weights: Path | None = None,
+    ) -> AdaptedFeature:
         stored: dict[str, Any] = {  # JSON has no tuples
             k: tuple(v) if isinstance(v, list) else v for k, v in settings["config"].items()
         }
         config = FeatureConfig(**stored)
-        model = FeatureModel.from_pretrained(config)
+        if config.backbone != SHIPPED and not isinstance(config.backbone_sha256, str):
+            raise ValueError(f"no SHA-256 of the weights of {config.backbone}")
+        model = FeatureModel.from_pretrained(config, backbone_weights=backbone_weights)
         memory = {level: tensors[f"memory.{level}"] for level in config.levels}
         for level, tokens in memory.items():
             channels, dims = model.backbone.channels[level], 4 if config.aligned else 2
@@ -145,6 +192,15 @@ class AdaptedFeature:
                     f"of which the second is {channels}"
                 )
         return cls(model, memory)
+
+
+def refuse_weights(backbone_weights: Path | None) -> None:
+    """Raises: BackboneError: weights are given for the backbone inside the package."""
+    if backbone_weights is not None:
+        raise BackboneError(
+            f"{backbone_weights}: weights are given, but the backbone is the one inside the "
+            f"package. Name theirs with --backbone (backbone= in Python), or leave them out."
+        )
 
 
 def cosine_distance(queries: Tensor, memory: Tensor) -> Tensor:

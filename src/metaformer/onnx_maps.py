@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metaformer.adaptation import Adapted
 from metaformer.autoencoder import SIZE_MULTIPLE
+from metaformer.backbone import EfficientNetLite0
 from metaformer.feature_model import AdaptedFeature
 from metaformer.onnx_graph import Graph, Value
 from metaformer.onnx_networks import autoencoder, backbone
@@ -31,7 +32,13 @@ def raw_map(graph: Graph, images: Value, adapted: Adapted) -> Value:
 
 def feature_map(graph: Graph, images: Value, adapted: AdaptedFeature) -> Value:
     config = adapted.model.config
-    features = backbone(graph, images, adapted.model.backbone)
+    net = adapted.model.backbone
+    if not isinstance(net, EfficientNetLite0):
+        raise ValueError(
+            f"this detector uses the backbone {config.backbone}; ONNX and OpenVINO models are made "
+            f"of the backbone inside the package only. Compute with PyTorch."
+        )
+    features = backbone(graph, images, net)
     finest = features[min(config.levels)]
     height, width = graph.side(finest, 2), graph.side(finest, 3)
     total = ""
