@@ -13,6 +13,9 @@ from metaformer.cli.options import (
     SOME_UNREADABLE,
     Aligned,
     AsJson,
+    Backbone,
+    BackboneWeights,
+    Download,
     EngineOption,
     FalseAlarmRate,
     Place,
@@ -33,6 +36,9 @@ def adapt(
     preset: Preset = PresetName.feature,
     resolution: Resolution = None,
     aligned: Aligned = False,
+    backbone: Backbone = "efficientnet_lite0",
+    backbone_weights: BackboneWeights = None,
+    download: Download = False,
     false_alarm_rate: FalseAlarmRate = 0.05,
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -50,7 +56,14 @@ def adapt(
             )
         from metaformer.detector import Metaformer
 
-        universal = Metaformer.from_pretrained(preset.value, resolution=resolution, aligned=aligned)
+        universal = Metaformer.from_pretrained(
+            preset.value,
+            resolution=resolution,
+            aligned=aligned,
+            backbone=backbone,
+            backbone_weights=backbone_weights,
+            download=download,
+        )
         with progress_bar("adapting", quiet) as on_step:
             detector = universal.adapt(
                 folder, false_alarm_rate=false_alarm_rate, seed=seed, on_step=on_step
@@ -94,6 +107,7 @@ def predict(
     engine: Annotated[
         EngineOption, typer.Option(help="What computes; auto measures which is fastest here.")
     ] = EngineOption.torch,
+    backbone_weights: BackboneWeights = None,
     maps: Annotated[bool, typer.Option(help="Write a heat map for each image.")] = True,
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
     overwrite: Annotated[bool, typer.Option(help="Replace results of another run.")] = False,
@@ -111,6 +125,10 @@ def predict(
                 raise ValueError("a Ray job has no --json: its predictions are in scores/ only.")
             if engine is not EngineOption.torch:
                 raise ValueError("a Ray job computes with PyTorch. Leave out --engine.")
+            if backbone_weights is not None:
+                raise ValueError(
+                    "a Ray job has no --backbone-weights: set METAFORMER_WEIGHTS on every machine."
+                )
             scores_format, report = ScoresFormatName.parquet, False
         scores_format = scores_format or ScoresFormatName.csv
         arguments = [*(images or []), *(f"@{path}" for path in lists or [])]
@@ -147,7 +165,7 @@ def predict(
                 from metaformer.batch import score_images
                 from metaformer.detector import Detector
 
-                detector = Detector.load(detector_file)
+                detector = Detector.load(detector_file, backbone_weights=backbone_weights)
                 if false_alarm_rate is not None:
                     detector = detector.with_false_alarm_rate(false_alarm_rate)
                 if engine is not EngineOption.torch:
@@ -202,12 +220,17 @@ def predict(
 
 def info(
     detector_file: Annotated[Path, typer.Argument(help="Detector made by `adapt`.")],
+    backbone_weights: BackboneWeights = None,
 ) -> None:
     """How a detector was made and what its threshold promises, as JSON."""
     with clear_errors():
         from metaformer.detector import Detector
 
-        typer.echo(json.dumps(Detector.load(detector_file).info(), indent=2))
+        typer.echo(
+            json.dumps(
+                Detector.load(detector_file, backbone_weights=backbone_weights).info(), indent=2
+            )
+        )
 
 
 def demo(

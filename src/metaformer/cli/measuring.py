@@ -10,6 +10,9 @@ import typer
 
 from metaformer.cli.options import (
     AsJson,
+    Backbone,
+    BackboneWeights,
+    Download,
     Preset,
     PresetName,
     Quiet,
@@ -31,6 +34,9 @@ def evaluate(
         bool, typer.Option("--unified", help="One detector for all categories, not one for each.")
     ] = False,
     layout: Annotated[str, typer.Option(help="Folder layout; found out if auto.")] = "auto",
+    backbone: Backbone = "efficientnet_lite0",
+    backbone_weights: BackboneWeights = None,
+    download: Download = False,
     limit: Annotated[
         int | None, typer.Option(help="Test images per category, for a quick look.")
     ] = None,
@@ -52,7 +58,14 @@ def evaluate(
         if aligned is None:
             all_paired = all(category.is_paired for category in categories)
             aligned = all_paired and preset is PresetName.feature
-        method = DetectorMethod(preset.value, resolution=resolution, aligned=aligned)
+        method = DetectorMethod(
+            preset.value,
+            resolution=resolution,
+            aligned=aligned,
+            backbone=backbone,
+            backbone_weights=backbone_weights,
+            download=download,
+        )
         results = measure(
             categories[0] if len(categories) == 1 else categories,
             method,

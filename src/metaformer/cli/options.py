@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -43,6 +44,24 @@ Resolution = Annotated[
 ]
 Aligned = Annotated[
     bool, typer.Option(help="Parts stand in the same place on every image: compare by place.")
+]
+Backbone = Annotated[
+    str,
+    typer.Option(
+        help="Of the feature preset: the one inside the package, or a model of timm "
+        "(docs/backbones.md)."
+    ),
+]
+BackboneWeights = Annotated[
+    Path | None,
+    typer.Option(
+        help="Safetensors file with the weights of a backbone of timm; looked for in the folder "
+        "$METAFORMER_WEIGHTS and in the Hugging Face cache if not given."
+    ),
+]
+Download = Annotated[
+    bool,
+    typer.Option("--download", help="Fetch the backbone's weights if they are not on the machine."),
 ]
 FalseAlarmRate = Annotated[
     float, typer.Option(help="Share of good parts that may be flagged, between 0 and 1.")
