@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from metaformer.detector import Detector
@@ -106,14 +107,17 @@ def export_detector(
     metadata = describe(detector, runtime, precision)
     model = full_model(detector)
 
-    run = compile_model(model.SerializeToString(), runtime)
+    threads = torch.get_num_threads()
+    run = compile_model(model.SerializeToString(), runtime, threads=threads)
     comparisons = compare(detector, run, with_other_sizes(detector, images), on_step)
     refuse_if_wrong(comparisons)
     differences = measure(comparisons)
     if precision != "f32":
         if precision == "int8":
             model = quantise(model, images)
-        run = compile_model(model.SerializeToString(), runtime, precision=precision)
+        run = compile_model(
+            model.SerializeToString(), runtime, precision=precision, threads=threads
+        )
         differences = measure(compare(detector, run, with_defects(images), on_step))
         refuse_if_poor(differences, precision)
     metadata["check"] = {

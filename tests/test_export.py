@@ -1,0 +1,334 @@
+"""Exported models say what PyTorch says, or are not written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+import metaformer
+from metaformer import Detector, Metaformer
+from metaformer.cli import app
+from metaformer.engines import (
+    EngineError,
+    check_engine,
+    fastest_engine,
+    make_engine,
+    test_image,
+    torch_engine,
+    with_engine,
+)
+from metaformer.export import export_detector
+from metaformer.export_check import (
+    Differences,
+    ExportRefusedError,
+    compare,
+    measure,
+    refuse_if_poor,
+    refuse_if_wrong,
+    with_defects,
+)
+from metaformer.files import write_bytes
+from metaformer.images import list_images, read_image, resize_image
+from metaformer.onnx_detector import full_model
+from metaformer.onnx_graph import MissingExtraError, need
+from metaformer.runtimes import compile_model
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("openvino")
+
+ROOT = Path(__file__).parent.parent
+BOARDS = Path(metaformer.__file__).parent / "demo_images" / "circuit_board"
+Image = NDArray[np.uint8]
+KINDS = ("feature", "aligned", "pixel")
+
+test_image.__test__ = False  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Engines use as many threads as PyTorch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def boards() -> list[Image]:
+    return [resize_image(read_image(p), (200, 240)) for p in list_images(BOARDS / "test")[:4]]
+
+
+@pytest.fixture(scope="module")
+def detectors(boards: list[Image]) -> dict[str, Detector]:
+    """At 96 pixels, made from three boards."""
+    made = {}
+    for kind in KINDS:
+        universal = Metaformer.from_pretrained(
+            "pixel" if kind == "pixel" else "feature", resolution=96, aligned=kind == "aligned"
+        )
+        made[kind] = universal.adapt(boards[: 2 if kind == "pixel" else 3])
+    return made
+
+
+@pytest.fixture(scope="module")
+def models(detectors: dict[str, Detector]) -> dict[str, bytes]:
+    return {kind: full_model(detectors[kind]).SerializeToString() for kind in KINDS}
+
+
+SIZES = [
+    (200, 240),  # averaged by area
+    (193, 271),  # the same, odd
+    (192, 192),  # halved: OpenCV rounds otherwise there
+    (60, 70),  # enlarged
+    (94, 100),  # one side grows, the other shrinks
+    (8, 300),  # beyond the longest aspect
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_any_size_and_batch_give_pytorchs_results(
+    kind: str,
+    runtime: Any,
+    detectors: dict[str, Detector],
+    models: dict[str, bytes],
+    boards: list[Image],
+) -> None:
+    detector = detectors[kind]
+    run = compile_model(models[kind], runtime, threads=1)
+    for size in SIZES[:: 3 if kind == "pixel" else 1]:
+        images = [resize_image(board, size) for board in boards[2:]]
+        for comparison in compare(detector, run, images):
+            assert comparison.score < 2e-4, size
+            assert comparison.map.max() < 2e-3, size
+            raw = float(comparison.found["raw_score"])
+            assert raw == pytest.approx(comparison.expected.raw_score, rel=2e-3, abs=1e-5)
+            assert comparison.found["anomaly_map"].shape == size
+            assert not comparison.verdict_differs
+
+
+def test_a_threshold_is_met_exactly(detectors: dict[str, Detector], boards: list[Image]) -> None:
+    """A raw score at the threshold is anomalous, one float below it is not."""
+    detector = detectors["feature"]
+    image = boards[3]
+    run = compile_model(full_model(detector).SerializeToString(), "onnxruntime", threads=1)
+    raw = float(run(image[None])["raw_score"][0])
+    for threshold, verdict in ((raw, True), (float(np.nextafter(raw, 9)), False)):
+        changed = Detector(
+            detector.model,
+            detector.adapted,
+            replace(detector.calibration, threshold=threshold),
+            detector.made,
+        )
+        run = compile_model(full_model(changed).SerializeToString(), "onnxruntime", threads=1)
+        assert bool(run(image[None])["is_anomalous"][0]) is verdict
+
+
+def test_an_onnx_file_tells_how_it_was_made(
+    tmp_path: Path, detectors: dict[str, Detector], boards: list[Image]
+) -> None:
+    output = tmp_path / "board.onnx"
+    done = export_detector(detectors["feature"], output, check=boards)
+    assert done.files == (output,)
+    stored = {p.key: p.value for p in need("onnx").load(output).metadata_props}
+    metadata = json.loads(stored["metaformer"])
+    calibration = detectors["feature"].calibration
+    assert metadata["threshold"] == calibration.threshold
+    assert metadata["guarantee"] == calibration.guarantee
+    assert metadata["detector"]["preset"] == "feature"
+    assert metadata["check"]["differences"]["images"] == len(boards) + 3
+    assert metadata["check"]["differences"]["max_score"] < 1e-3
+
+
+def test_openvino_files_give_the_same_after_being_written(
+    tmp_path: Path, detectors: dict[str, Detector], boards: list[Image]
+) -> None:
+    done = export_detector(
+        detectors["feature"], tmp_path / "board.xml", format="openvino", check=boards[:2]
+    )
+    assert [file.name for file in done.files] == ["board.xml", "board.bin"]
+    refuse_if_wrong(
+        compare(detectors["feature"], compile_model(done.files[0], "openvino", threads=1), boards)
+    )
+    assert "INFERENCE_PRECISION_HINT" in done.summary
+    network = need("openvino").Core().read_model(done.files[0])
+    assert json.loads(network.get_rt_info("metaformer").astype(str))["precision"] == "f32"
+
+
+def test_a_model_that_differs_is_refused_and_nothing_written(
+    tmp_path: Path, detectors: dict[str, Detector], boards: list[Image]
+) -> None:
+    """The detector's PyTorch side is changed under the exporter's feet."""
+    detector = detectors["feature"]
+    off = Detector(detector.model, detector.adapted, detector.calibration, detector.made)
+    off.engine = lambda images: torch_engine(detector)(images) * 1.1
+    with pytest.raises(ExportRefusedError, match="differs from PyTorch"):
+        export_detector(off, tmp_path / "board.onnx", check=boards)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_a_number_is_refused(
+    detectors: dict[str, Detector], models: dict[str, bytes], boards: list[Image]
+) -> None:
+    run = compile_model(models["feature"], "onnxruntime", threads=1)
+
+    def broken(images: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        outputs = run(images)
+        return {**outputs, "anomaly_map": outputs["anomaly_map"] * np.float32(np.nan)}
+
+    with pytest.raises(ExportRefusedError):
+        refuse_if_wrong(compare(detectors["feature"], broken, boards[:1]))
+
+
+def test_int8_is_measured(
+    tmp_path: Path, detectors: dict[str, Detector], boards: list[Image]
+) -> None:
+    """Written with its cost, or refused with it: never silently poor."""
+    output = tmp_path / "board.onnx"
+    try:
+        done = export_detector(detectors["feature"], output, precision="int8", check=boards)
+    except ExportRefusedError as refusal:
+        assert "Spearman" in str(refusal)
+        assert not output.exists()
+        return
+    assert done.differences.images == 2 * len(boards)
+    run = compile_model(output, "onnxruntime", threads=1)
+    again = measure(compare(detectors["feature"], run, with_defects(boards)))
+    assert again.max_score == pytest.approx(done.differences.max_score, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("agreement", "score"), [(0.9, 0.0), (1.0, 0.2), (float("nan"), 0.0), (1.0, float("nan"))]
+)
+def test_poor_precision_is_refused(agreement: float, score: float) -> None:
+    cost = Differences(8, score, 0.1, 0.01, 1, agreement)
+    with pytest.raises(ExportRefusedError, match="int8 costs too much"):
+        refuse_if_poor(cost, "int8")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"format": "tflite"}, "choose onnx or openvino"),
+        ({"precision": "f16"}, "choose f32, bf16 or int8"),
+        ({"precision": "bf16"}, "openvino"),
+        ({"precision": "int8"}, "--check"),
+        ({"format": "openvino"}, r"must end in \.xml"),
+        ({"check": []}, "at least one"),
+    ],
+)
+def test_impossible_requests_are_explained(
+    options: dict[str, Any], said: str, tmp_path: Path, detectors: dict[str, Detector]
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        export_detector(detectors["feature"], tmp_path / "board.onnx", **options)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_engines_give_pytorchs_results(
+    name: Any, kind: str, detectors: dict[str, Detector], boards: list[Image]
+) -> None:
+    detector = detectors[kind]
+    other = with_engine(detector, name)
+    assert other.engine is not None
+    for board in boards[3:]:
+        expected, found = detector.predict(board), other.predict(board)
+        assert found.score == pytest.approx(expected.score, abs=1e-5)
+        np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, atol=1e-5)
+    images = torch.cat([test_image(detector), test_image(detector).flip(3)])
+    np.testing.assert_allclose(
+        other.engine(images), torch_engine(detector)(images), rtol=1e-4, atol=1e-5
+    )
+    assert other.with_false_alarm_rate(0.2).engine is other.engine
+
+
+def test_an_engine_with_other_results_is_refused(detectors: dict[str, Detector]) -> None:
+    detector = detectors["feature"]
+    engine = make_engine(detector, "onnxruntime")
+    with pytest.raises(EngineError, match="--engine torch"):
+        check_engine(detector, "onnxruntime", lambda images: engine(images) * 1.1)
+
+
+def test_the_fastest_engine_is_looked_for_once(
+    detectors: dict[str, Detector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = fastest_engine(detectors["feature"])
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("measured twice")
+
+    monkeypatch.setattr("metaformer.engines.make_engine", fail)
+    assert fastest_engine(detectors["feature"]) == chosen
+
+
+def test_without_the_extra_pytorch_is_the_engine(
+    detectors: dict[str, Detector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(MissingExtraError, match=r"metaformer-ad\[export\]"):
+        with_engine(detectors["feature"], "onnxruntime")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert with_engine(detectors["feature"], "auto").engine is None
+
+
+def test_from_the_command_line_to_the_edge(
+    tmp_path: Path, detectors: dict[str, Detector], boards: list[Image]
+) -> None:
+    """Export by the command, score by the program that knows nothing of this package."""
+    detector_file, model = tmp_path / "board.metaformer", tmp_path / "board.onnx"
+    detectors["feature"].save(detector_file)
+    done = CliRunner().invoke(app, ["export", str(detector_file), "-o", str(model)])
+    assert done.exit_code == 0, done.output
+    assert "scores differ by at most" in done.output
+    image = list_images(BOARDS / "test")[0]
+    command = [sys.executable, str(ROOT / "examples/edge/score.py"), str(model), str(image)]
+    command += ["--maps", str(tmp_path / "maps")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    _, score, verdict = ran.stdout.splitlines()[-1].split(",")
+    # Pillow and the package decode alike.
+    expected = detectors["feature"].predict(image)
+    assert float(score) == pytest.approx(expected.score, abs=1e-3)
+    assert verdict == str(expected.is_anomalous).lower()
+    heat = read_image(tmp_path / "maps" / f"{image.name}.png")
+    assert heat.shape == (640, 640, 3)
+
+
+def test_predict_with_another_engine(tmp_path: Path, detectors: dict[str, Detector]) -> None:
+    detector_file = tmp_path / "board.metaformer"
+    detectors["feature"].save(detector_file)
+    image = list_images(BOARDS / "test")[0]
+    scores = []
+    for engine in ("torch", "onnxruntime"):
+        output = tmp_path / engine
+        arguments = ["predict", str(detector_file), str(image), "-o", str(output), "--json"]
+        done = CliRunner().invoke(app, [*arguments, "--engine", engine, "--no-maps"])
+        assert done.exit_code == 0, done.output
+        scores.append(json.loads(done.stdout)["predictions"][0]["score"])
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+def test_export_leaves_an_earlier_file_when_refused(
+    tmp_path: Path, detectors: dict[str, Detector]
+) -> None:
+    detector_file, model = tmp_path / "board.metaformer", tmp_path / "board.onnx"
+    detectors["feature"].save(detector_file)
+    write_bytes(model, b"earlier")
+    done = CliRunner().invoke(
+        app, ["export", str(detector_file), "-o", str(model), "--precision", "int8"]
+    )
+    assert done.exit_code == 1
+    assert "--check" in done.output
+    assert model.read_bytes() == b"earlier"
