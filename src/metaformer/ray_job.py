@@ -20,7 +20,7 @@ from metaformer.scores.failures import Failures
 from metaformer.scores.folder import claim_folder
 from metaformer.scores.parquet_files import ParquetScores, read_failures, read_part
 from metaformer.shard_task import Job, load_detector, score_shard, shard_file
-from metaformer.sources.naming import name_digest
+from metaformer.sources.naming import absolute, name_digest
 from metaformer.sources.reading import member_name
 from metaformer.sources.shards import (
     SHARD_IMAGES,
@@ -76,8 +76,8 @@ def score_on_ray(
         resumed = sum(1 for _ in scores.read())
         total = count_images(sources)
         job = Job(
-            os.getcwd(),  # noqa: PTH109 - a string travels
-            os.path.abspath(output),  # noqa: PTH100 - as ``naming.absolute``
+            str(Path.cwd()),
+            absolute(str(output)),
             common_root(sources),
             false_alarm_rate,
             write_maps,

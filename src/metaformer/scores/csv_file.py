@@ -80,17 +80,21 @@ class CsvScores:
                     ends_line = line.endswith(b"\n")
                     yield line.decode(errors=ODD_NAMES)
 
-        reader = csv.reader(lines())
+        reader = csv.reader(lines(), strict=True)
         next(reader)
         size = self.path.stat().st_size
-        for values in reader:
-            # Torn: no newline, or a name that holds newlines was cut at one of them.
-            if end == size and (not ends_line or len(values) != len(COLUMNS)):
-                return
+        while True:
             try:
-                yield from_text(values), end
-            except ValueError as error:
+                values = next(reader, None)
+                # Torn: no newline, or a name that holds newlines was cut at one of them.
+                if values is None or (end == size and not ends_line):
+                    return
+                row = from_text(values)
+            except (csv.Error, ValueError) as error:
+                if end == size and isinstance(error, csv.Error):
+                    return
                 raise not_ours(self.path, repr(error)) from error
+            yield row, end
 
 
 def header_length(path: Path) -> int:
