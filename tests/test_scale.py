@@ -332,7 +332,7 @@ def test_a_worker_killed_in_a_ray_job_costs_nothing_but_time(tmp_path):
         time.sleep(0.05)
     printed, _ = process.communicate()
     assert killed and process.returncode == 0
-    assert printed.split() == ["120", "1"]
+    assert printed.splitlines()[-1].split() == ["120", "1"]  # Ray has its own say before
     shards = list((output / "scores").iterdir())
     assert len(shards) == 7 and all(path.name.startswith("shard-") for path in shards)
 
