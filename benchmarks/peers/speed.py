@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.peers.speed_subjects import BATCH, SUBJECTS, TORCH, measure, prepare
+from benchmarks.peers.speed_subjects import BATCH, CLOCKS, SUBJECTS, TORCH, measure, prepare
 from metaformer.benchmark import save_results
 from metaformer.datasets import Category, draw_support, load_categories
 from metaformer.files import write_text
@@ -39,6 +39,7 @@ FIGURES = {
 }
 MILLISECONDS = ("seconds_at_1", f"seconds_at_{BATCH}")
 ENGINES = ("onnxruntime", "openvino")
+CLOCK_NAMES = {"wall": "wall-clock time", "cpu": "processor time of all threads"}
 
 Run = dict[str, float | None]
 
@@ -50,29 +51,35 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as exported:
         failures = _ask(options, "prepare", exported)
-        names = [name for name in options.methods if name.split("-")[0] not in failures]
-        names += [name for name in options.methods if name not in names and name in TORCH]
+        names = [n for n in options.methods if n in TORCH or n.split("-")[0] not in failures]
         runs: dict[str, list[Run]] = {name: [] for name in names}
         with Progress(console=Console(stderr=True), disable=options.quiet) as bar:
             task = bar.add_task("timing", total=options.repeats * len(names))
-            for _ in range(options.repeats):
+            for done in range(options.repeats):
                 for name in names:
                     runs[name].append(_ask(options, name, exported))
                     bar.advance(task)
-    result = {
+                result = _result(options, done + 1, failures, runs)
+                save_results(result, options.output)
+                write_text(options.output.with_suffix(".md"), markdown(result))
+    print(markdown(result))
+
+
+def _result(
+    options: argparse.Namespace, repeats: int, failures: dict[str, str], runs: dict[str, list[Run]]
+) -> dict[str, Any]:
+    return {
         "data": options.folder.name,
         "shots": SHOTS,
         "threads": options.threads,
-        "repeats": options.repeats,
+        "clock": options.clock,
+        "repeats": repeats,
         "not_exported": failures,
-        "median": {name: _median(runs[name]) for name in names},
+        "median": {name: _median(figures) for name, figures in runs.items()},
         "ratios": ratios(runs),
         "runs": runs,
         "machine": machine(),
     }
-    save_results(result, options.output)
-    write_text(options.output.with_suffix(".md"), markdown(result))
-    print(markdown(result))
 
 
 def ratios(runs: dict[str, list[Run]]) -> dict[str, Run]:
@@ -92,7 +99,8 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         f"{result['data']}, {result['shots']} normal images, {result['threads']} threads of "
         f"{result['machine']['cpus']} processors ({result['machine']['processor']}), median of "
-        f"{result['repeats']} runs of each in turn. Maps at the image's size are included.",
+        f"{result['repeats']} runs of each in turn, {CLOCK_NAMES[result['clock']]}. Maps at the "
+        "image's size are included.",
         "",
         *_table("subject", result["median"], is_ratio=False),
         "",
@@ -148,7 +156,7 @@ def _ask(options: argparse.Namespace, name: str, exported: str) -> Any:
     """Run one subject in a process of its own."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.peers.speed"]
     command += [str(options.folder), "--one", name, "--exported", exported]
-    command += ["--threads", str(options.threads)]
+    command += ["--threads", str(options.threads), "--clock", options.clock]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr}")
@@ -161,7 +169,8 @@ def _child(options: argparse.Namespace) -> Any:
     if options.one == "prepare":
         return prepare(support, options.exported)
     tests = _of_one_size(category)
-    return measure(options.one, support, tests, options.exported, options.threads)
+    clock = CLOCKS[options.clock]
+    return measure(options.one, support, tests, options.exported, options.threads, clock)
 
 
 def _of_one_size(category: Category) -> list[Any]:
@@ -182,6 +191,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--methods", type=lambda text: text.split(","), default=list(SUBJECTS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a child process measures this one
     parser.add_argument("--exported", type=Path, help=argparse.SUPPRESS)
