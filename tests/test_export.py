@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import metaformer
 from metaformer import Detector, Metaformer
+from metaformer.backbone import load_backbone
 from metaformer.cli import app
 from metaformer.engines import (
     EngineError,
@@ -38,10 +39,12 @@ from metaformer.export_check import (
     refuse_if_wrong,
     with_defects,
 )
+from metaformer.feature_model import FeatureConfig, FeatureModel
 from metaformer.files import write_bytes
 from metaformer.images import list_images, read_image, resize_image
 from metaformer.onnx_detector import full_model
 from metaformer.onnx_graph import MissingExtraError, need
+from metaformer.onnx_maps import UnsupportedExportError
 from metaformer.runtimes import compile_model
 
 pytest.importorskip("onnx")
@@ -282,6 +285,28 @@ def test_without_the_extra_pytorch_is_the_engine(
         with_engine(detectors["feature"], "onnxruntime")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert with_engine(detectors["feature"], "auto").engine is None
+
+
+def test_a_backbone_of_others_stays_in_pytorch(
+    tmp_path: Path, detectors: dict[str, Detector], boards: list[Image]
+) -> None:
+    class Wrapped:
+        """The shipped backbone as a stranger."""
+
+        def __init__(self, inner: Any) -> None:
+            self.inner, self.channels = inner, inner.channels
+
+        def __call__(self, images: torch.Tensor) -> dict[int, torch.Tensor]:
+            return self.inner(images)
+
+    config = replace(FeatureConfig(), backbone="another", resolution=64)
+    model = FeatureModel(config, Wrapped(load_backbone(deepest=16)))
+    detector = Metaformer(model, "feature").adapt(boards[:2])
+    with pytest.raises(UnsupportedExportError, match="backbone another"):
+        export_detector(detector, tmp_path / "board.onnx")
+    with pytest.raises(UnsupportedExportError):
+        with_engine(detector, "openvino")
+    assert with_engine(detector, "auto").engine is None
 
 
 def test_from_the_command_line_to_the_edge(

@@ -19,6 +19,7 @@ from torch import Tensor
 from metaformer.adaptation import raw_map
 from metaformer.detector import Detector
 from metaformer.onnx_detector import map_model
+from metaformer.onnx_maps import UnsupportedExportError
 from metaformer.preprocess import image_score
 from metaformer.runtimes import Runtime, compile_model
 
@@ -75,17 +76,20 @@ def torch_engine(detector: Detector) -> Engine:
     return run
 
 
-def with_engine(detector: Detector, name: EngineName | Literal["auto"]) -> Detector:
+def with_engine(detector: Detector, name: str) -> Detector:
     """The same detector, computed by ``name``; ``auto`` measures which is fastest here.
 
     Raises:
         MissingExtraError: the engine is not installed.
         EngineError: its results are not those of PyTorch.
+        UnsupportedExportError: the detector cannot leave PyTorch (``auto`` then stays there).
         ValueError: no such engine.
     """
-    if name not in (*ENGINES, "auto"):
+    chosen = next((known for known in ENGINES if known == name), None)
+    if name == "auto":
+        chosen = fastest_engine(detector)
+    if chosen is None:
         raise ValueError(f'no engine "{name}": choose auto, {", ".join(ENGINES)}.')
-    chosen = fastest_engine(detector) if name == "auto" else name
     same = Detector(detector.model, detector.adapted, detector.calibration, detector.made)
     if chosen != "torch":
         same.engine = make_engine(detector, chosen)
@@ -103,7 +107,10 @@ def fastest_engine(detector: Detector) -> EngineName:
     _, settings = detector.adapted.state()
     kind = (str(settings), torch.get_num_threads(), *installed)
     if kind not in _fastest:
-        engines = {name: make_engine(detector, name) for name in installed}
+        try:
+            engines = {name: make_engine(detector, name) for name in installed}
+        except UnsupportedExportError:
+            return "torch"
         seconds: dict[EngineName, list[float]] = {name: [] for name in installed}
         image = test_image(detector)
         for round in range(ROUNDS + 1):

@@ -47,7 +47,7 @@ def full_model(detector: Detector) -> Any:
     score = calibrate(graph, raw_score, calibration.threshold, calibration)
     # The smallest float32 not below the threshold: comparing with it is comparing with the double.
     threshold = np.float32(calibration.threshold)
-    if threshold < calibration.threshold:
+    if float(threshold) < calibration.threshold:  # numpy would round the double first
         threshold = np.nextafter(threshold, np.float32(np.inf))
     is_anomalous = graph.op("GreaterOrEqual", raw_score, graph.constant(threshold))
     full = graph.op("Squeeze", graph.resize(grid, height, width), graph.integers(1))

@@ -21,8 +21,16 @@ GAP_STRIDE = 4
 """The pixel preset's map has one cell for so many pixels (``AdaptedPixel.anomaly_map``)."""
 
 
+class UnsupportedExportError(ValueError):
+    """The detector has a part that cannot leave PyTorch."""
+
+
 def raw_map(graph: Graph, images: Value, adapted: Adapted) -> Value:
-    """(N, 3, H, W) in [0, 1], at a working size -> (N, 1, h, w) raw map, blurred."""
+    """(N, 3, H, W) in [0, 1], at a working size -> (N, 1, h, w) raw map, blurred.
+
+    Raises:
+        UnsupportedExportError: the detector's backbone is not the one inside the package.
+    """
     if isinstance(adapted, AdaptedFeature):
         grid = feature_map(graph, images, adapted)
     else:
@@ -34,7 +42,7 @@ def feature_map(graph: Graph, images: Value, adapted: AdaptedFeature) -> Value:
     config = adapted.model.config
     net = adapted.model.backbone
     if not isinstance(net, EfficientNetLite0):
-        raise ValueError(
+        raise UnsupportedExportError(
             f"this detector uses the backbone {config.backbone}; ONNX and OpenVINO models are made "
             f"of the backbone inside the package only. Compute with PyTorch."
         )
