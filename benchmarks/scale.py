@@ -26,7 +26,7 @@ from metaformer.batch import write_map
 from metaformer.detector import Detector
 from metaformer.files import write_text
 from metaformer.images import list_images, read_image
-from metaformer.scores.parquet_files import write_part
+from metaformer.scores.parquet_files import arrow, write_part
 from metaformer.scores.rows import score_row
 
 REPEATS = 3
@@ -82,7 +82,8 @@ def measure_stages(detector: Detector, paths: list[Path]) -> dict[str, float]:
 
     read = maps = megapixels = 0.0
     rows = []
-    detector.predict(paths[0])  # the first one loads libraries
+    detector.predict(paths[0])  # loads libraries, as does the next line
+    arrow()
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "map.png")
         for path in paths:

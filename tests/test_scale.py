@@ -15,10 +15,13 @@ import numpy as np
 import pyarrow.dataset
 import pyarrow.parquet
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
 import boards
 from metaformer import batch
 from metaformer.batch import score_images
+from metaformer.cli import app
 from metaformer.detector import Detector
 from metaformer.images import list_images
 from metaformer.scores import parquet_files
@@ -378,3 +381,40 @@ def test_predict_stays_under_a_gigabyte_with_large_photos(tmp_path, width, heigh
     peak = peak_memory(tmp_path / "d.metaformer", tmp_path / "photos", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "run.json").read_text())
     assert peak < GIGABYTE
+
+
+# On the command line
+
+
+def run(*arguments: object) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_the_command_takes_archives_lists_and_addresses(detector, photos, tmp_path):
+    target, output = tmp_path / "d.metaformer", tmp_path / "out"
+    detector.save(target)
+    archive = write_zip(tmp_path / "z.zip", {"1.png": photos[1].read_bytes()})
+    (tmp_path / "list.txt").write_text(f"{photos[0]}\nfile://{photos[1]}\n")
+    command = ["predict", target, archive, "--list", tmp_path / "list.txt", "-o", output]
+    done = run(*command, "--format", "parquet", "--no-report", "--no-maps")
+    assert done.exit_code == 0 and "3 images scored, 2 anomalous." in done.stdout
+    assert f"scores: {output / 'scores'}" in done.stdout
+    assert sorted(path.name for path in output.iterdir()) == ["run.json", "scores"]
+    paths = [f"{archive}/1.png", str(photos[0]), f"file://{photos[1]}"]
+    assert [row["path"] for row in table(output)] == paths
+    assert run(*command).exit_code == 1  # as CSV now
+
+
+@pytest.mark.parametrize("place", [["--on", "ray"], ["--engine", "ray"]])
+def test_options_that_a_cluster_does_not_have(photos, tmp_path, place):
+    for option in (["--format", "csv"], ["--json"]):
+        done = run("predict", tmp_path / "d", photos[0], "-o", tmp_path / "o", *place, *option)
+        assert done.exit_code == 1 and "a Ray job" in done.stderr and option[0] in done.stderr
+
+
+def test_nothing_to_score(tmp_path):
+    done = run("predict", tmp_path / "d.metaformer", "-o", tmp_path / "out")
+    assert done.exit_code == 1 and "nothing to score" in done.stderr

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-
 COPIED_ROWS = 256
 """Rows that leave Pillow at a time; bounds memory."""
 

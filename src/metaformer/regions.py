@@ -49,8 +49,9 @@ def find_regions(
 
 def count_runs(mask: NDArray[np.bool_]) -> int:
     """Horizontal runs of True in ``mask``: at least as many as it has regions."""
-    runs = 0
+    runs = 0  # of any row, by its first cell and each False that turns True
     for row in range(0, len(mask), RUN_ROWS):
         rows = mask[row : row + RUN_ROWS]
-        runs += np.count_nonzero(rows[:, 0]) + np.count_nonzero(rows[:, 1:] > rows[:, :-1])
-    return int(runs)
+        starts = np.count_nonzero(rows[:, 0]) + np.count_nonzero(rows[:, 1:] > rows[:, :-1])
+        runs += int(starts)
+    return runs

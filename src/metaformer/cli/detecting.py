@@ -105,7 +105,8 @@ def predict(
         Place, typer.Option("--on", help="This process, or a Ray cluster (see docs/scale.md).")
     ] = Place.local,
     engine: Annotated[
-        EngineOption, typer.Option(help="What computes; auto measures which is fastest here.")
+        EngineOption,
+        typer.Option(help="What computes; auto measures which is fastest here; ray: as --on ray."),
     ] = EngineOption.torch,
     backbone_weights: BackboneWeights = None,
     maps: Annotated[bool, typer.Option(help="Write a heat map for each image.")] = True,
@@ -118,6 +119,8 @@ def predict(
     with clear_errors():
         from metaformer.sources.shards import Sources, shards
 
+        if engine is EngineOption.ray:
+            place, engine = Place.ray, EngineOption.torch
         if place is Place.ray:
             if scores_format is ScoresFormatName.csv:
                 raise ValueError("a Ray job writes Parquet. Leave out --format csv.")

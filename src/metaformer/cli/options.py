@@ -35,6 +35,7 @@ class EngineOption(StrEnum):
     torch = "torch"
     onnxruntime = "onnxruntime"
     openvino = "openvino"
+    ray = "ray"
 
 
 Preset = Annotated[PresetName, typer.Option(help="Which universal model to adapt.")]
