@@ -29,10 +29,10 @@ from metaformer.files import write_text
 PACKAGES = ("anomalib", "timm", "torchvision", "lightning", "kornia")
 
 
-def _anomalib_patchcore(name: str, coreset: float) -> Method:
+def _anomalib_patchcore(name: str, **settings: Any) -> Method:
     from benchmarks.peers.anomalib_methods import AnomalibPatchCore
 
-    return AnomalibPatchCore(name=name, coreset=coreset)
+    return AnomalibPatchCore(name=name, **settings)
 
 
 def _anomalib_padim() -> Method:
@@ -50,8 +50,12 @@ METHODS: dict[str, Callable[[], Method]] = {
     "patchcore": PatchCore,
     "patchcore-256": lambda: PatchCore(name="patchcore-256", resolution=256),
     "padim": PaDiM,
-    "anomalib-patchcore": lambda: _anomalib_patchcore("anomalib-patchcore", 0.1),
-    "anomalib-patchcore-all": lambda: _anomalib_patchcore("anomalib-patchcore-all", 1.0),
+    "anomalib-patchcore": lambda: _anomalib_patchcore("anomalib-patchcore"),
+    "anomalib-patchcore-all": lambda: _anomalib_patchcore("anomalib-patchcore-all", coreset=1.0),
+    # Deeper levels suit some materials better and others worse.
+    "anomalib-patchcore-deep": lambda: _anomalib_patchcore(
+        "anomalib-patchcore-deep", coreset=1.0, strides=(16, 32)
+    ),
     "anomalib-padim": _anomalib_padim,
     "anomaly-dino": AnomalyDino,
     "anomaly-dino-256": lambda: AnomalyDino(name="anomaly-dino-256", resolution=256),

@@ -58,7 +58,8 @@ class AnomalibPadim:
 
     resolution: int = 256
     strides: tuple[int, ...] = (8, 16)
-    """As in our own PaDiM, where stride 4 costs four times the positions and was worse."""
+    """With stride 4, as published, there are four times the positions and it was worse: image
+    AUROC 0.920 against 0.932 on ``cookie``, 4 images (40 test images, one seed)."""
     dimensions: int = 100
     """Channels kept, drawn at random; the paper's number for a small backbone."""
     name: str = "anomalib-padim"
