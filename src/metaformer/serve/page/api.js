@@ -69,6 +69,15 @@ async function readDetail(response) {
   return `The server answered ${response.status} ${response.statusText}.`;
 }
 
+// A server that refuses a large body hangs up while it is still being sent, and the browser then
+// tells of no answer at all.
+async function explainLoss(body) {
+  const isThere = body && await fetch("health", { cache: "no-store" }).then(({ ok }) => ok, () => false);
+  return isThere
+    ? new ApiError(413, "The server broke off the upload. Perhaps it is larger than it takes: send fewer or smaller photos.")
+    : new ApiError(0, "The server does not answer. Is it still running?");
+}
+
 // The response, when it is a good one.
 //   once    the request must not be sent twice when its answer is lost
 //   onWait  called with the server's words before each wait
@@ -85,7 +94,7 @@ export async function request(path, { method = "GET", body, signal, once = false
     } catch {
       signal?.throwIfAborted();
       if (once || lost === LOST_WAITS.length) {
-        throw new ApiError(0, "The server does not answer. Is it still running?");
+        throw await explainLoss(body);
       }
       onWait("The server does not answer.");
       await wait(LOST_WAITS[lost++], signal);

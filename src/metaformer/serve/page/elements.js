@@ -25,7 +25,7 @@ export const plural = (count, word) => `${number(count)} ${word}${count === 1 ? 
 // Three decimals rounded down, as everywhere: 0.4996 is not flagged and must not read 0.500.
 export const shownScore = (score) => (Math.floor(score * 1000 + 1e-6) / 1000).toFixed(3);
 export const shownP = (p) => (p < 0.001 ? "< 0.001" : p.toFixed(3));
-export const shownRate = (rate) => `${Number((100 * rate).toPrecision(3))} %`;
+export const shownRate = (rate) => `${Number((100 * rate).toPrecision(2))} %`;
 
 export function shownBytes(bytes) {
   return bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;

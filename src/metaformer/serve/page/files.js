@@ -9,6 +9,12 @@ export function acceptFiles(zone, input, onFiles) {
     input.value = "";  // so that the same file can be chosen again
     if (chosen.length) onFiles(chosen);
   });
+  // It looks like a button; left to the browser, Enter would send the form around it.
+  input.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter") return;
+    event.preventDefault();
+    input.click();
+  });
   zone.addEventListener("dragover", (event) => {
     if (!input.disabled) event.dataTransfer.dropEffect = "copy";
     zone.classList.toggle("over", !input.disabled);

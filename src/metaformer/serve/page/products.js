@@ -37,10 +37,10 @@ function draw() {
 function row(detector) {
   const { id, name, made, support_count: count, false_alarm_rate: rate, bytes } = detector;
   const radio = make("input", { type: "radio", name: "product", value: id, checked: id === chosenId, autocomplete: "off" });
-  const day = new Date(made).toLocaleDateString("en", { day: "numeric", month: "short", year: "numeric" });
+  const when = new Date(made).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" });
   const label = make(
     "label", {}, radio, make("span", {}, make("b", { className: "path" }, name), make(
-      "span", { className: "note" }, `${plural(count, "good photo")}, ${shownRate(rate)} asked, made ${day}, ${shownBytes(bytes)}`,
+      "span", { className: "note" }, `${plural(count, "good photo")}, ${shownRate(rate)} asked, made ${when}, ${shownBytes(bytes)}`,
     )),
   );
   const download = make("button", { type: "button", "aria-label": `Download the detector of ${name}` }, "Download");

@@ -106,7 +106,7 @@ async function download(kind) {
   const entries = ranked(), failures = batch.entries.filter(({ state }) => state === "failed");
   const name = `${fileName(batch.detector.name)}-scores`;
   if (kind === "csv") {
-    save(new Blob([scoresCsv(entries, limit())], { type: "text/csv;charset=utf-8" }), `${name}.csv`);
+    save(new Blob([scoresCsv(entries, limit(), THRESHOLD)], { type: "text/csv;charset=utf-8" }), `${name}.csv`);
     return;
   }
   const button = byId("report"), words = button.textContent;

@@ -6,6 +6,7 @@ import { readMap } from "./overlay.js";
 
 const AT_ONCE = 3;  // one being scored while others are on their way
 const PICTURE_SIDE = 640;
+const UNFIT = [400, 413, 415, 422];  // answers that say something of the photo
 
 // Entries are { key, file, path, name, folder, state, ... }: state is "waiting", "scoring",
 // "scored" (then with the answer's fields, `thumb`, `map` or `picture`), or "failed" (with `error`
@@ -103,10 +104,9 @@ async function work(detector, signal) {
 }
 
 function fail(entry, error) {
-  const status = error instanceof ApiError ? error.status : null;
-  // A photo that was judged unfit stays so; a busy or lost server may come back.
-  const canRetry = status === null || status === 0 || status === 401 || status === 429 || status >= 500;
-  Object.assign(entry, { state: "failed", error: error.message, canRetry });
+  // A photo that was judged unfit stays so; a busy or lost server, or detector, may come back.
+  const isUnfit = error instanceof ApiError && UNFIT.includes(error.status);
+  Object.assign(entry, { state: "failed", error: error.message, canRetry: !isUnfit });
 }
 
 async function score(entry, detector, signal) {

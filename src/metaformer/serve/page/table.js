@@ -15,11 +15,11 @@ function cell(value) {
 
 // One line an entry, in the order given. `is_anomalous` is the detector's verdict, `flagged` that at
 // the threshold the user chose.
-export function scoresCsv(entries, limit) {
+export function scoresCsv(entries, limit, threshold) {
   const lines = entries.map((entry) => {
     const largest = entry.regions.reduce((a, b) => (a && a.area >= b.area ? a : b), null);
     return [
-      entry.path, entry.score.toFixed(6), entry.score >= 0.5, entry.pValue.toFixed(4),
+      entry.path, entry.score.toFixed(6), entry.score >= threshold, entry.pValue.toFixed(4),
       Number(entry.rawScore.toPrecision(8)), entry.regions.length, largest ? largest.box.join(" ") : "",
       largest ? largest.area : 0, limit, entry.score >= limit,
     ];
