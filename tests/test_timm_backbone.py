@@ -26,6 +26,7 @@ from metaformer.backbone import load_backbone
 from metaformer.backbone_weights import BackboneError, digest
 from metaformer.cli import app
 from metaformer.detector_file import read_detector_file, write_detector_file
+from metaformer.engines import fastest_engine
 from metaformer.onnx_graph import Graph
 from metaformer.onnx_maps import feature_map
 from metaformer.timm_backbone import load_timm_backbone
@@ -54,9 +55,11 @@ def weights(folder):
         generator = torch.Generator().manual_seed(0)
         state = network.state_dict()
         for key, tensor in state.items():
-            if tensor.is_floating_point():
+            if tensor.ndim == 1:
                 noise = torch.rand(tensor.shape, generator=generator)
-                state[key] = (noise + 0.5 if "running_var" in key else tensor + 0.1 * noise).clone()
+                state[key] = noise + 0.5 if "running_var" in key else tensor + 0.1 * noise
+            else:
+                state[key] = tensor.clone()
         file = folder / f"{name}.safetensors"
         save_file(state, file)
         return file
@@ -369,7 +372,7 @@ def test_a_download_happens_when_asked_for(weights, tmp_path):
     # From now on it is in the cache, without --download and without a hub.
     again = command({"HF_HOME": str(tmp_path / "home")}, "info", detector)
     assert json.loads(again.stdout)["settings"]["config"]["backbone_sha256"] == digest(weights(VIT))
-    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "empty")}
+    nowhere = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
     failed = command(nowhere, *adapt)
     assert failed.returncode == 1
     assert "could not be downloaded" in failed.stderr and "Traceback" not in failed.stderr
@@ -448,6 +451,7 @@ def test_export_says_that_it_cannot(detector):
     graph = Graph.__new__(Graph)  # without the onnx package, which is not needed to refuse
     with pytest.raises(ValueError, match=f"uses the backbone {VIT}"):
         feature_map(graph, "images", detector.adapted)
+    assert fastest_engine(detector) == "torch"
 
 
 # ------------------------------------------------------------------------------------ the command
