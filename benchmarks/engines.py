@@ -3,7 +3,9 @@
     python -m benchmarks.engines FOLDER_OF_NORMAL_IMAGES --output benchmarks/results/engines.json
 
 Engines take turns in one process on one number of threads; figures are medians over the rounds, and
-ratios are medians of the ratios within a round, which a busy machine disturbs least. "pixels in" is
+ratios are medians of the ratios within a round, which a busy machine disturbs least.
+``--clock cpu`` counts the processor's time instead of the wall's: with one thread it says on a busy
+machine about what the wall clock says on an idle one. "pixels in" is
 everything from an image in memory to score and map; "networks" leaves out resizing and scoring. The
 peak is that of the largest square float32 product, measured in the same run. Results of other
 programs, measured elsewhere, join the table with ``--peers FILE``: {"peers": {name: {"1": images a
@@ -36,6 +38,8 @@ from metaformer.prior import load_prior
 from metaformer.summary import machine
 from metaformer.transformer import GapTransformer, GapTransformerConfig
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+Clock = Callable[[], float]
 Tasks = dict[str, Callable[[], object]]
 
 BATCHES = (1, 16)
@@ -52,42 +56,50 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--presets", default=",".join(PRESETS))
     parser.add_argument("--peers", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
+    clock = CLOCKS[options.clock]
     images = [read_image(path) for path in list_images(options.folder)[:SUPPORT]]
     result: dict[str, Any] = {
         "machine": machine(),
         "threads": options.threads,
         "rounds": options.rounds,
+        "clock": options.clock,
         "image_size": list(images[0].shape[:2]),
         "support": len(images),
         "presets": {},
     }
     for preset in PRESETS:
+        if preset not in options.presets.split(","):
+            continue
         detector = Metaformer.from_pretrained(preset).adapt(images)
-        result["presets"][preset] = time_engines(detector, images[0], options.rounds)
-    result["peak"] = time_networks(options.rounds)
+        result["presets"][preset] = time_engines(detector, images[0], options.rounds, clock)
+    result["peak"] = time_networks(options.rounds, clock)
     if options.peers:
         result["peers"] = json.loads(options.peers.read_text())["peers"]
     save_results(result, options.output)
     write_text(options.output.with_suffix(".md"), table(result))
 
 
-def in_turns(tasks: Tasks, rounds: int) -> dict[str, list[float]]:
+def in_turns(tasks: Tasks, rounds: int, clock: Clock) -> dict[str, list[float]]:
     """Seconds of each task in each round; the first round plans memory and is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for round in range(rounds + 1):
         for name, task in tasks.items():
-            started = time.perf_counter()
+            started = clock()
             task()
             if round > 0:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return seconds
 
 
-def time_engines(detector: Detector, image: np.ndarray[Any, Any], rounds: int) -> dict[str, Any]:
+def time_engines(
+    detector: Detector, image: np.ndarray[Any, Any], rounds: int, clock: Clock
+) -> dict[str, Any]:
     """Images a second by engine and batch, and their ratios to PyTorch."""
     names = installed_engines()
     result: dict[str, Any] = {}
@@ -95,10 +107,10 @@ def time_engines(detector: Detector, image: np.ndarray[Any, Any], rounds: int) -
     for batch in BATCHES:
         x = test_image(detector).expand(batch, -1, -1, -1).contiguous()
         tasks: Tasks = {name: partial(engine, x) for name, engine in engines.items()}
-        result[f"networks, batch {batch}"] = rates(in_turns(tasks, rounds), batch)
+        result[f"networks, batch {batch}"] = rates(in_turns(tasks, rounds, clock), batch)
     detectors = {name: with_engine(detector, name) for name in names}
     tasks = {name: partial(d.predict_pixels, image) for name, d in detectors.items()}
-    result["pixels in, one at a time"] = rates(in_turns(tasks, rounds), 1)
+    result["pixels in, one at a time"] = rates(in_turns(tasks, rounds, clock), 1)
     return result
 
 
@@ -114,7 +126,7 @@ def rates(seconds: dict[str, list[float]], images: int) -> dict[str, dict[str, f
     }
 
 
-def time_networks(rounds: int) -> dict[str, Any]:
+def time_networks(rounds: int, clock: Clock) -> dict[str, Any]:
     """Of A, P and T: multiplications, share of the peak as they are used and in other forms."""
     left, right = torch.rand(2, PEAK_SIDE, PEAK_SIDE)
     tasks: Tasks = {"peak": lambda: left @ right}
@@ -125,7 +137,7 @@ def time_networks(rounds: int) -> dict[str, Any]:
         macs[name] = counter.get_total_flops() / 2
         tasks[name] = run
     with torch.inference_mode():
-        seconds = in_turns(tasks, rounds)
+        seconds = in_turns(tasks, rounds, clock)
     result: dict[str, Any] = {}
     for name, times in seconds.items():
         shares = [
@@ -181,8 +193,8 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         "# Speed of engines and networks",
         "",
-        f"{result['machine']['processor']}, {result['threads']} thread(s), images of "
-        f"{result['image_size'][1]} x {result['image_size'][0]} pixels, {result['support']} "
+        f"{result['machine']['processor']}, {result['threads']} thread(s), "
+        f"{result['clock']} clock, images of {result['image_size'][1]} x {result['image_size'][0]} pixels, {result['support']} "
         f"support images, medians of {result['rounds']} alternating rounds. Made by "
         f"`python -m benchmarks.engines`.",
         "",
