@@ -19,7 +19,6 @@ from torch import Tensor
 from metaformer.adaptation import raw_map
 from metaformer.detector import Detector
 from metaformer.onnx_detector import map_model
-from metaformer.onnx_maps import has_nodes
 from metaformer.onnx_maps import UnsupportedExportError
 from metaformer.preprocess import image_score
 from metaformer.runtimes import Runtime, compile_model
@@ -102,11 +101,8 @@ def fastest_engine(detector: Detector) -> EngineName:
     """The installed engine with the shortest median of ``ROUNDS`` passes of one image.
 
     Measured once a process for each kind of detector. Engines take turns, so that whatever else
-    the machine does disturbs all of them. A detector that only PyTorch can compute, one with a
-    backbone of timm, is left to it.
+    the machine does disturbs all of them.
     """
-    if not has_nodes(detector.adapted):
-        return "torch"
     installed = installed_engines()
     _, settings = detector.adapted.state()
     kind = (str(settings), torch.get_num_threads(), *installed)

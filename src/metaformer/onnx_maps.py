@@ -38,13 +38,6 @@ def raw_map(graph: Graph, images: Value, adapted: Adapted) -> Value:
     return blur(graph, grid, adapted.model.config.sigma)
 
 
-def has_nodes(adapted: Adapted) -> bool:
-    """Whether ``raw_map`` knows this detector's networks; a backbone of timm it does not."""
-    return not isinstance(adapted, AdaptedFeature) or isinstance(
-        adapted.model.backbone, EfficientNetLite0
-    )
-
-
 def feature_map(graph: Graph, images: Value, adapted: AdaptedFeature) -> Value:
     config = adapted.model.config
     net = adapted.model.backbone
