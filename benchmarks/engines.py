@@ -195,7 +195,8 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"{result['machine']['processor']}, {result['threads']} thread(s), "
         f"{result['clock']} clock, images of {result['image_size'][1]} x "
-        f"{result['image_size'][0]} pixels, {result['support']} support images, medians of {result['rounds']} alternating rounds. Made by "
+        f"{result['image_size'][0]} pixels, {result['support']} support images, "
+        f"medians of {result['rounds']} alternating rounds. Made by "
         f"`python -m benchmarks.engines`.",
         "",
         "| preset | what | engine | images a second | times PyTorch |",
