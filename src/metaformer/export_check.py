@@ -23,7 +23,7 @@ Image = NDArray[np.uint8]
 
 SCORE_TOLERANCE = 0.001
 """How far a calibrated score (0.5 is the threshold) may lie from PyTorch's. Measured: 1e-7 to
-2e-5, from the order of sums and now and then a pixel rounded the other way."""
+5e-5, from the order of sums and now and then a pixel rounded the other way."""
 MAP_TOLERANCE = 0.005
 """The same of each pixel of the calibrated map."""
 ENLARGED = 20
