@@ -15,7 +15,7 @@ from torch import Tensor
 
 OPSET = 18
 IR_VERSION = 9
-"""Kept old, so that old runtimes read the file; tested with onnxruntime 1.32 and OpenVINO 2026.4."""
+"""Old, so that older runtimes read the file; tested with onnxruntime 1.32 and OpenVINO 2026.4."""
 
 Value = str
 """Name of a tensor in the graph."""
