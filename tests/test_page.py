@@ -327,7 +327,7 @@ def test_it_can_be_read_and_reached(browser, address, detector, photos, width, s
         page.click("#to-make")
         page.set_input_files("#good-files", photos["good"][:2])
         page.locator("#good-list img").nth(1).wait_for()
-        page.locator("summary").click()
+        page.locator("summary").first.click()
         assert "few" in page.locator("#good-count").inner_text()
         faults = {script: page.evaluate(script) for script in (LOW_CONTRAST, NAMELESS, SMALL)}
         assert list(faults.values()) == [[], [], []] and page.evaluate(WIDER) <= 0
@@ -399,6 +399,18 @@ def test_the_keyboard_alone_is_enough(browser, photos, tmp_path):
         page.keyboard.press("Enter")
         page.locator("#no-products").wait_for()
         assert httpx.get(f"{address}/health").json()["detectors"] == 0
+
+
+def test_photos_removed_while_pictures_are_made_leave_no_gap(browser, address, detector, photos):
+    with opened(browser, address) as page:
+        page.click("#to-make")
+        page.set_input_files("#good-files", photos["good"])
+        page.locator("#good-list button").first.click()
+        wait_until(lambda: page.locator("#good-list img").count() == 4)
+        assert page.locator("#good-list .blank").count() == 0
+        page.click("#remove-all")
+        assert page.locator("#good-list li").count() == 0
+        assert page.evaluate("() => document.activeElement.id") == "good-files"
 
 
 def test_photos_can_be_dropped(browser, address, detector, photos):

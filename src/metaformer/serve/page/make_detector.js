@@ -12,6 +12,7 @@ let isBusy = false;
 
 export function setUpMaking(onMade) {
   acceptFiles(byId("good-drop"), byId("good-files"), add);
+  byId("remove-all").addEventListener("click", removeAll);
   byId("rate").addEventListener("input", describe);
   byId("preset").addEventListener("input", () => {
     byId("aligned").disabled = byId("preset").value !== "feature";
@@ -40,12 +41,13 @@ async function add(files) {
   }
   byId("make-error").textContent = refused.join(" ");
   describe();
-  for (const photo of photos) {  // one after another: ten large photos at once fill a phone
-    if (photo.isTried) continue;
+  for (const photo of [...photos]) {  // one after another: ten large photos at once fill a phone
+    if (photo.isTried || !photos.includes(photo)) continue;
     photo.isTried = true;
     const picture = await thumbnail(photo.file, SIDE);
-    if (!picture || !photos.includes(photo)) continue;
+    if (!picture) continue;
     photo.url = picture.url;
+    if (!photos.includes(photo)) URL.revokeObjectURL(photo.url);
     photo.item.querySelector(".blank").replaceWith(make("img", { src: photo.url, alt: photo.file.name }));
   }
 }
@@ -68,12 +70,25 @@ function remove(photo) {
   (next ? next.item.querySelector("button") : byId("good-files")).focus();
 }
 
+function removeAll() {
+  if (isBusy) return;
+  for (const { item, url } of photos) {
+    item.remove();
+    if (url) URL.revokeObjectURL(url);
+  }
+  photos = [];
+  byId("make-error").textContent = "";
+  describe();
+  byId("good-files").focus();
+}
+
 // What the number of photos and the rate can come to, in words.
 function describe() {
   const count = photos.length, rate = Number(byId("rate").value), needed = Math.ceil(1 / rate - 1);
   const few = count > 0 && count < FEW;
   byId("good-count").textContent = count ? `${plural(count, "photo")}.${few ? ` That is few: with ${FEW} or more, better ten, the detector knows how good parts differ.` : ""}` : "";
   byId("good-count").className = few ? "warning" : "note";
+  byId("remove-all").hidden = count === 0;
   const asked = shownRate(rate);
   if (count === 1) {
     byId("promise").textContent = `One photo shows nothing of how good parts differ: the rate of ${asked} will be a guess.`;
@@ -110,6 +125,7 @@ function setBusy(busy) {
   isBusy = busy;
   byId("making").hidden = !busy;
   byId("good-files").disabled = busy;
+  byId("remove-all").disabled = busy;
   // Not disabled: it has the focus, and a click is ignored while busy.
   byId("make-button").setAttribute("aria-disabled", busy);
   for (const { item } of photos) item.querySelector("button").disabled = busy;
