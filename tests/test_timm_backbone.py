@@ -281,6 +281,23 @@ def test_the_publisher_s_own_names_of_dinov3_are_understood(weights, tmp_path):
     )
 
 
+@pytest.mark.slow
+def test_the_publisher_s_own_names_of_dinov2_are_understood(weights, tmp_path):
+    """Meta's file adds a position to the class token, which timm has added in beforehand."""
+    name = "vit_small_patch14_reg4_dinov2.lvd142m"
+    published = load_file(weights(name))
+    position = torch.full((1, 1, 384), 0.25)
+    published["mask_token"] = torch.zeros(1, 384)
+    published["register_tokens"] = published.pop("reg_token")
+    published["cls_token"] = published["cls_token"] - position
+    published["pos_embed"] = torch.cat([position, published["pos_embed"]], dim=1)
+    save_file(published, tmp_path / "w.safetensors")
+    renamed = load_timm_backbone(name, weights=tmp_path / "w.safetensors")
+    same = load_timm_backbone(name, weights=weights(name))
+    image = picture(56, 56)
+    torch.testing.assert_close(renamed(image)[14], same(image)[14], rtol=1e-4, atol=1e-4)
+
+
 # ------------------------------------------------------------------------- where files come from
 
 
