@@ -20,7 +20,7 @@ import torch
 from benchmarks.baselines import PaDiM, PatchCore
 from benchmarks.few_shot import markdown
 from benchmarks.peers.anomaly_dino import AnomalyDino
-from benchmarks.peers.summary import OURS, comparison
+from benchmarks.peers.summary import comparison
 from metaformer.benchmark import Method, Shots, evaluate, save_results
 from metaformer.datasets import load_categories
 from metaformer.detector_method import DetectorMethod
@@ -42,7 +42,12 @@ def _anomalib_padim() -> Method:
 
 
 METHODS: dict[str, Callable[[], Method]] = {
-    OURS: lambda: DetectorMethod("feature"),
+    "feature": lambda: DetectorMethod("feature"),
+    # PaDiM, too, compares place by place: its fair rival where parts stand still.
+    "feature-aligned": lambda: DetectorMethod("feature", aligned=True, name="feature-aligned"),
+    "feature-aligned-512": lambda: DetectorMethod(
+        "feature", aligned=True, resolution=512, name="feature-aligned-512"
+    ),
     # The control of every learned method on these features: distance alone, no learning.
     "nearest-patch": lambda: PatchCore(
         name="nearest-patch", strides=(16,), standardise=True, neighbours=0

@@ -7,17 +7,18 @@ from typing import Any
 
 from metaformer.tables import HEADINGS
 
-OURS = "feature"
+OURS = ("feature", "feature-aligned", "feature-aligned-512")
+"""Our detector as users get it, and told that parts stand in the same place on every image."""
 COMPARED = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro")
 
 
 def comparison(results: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a row for each data set and number of shots with both ours and a peer in it.
+    """Markdown: a row for each data set, number of shots and way of ours with a peer to it.
 
     A cell holds ours, the best peer's value and its name, in percent. The best peer is another
     one in every cell: it is chosen by the test images themselves, which favours the peers.
     """
-    headings = ["data", "shots", *(HEADINGS[metric] for metric in COMPARED)]
+    headings = ["data", "shots", "ours", *(HEADINGS[metric] for metric in COMPARED)]
     lines = [
         "Ours / the best peer of that cell, percent, mean over seeds. The peers include our own",
         "control without learning (`nearest-patch`); the choice of the best by its test result",
@@ -29,11 +30,10 @@ def comparison(results: Sequence[dict[str, Any]]) -> str:
     keys = list(dict.fromkeys((r["data"], str(r["shots"])) for r in results))
     for data, shots in keys:
         rows = [r for r in results if (r["data"], str(r["shots"])) == (data, shots)]
-        ours = [r for r in rows if r["preset"] == OURS]
-        peers = [r for r in rows if r["preset"] != OURS]
-        if ours and peers:
-            cells = [_cell(ours[0], peers, metric) for metric in COMPARED]
-            lines.append(f"| {data} | {shots} | {' | '.join(cells)} |")
+        peers = [r for r in rows if r["preset"] not in OURS]
+        for own in (r for r in rows if r["preset"] in OURS and peers):
+            cells = [_cell(own, peers, metric) for metric in COMPARED]
+            lines.append(f"| {data} | {shots} | {own['preset']} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 
