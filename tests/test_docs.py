@@ -16,13 +16,13 @@ import tomllib
 import zipfile
 from pathlib import Path
 
-import boards
 import cv2
 import numpy as np
 import pytest
 import typer.main
-from doc_blocks import ROOT, Block, Place, blocks_of, fill, first_word
 
+import boards
+from doc_blocks import ROOT, Block, Place, blocks_of, fill, first_word
 from metaformer.cli import app
 
 PAGES = sorted(

@@ -45,9 +45,9 @@ class PriorWeightsError(ValueError):
 class PriorConfig:
     """Size of P. The defaults are what the package ships."""
 
-    side: int = 112
-    """Side, in pixels, of the square at which P works; a multiple of 16. Trained at 64 and 96, the
-    shipped weights do best a little above that on held-out photos."""
+    side: int = 128
+    """Side, in pixels, of the square at which P works; a multiple of 16. The shipped weights were
+    trained at this side."""
     width: int = 32
     """Channels at half resolution; doubled twice on the way down."""
 
