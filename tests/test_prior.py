@@ -73,7 +73,7 @@ def test_p_is_small_and_cheap() -> None:
     prior = load_prior()
     with FlopCounterMode(display=False) as counter:
         prior(photos(1, 3, 256, 256))
-    assert counter.get_total_flops() / 2 < 0.45e9  # multiply-adds; A has 7.03e9
+    assert counter.get_total_flops() / 2 < 0.6e9  # multiply-adds; A has 7.03e9
     assert len(shipped()[0]) < 3_000_000
 
 
