@@ -23,6 +23,8 @@ def main() -> None:
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     text = put(text, "results", accuracy())
+    text = put(text, "false alarms", false_alarms())
+    text = put(text, "speed", speed())
     write_text(readme, text)
 
 
@@ -54,6 +56,50 @@ def accuracy() -> str:
             cells = [f"{cell(ours, metric)} / {cell(peer, metric)}" for metric, _ in COLUMNS]
             name = f"{data} (`--aligned`)" if data in pairs else data
             lines.append(f"| {name} | {shots} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def false_alarms() -> str:
+    """Share of good images flagged, by the rate asked; mean over sets and seeds."""
+    results = json.loads((RESULTS / "false_alarms.json").read_text())
+    asked = [0.01, 0.05, 0.1, 0.2]
+    lines = [
+        "Good images flagged that the detector had not seen, percent, mean over four sets and "
+        "three seeds, by the rate asked:",
+        "",
+        f"| images adapted to | {' | '.join(f'asked {rate:.0%}' for rate in asked)} |",
+        "|---|" + "---|" * len(asked),
+    ]
+    for shots, row in results["mean"].items():
+        cells = [f"{100 * row[f'flagged_at_{rate}']:.1f}" for rate in asked]
+        lines.append(f"| {shots} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def speed() -> str:
+    """Ours and PatchCore on the same backbone and resolution, measured in turn in one run."""
+    results = json.loads((RESULTS / "speed.json").read_text())
+    names = {
+        "feature": "`feature`",
+        "patchcore-256": "PatchCore, same backbone",
+        "pixel": "`pixel`",
+    }
+    lines = [
+        f"| {results['threads']} threads, 256 pixels | adapt to {results['shots']} images | one "
+        "image | peak memory |",
+        "|---|---|---|---|",
+    ]
+    for name, words in names.items():
+        row = results["median"][name]
+        lines.append(
+            f"| {words} | {row['adapt_seconds']:.2f} s | {1000 * row['predict_seconds']:.0f} ms | "
+            f"{row['peak_megabytes']:.0f} MB |"
+        )
+    ratio = results["ratio_of_feature_to"]["patchcore-256"]
+    lines.append(
+        f"| ratio `feature` / PatchCore | {ratio['adapt_seconds']:.2f} | "
+        f"{ratio['predict_seconds']:.2f} | {ratio['peak_megabytes']:.2f} |"
+    )
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch.utils.flop_counter import FlopCounterMode
 
+from metaformer.detector import Metaformer
 from metaformer.prior import (
     CARD,
     EFFECTS,
@@ -184,3 +185,15 @@ def test_shipped_p_finds_an_off_centre_object_on_a_noisy_background() -> None:
     found = (load_prior()(tensor)[0, 0] > 0.5).numpy()
     overlap = (found & inside).sum() / (found | inside).sum()
     assert overlap > 0.6
+
+
+def test_the_universal_model_tells_where_the_object_is() -> None:
+    image = np.full((90, 120, 3), 230, np.uint8)
+    image[25:65, 30:80] = (40, 70, 160)
+    universal = Metaformer.from_pretrained()
+    response = universal.response_map(image)
+    assert response.shape == (90, 120)
+    assert response.min() >= 0 and response.max() <= 1
+    assert response[30:60, 35:75].mean() > response[:15].mean() + 0.5
+    tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+    assert np.array_equal(response, load_prior()(tensor)[0, 0].numpy())

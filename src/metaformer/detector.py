@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +41,7 @@ from metaformer.images import (
 )
 from metaformer.pixel_model import AdaptedPixel, PixelConfig, PixelModel
 from metaformer.preprocess import image_score, to_image_size
+from metaformer.prior import InstancePrior, load_prior
 from metaformer.regions import find_regions
 from metaformer.results import Prediction
 from metaformer.timm_backbone import level_settings, load_timm_backbone
@@ -188,6 +190,28 @@ class Metaformer:
         }
         warn_about_odd(result.support_scores, names)
         return Detector(self.model, result.adapted, result.calibration, made)
+
+    def response_map(self, image: ImageSource) -> NDArray[np.float32]:
+        """The response map R of an image: where its object is, as P sees it.
+
+        Args:
+            image: as ``read_image`` takes it.
+
+        Returns:
+            (H, W) in [0, 1] at the image's own size; arbitrary where there is no object, as on a
+            texture. No preset uses it for its scores yet.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+        pixels = torch.from_numpy(read_image(image)).permute(2, 0, 1)[None]  # (1, 3, H, W)
+        with torch.inference_mode():
+            return np.asarray(self.prior(pixels.float() / 255)[0, 0].numpy(), np.float32)
+
+    @cached_property
+    def prior(self) -> InstancePrior:
+        """P with the weights inside the package, read when first asked for."""
+        return load_prior()
 
 
 class Detector:
