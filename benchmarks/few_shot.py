@@ -81,8 +81,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def markdown(results: Sequence[dict[str, Any]]) -> str:
     """One table a data set: a row for each number of shots and method, percent."""
-    headings = ["shots", "method", *HEADINGS.values(), "adapt (s)", "predict (ms)"]
-    lines = ["Percent, mean ± standard deviation over seeds; time to adapt, and per image.", ""]
+    headings = [
+        "shots",
+        "method",
+        "seeds",
+        "images",
+        *HEADINGS.values(),
+        "adapt (s)",
+        "predict (ms)",
+    ]
+    lines = [
+        "Percent, mean ± standard deviation over seeds; time to adapt, and per image. Images are "
+        "all test images, or at most so many of a category.",
+        "",
+    ]
     for data in dict.fromkeys(result["data"] for result in results):
         rows = [result for result in results if result["data"] == data]
         lines += [f"## {data}", "", f"| {' | '.join(headings)} |", f"|{' --- |' * len(headings)}"]
@@ -90,14 +102,13 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
             cells = [
                 f"{row['shots']}",
                 row["preset"],
+                str(len(row["seeds"])),
+                "all" if row["test_limit"] is None else f"{row['test_limit']}",
                 *(cell(row, metric) for metric in METRICS),
                 f"{row['seconds']['adapt']:.2f}",
                 f"{1000 * row['seconds']['predict_per_image']:.0f}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
-        # Rows may differ in this where a part was run anew.
-        for limit in sorted({row["test_limit"] for row in rows} - {None}):
-            lines += ["", f"At most {limit} test images a category."]
         for kind, why in rows[0]["undefined"].items():
             lines += ["", f"No {kind} metrics: {why}."]
         lines.append("")

@@ -208,7 +208,7 @@ def test_script_writes_json_and_table_and_does_not_repeat_itself(
     assert second[0] == first[0]
     assert len(second) == 4
     table = output.with_suffix(".md").read_text()
-    assert "| 1 | per-pixel | 100.0 ± 0.0 |" in table
+    assert "| 1 | per-pixel | 2 | all | 100.0 ± 0.0 |" in table
     assert "No pixel metrics: the set has no masks." in table
 
     # Other seeds are another result, in the old one's place.
