@@ -20,11 +20,12 @@ from safetensors.torch import save_file
 import boards
 import metaformer
 import trees
-from metaformer.detector import Detector, Metaformer, OddSupportWarning
+from metaformer.detector import Detector, Metaformer
 from metaformer.detector_file import FORMAT_VERSION, DetectorFileError
 from metaformer.images import ImageError
 from metaformer.pixel_model import PixelConfig, PixelModel
 from metaformer.results import Prediction
+from metaformer.support import OddSupportWarning
 
 
 @pytest.fixture(scope="module")

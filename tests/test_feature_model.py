@@ -9,15 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import boards
-from metaformer.feature_model import (
-    QUERY_CHUNK,
-    AdaptedFeature,
-    FeatureConfig,
-    FeatureModel,
-    aligned_distance,
-    cosine_distance,
-    fit_grid,
-)
+from metaformer.feature_model import AdaptedFeature, FeatureConfig, FeatureModel
+from metaformer.memory import QUERY_CHUNK, aligned_distance, cosine_distance, fit_grid
 from metaformer.preprocess import to_tensor
 
 CONFIG = FeatureConfig(resolution=96)

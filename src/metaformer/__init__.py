@@ -11,16 +11,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metaformer.detector import Detector, Metaformer, OddSupportWarning
+    from metaformer.detector import Detector, Metaformer
     from metaformer.detector_file import DetectorFileError
     from metaformer.pixels import ImageError
     from metaformer.results import Prediction, Region
+    from metaformer.support import DuplicateSupportWarning, OddSupportWarning
 
     __version__: str
 
 __all__ = [
     "Detector",
     "DetectorFileError",
+    "DuplicateSupportWarning",
     "ImageError",
     "Metaformer",
     "OddSupportWarning",
@@ -32,9 +34,10 @@ __all__ = [
 _MODULES = {
     "Detector": "metaformer.detector",
     "DetectorFileError": "metaformer.detector_file",
+    "DuplicateSupportWarning": "metaformer.support",
     "ImageError": "metaformer.pixels",
     "Metaformer": "metaformer.detector",
-    "OddSupportWarning": "metaformer.detector",
+    "OddSupportWarning": "metaformer.support",
     "Prediction": "metaformer.results",
     "Region": "metaformer.results",
 }

@@ -86,38 +86,68 @@ def adapt_to_support(
         raise ValueError(
             f"false_alarm_rate must lie strictly between 0 and 1, got {false_alarm_rate}."
         )
-    folds = make_folds(count, model.max_folds)
-    total = count + len(folds) + 1
+    total = count + len(make_folds(count, model.max_folds)) + 1
     prepared = []
     for i, image in enumerate(support):
         prepared.append(prepare(model, image))
         on_step(i + 1, total)
+    if count > 1:
+        return adapt_to_prepared(
+            model,
+            prepared,
+            false_alarm_rate=false_alarm_rate,
+            seed=seed,
+            on_step=lambda done, _: on_step(count + done, total),
+        )
 
-    maps: list[Tensor | None] = [None] * count
+    adapted = model.adapt(prepared, seed=seed)
+    detail = shrink(image, VIEW_DETAIL * model.config.resolution)
+    views = perturbed_views(detail, VIEWS, seed, moves=0.1 if is_aligned(model) else 1.0)
+    # Another part differs from this one by more than a changed view of it does.
+    maps = [model.view_factor * raw_map(model, adapted, prepare(model, view)) for view in views]
+    on_step(total, total)
+    calibration = calibrate(
+        scores_of(model, maps),
+        false_alarm_rate,
+        pixel_threshold=pixel_threshold_of(maps),
+        from_views=True,
+    )
+    return Adaptation(adapted, calibration, ())
+
+
+def adapt_to_prepared(
+    model: Model,
+    prepared: Sequence[Any],
+    *,
+    false_alarm_rate: float,
+    seed: int,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> Adaptation:
+    """``adapt_to_support`` for two or more images that have gone through ``prepare``."""
+    folds = make_folds(len(prepared), model.max_folds)
+    maps: list[Tensor] = [torch.empty(0)] * len(prepared)
     for number, fold in enumerate(folds):
         others = model.adapt([p for i, p in enumerate(prepared) if i not in fold], seed=seed)
         for i in fold:
             maps[i] = raw_map(model, others, prepared[i])
-        on_step(count + number + 1, total)
+        on_step(number + 1, len(folds) + 1)
     adapted = model.adapt(prepared, seed=seed)
-    normal_maps = [m for m in maps if m is not None]
-    if count == 1:
-        detail = shrink(image, VIEW_DETAIL * model.config.resolution)
-        views = perturbed_views(detail, VIEWS, seed, moves=0.1 if is_aligned(model) else 1.0)
-        # Another part differs from this one by more than a changed view of it does.
-        normal_maps = [
-            model.view_factor * raw_map(model, adapted, prepare(model, view)) for view in views
-        ]
-    on_step(total, total)
+    on_step(len(folds) + 1, len(folds) + 1)
+    scores = scores_of(model, maps)
+    calibration = calibrate(scores, false_alarm_rate, pixel_threshold=pixel_threshold_of(maps))
+    return Adaptation(adapted, calibration, judge_support(scores))
 
-    scores = [image_score(m, model.config.score_share) for m in normal_maps]
-    pixels = torch.cat([m.flatten() for m in normal_maps])
+
+def scores_of(model: Model, maps: Sequence[Tensor]) -> list[float]:
+    """Raw image scores of raw maps (h, w)."""
+    return [image_score(m, model.config.score_share) for m in maps]
+
+
+def pixel_threshold_of(maps: Sequence[Tensor]) -> float:
+    """The value that ``PIXEL_FALSE_ALARM_RATE`` of the pixels of normal maps (h, w) reach."""
+    pixels = torch.cat([m.flatten() for m in maps])
     kept = max(1, round(PIXEL_FALSE_ALARM_RATE * len(pixels)))
-    pixel_threshold = float(pixels.topk(kept).values[-1])
-    calibration = calibrate(
-        scores, false_alarm_rate, pixel_threshold=pixel_threshold, from_views=count == 1
-    )
-    return Adaptation(adapted, calibration, judge_support(scores) if count > 1 else ())
+    return float(pixels.topk(kept).values[-1])
 
 
 def prepare(model: Model, image: Image) -> Any:

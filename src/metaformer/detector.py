@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image as PillowImage
 from torch import Tensor
 
 from metaformer.adaptation import (
     Adapted,
     Model,
-    SupportScore,
     adapt_to_support,
     at_working_size,
     prepare,
@@ -31,28 +24,27 @@ from metaformer.adaptation import (
 from metaformer.backbone_weights import BackboneError
 from metaformer.calibration import Calibration
 from metaformer.detector_file import DetectorFileError, read_detector_file, write_detector_file
+from metaformer.extension import Earlier, extend
 from metaformer.feature_model import SHIPPED, AdaptedFeature, FeatureConfig, FeatureModel
-from metaformer.images import (
-    IMAGE_SUFFIXES,
-    ImageError,
-    guess_white_level,
-    list_images,
-    read_image,
-)
+from metaformer.images import guess_white_level, read_image
 from metaformer.pixel_model import AdaptedPixel, PixelConfig, PixelModel
 from metaformer.preprocess import image_score, to_image_size
 from metaformer.prior import InstancePrior, load_prior
 from metaformer.regions import find_regions
 from metaformer.results import Prediction
+from metaformer.support import (
+    ImageSource,
+    describe_source,
+    digest_of,
+    support_sources,
+    warn_about_duplicates,
+    warn_about_odd,
+    when_and_with_what,
+)
 from metaformer.timm_backbone import level_settings, load_timm_backbone
 
 Preset = Literal["feature", "pixel"]
 PRESETS: tuple[Preset, ...] = ("feature", "pixel")
-ImageSource = Path | str | bytes | NDArray[Any] | PillowImage.Image
-
-
-class OddSupportWarning(UserWarning):
-    """A support image looks unlike the rest: perhaps a defect, perhaps another product."""
 
 
 class Metaformer:
@@ -145,22 +137,14 @@ class Metaformer:
             ImageError: an image cannot be read, or the folder holds none.
             ValueError: no images, or a rate outside (0, 1).
         """
-        sources: Sequence[ImageSource]
-        sources = list_images(images) if isinstance(images, (str, Path)) else list(images)
-        if isinstance(images, (str, Path)) and not sources:
-            endings = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise ImageError(
-                str(images),
-                f"no images in this folder (by their endings: {endings}). Give the folder that "
-                f"holds the normal images itself.",
-            )
+        sources = support_sources(images)
         white_level = guess_white_level(sources)
         digests: list[str] = []
 
         def read_each() -> Iterator[NDArray[np.uint8]]:
             for source in sources:
                 pixels = read_image(source, white_level=white_level)
-                digests.append(hashlib.sha256(pixels.tobytes()).hexdigest())
+                digests.append(digest_of(pixels))
                 yield pixels
 
         result = adapt_to_support(
@@ -181,12 +165,7 @@ class Metaformer:
                 for name, digest in zip(names, digests, strict=True)
             ],
             "support_scores": [asdict(score) for score in result.support_scores],
-            "made": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": {
-                "metaformer-ad": version("metaformer-ad"),
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
+            **when_and_with_what(),
         }
         warn_about_odd(result.support_scores, names)
         return Detector(self.model, result.adapted, result.calibration, made)
@@ -282,6 +261,85 @@ class Detector:
         same.engine = self.engine
         return same
 
+    def extended_with(
+        self,
+        images: Path | str | Sequence[ImageSource],
+        *,
+        false_alarm_rate: float | None = None,
+        on_step: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Detector:
+        """A new detector that knows more normal images; the earlier ones are not needed.
+
+        With the ``feature`` preset and a memory below its cap the result is that of adapting to
+        all images at once, bit for bit. Otherwise scores of earlier images are kept, which errs
+        towards fewer false alarms; ``info()["additions"]`` says which of the two it was, and
+        ``docs/decisions/0003-extension.md`` what each can promise.
+
+        Args:
+            images: as for ``Metaformer.adapt``, read with this detector's white level. Those whose
+                pixels it has seen are left out, with a ``DuplicateSupportWarning``.
+            false_alarm_rate: share of good parts that may be flagged; this detector's if None.
+            on_step: called with (steps done, steps in all).
+
+        Raises:
+            ImageError: an image cannot be read, or the folder holds none.
+            ValueError: nothing new among the images, a rate outside (0, 1), or too little is left
+                of the one image this detector was made from.
+        """
+        rate = self.calibration.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
+        if not 0 < rate < 1:
+            raise ValueError(f"false_alarm_rate must lie strictly between 0 and 1, got {rate}.")
+        sources = support_sources(images)
+        support = list(self.made["support"])
+        known = {image["sha256"] for image in support}
+        prepared, duplicates = [], []
+        for i, source in enumerate(sources):
+            pixels = read_image(source, white_level=self.made["white_level"])
+            name, digest = describe_source(source, i), digest_of(pixels)
+            if digest in known:
+                duplicates.append(name)
+            else:
+                known.add(digest)
+                support.append({"name": name, "sha256": digest})
+                prepared.append(prepare(self.model, pixels))
+            on_step(i + 1, len(sources) + 1)
+        if not prepared:
+            raise ValueError(
+                f"nothing to add: of the {len(sources)} images given, none is new to the detector. "
+                f"Give other normal images."
+            )
+        warn_about_duplicates(duplicates)
+        earlier = Earlier(
+            self.adapted,
+            self.calibration,
+            tuple(score["raw_score"] for score in self.made["support_scores"]),
+            len(self.made["support"]),
+        )
+        seed = self.made["seed"]
+        result, how = extend(
+            self.model,
+            earlier,
+            prepared,
+            false_alarm_rate=rate,
+            seed=seed,
+            on_step=lambda done, total: on_step(len(sources) + done, len(sources) + total),
+        )
+        addition = {
+            "first": earlier.count,
+            "count": len(prepared),
+            "seed": seed,
+            "calibration": how,
+            **when_and_with_what(),
+        }
+        made = {
+            **self.made,
+            "support": support,
+            "support_scores": [asdict(score) for score in result.support_scores],
+            "additions": [*self.made.get("additions", []), addition],
+        }
+        warn_about_odd(result.support_scores, [image["name"] for image in support])
+        return Detector(self.model, result.adapted, result.calibration, made)
+
     def info(self) -> dict[str, Any]:
         """How the detector was made and what its threshold promises, ready for JSON."""
         _, settings = self.adapted.state()
@@ -345,22 +403,3 @@ class Detector:
                 f"is damaged, or was changed by hand; adapt again."
             ) from error
         return cls(adapted.model, adapted, calibration, made)
-
-
-def describe_source(source: ImageSource, index: int) -> str:
-    """A name for provenance: the file's own, without folders that mean nothing elsewhere."""
-    return Path(source).name if isinstance(source, (str, Path)) else f"image {index}"
-
-
-def warn_about_odd(scores: Sequence[SupportScore], names: Sequence[str]) -> None:
-    odd = [score for score in scores if score.is_odd]
-    if not odd:
-        return
-    typical = float(np.median([score.raw_score for score in scores]))
-    listed = ", ".join(f"{names[s.index]} ({s.raw_score / typical:.1f}x)" for s in odd)
-    warnings.warn(
-        f"these normal images look unlike the rest (score against the median): {listed}. Look at "
-        f"them; adapt again without them if they show a defect or another product.",
-        OddSupportWarning,
-        stacklevel=3,
-    )

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metaformer.detector import Detector, Metaformer, OddSupportWarning, Preset
+from metaformer.detector import Detector, Metaformer, Preset
 from metaformer.feature_model import SHIPPED
+from metaformer.support import OddSupportWarning
 
 Image = NDArray[np.uint8]
 

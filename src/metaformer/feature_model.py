@@ -17,6 +17,7 @@ from torch import Tensor
 
 from metaformer.backbone import load_backbone
 from metaformer.backbone_weights import BackboneError
+from metaformer.memory import aligned_distance, cosine_distance, fit_grid, merge_samples
 from metaformer.timm_backbone import load_timm_backbone
 
 SHIPPED = "efficientnet_lite0"
@@ -24,9 +25,6 @@ SHIPPED = "efficientnet_lite0"
 
 Tokens = dict[int, Tensor]
 """Stride -> (C, h, w) features of one image, each token of unit length."""
-
-QUERY_CHUNK = 1024
-"""Query tokens compared at once; bounds the distance matrix to 1024 x max_tokens floats."""
 
 
 class Backbone(Protocol):
@@ -113,7 +111,16 @@ class FeatureModel:
         generator = torch.Generator().manual_seed(seed)
         remember = self._remember_grids if self.config.aligned else self._remember_tokens
         memory = {level: remember(level, support, generator) for level in self.config.levels}
-        return AdaptedFeature(self, memory)
+        grids = {
+            level: torch.tensor([image[level].shape[1:] for image in support]) for level in memory
+        }
+        is_whole = all(
+            tokens.numel() == sum(image[level].numel() for image in support)
+            for level, tokens in memory.items()
+        )
+        if self.config.aligned:  # grids of another size than the first have been resampled
+            is_whole &= all(bool((sizes == sizes[0]).all()) for sizes in grids.values())
+        return AdaptedFeature(self, memory, grids if is_whole else None)
 
     def _remember_tokens(
         self, level: int, support: Sequence[Tokens], generator: torch.Generator
@@ -139,9 +146,65 @@ class FeatureModel:
 class AdaptedFeature:
     """A feature model with the memory of one product."""
 
-    def __init__(self, model: FeatureModel, memory: dict[int, Tensor]) -> None:
+    def __init__(
+        self,
+        model: FeatureModel,
+        memory: dict[int, Tensor],
+        grids: dict[int, Tensor] | None = None,
+    ) -> None:
         self.model = model
         self.memory = memory  # level -> (N, C), or (K, C, h, w) if aligned; unit length
+        self.grids = grids
+        """Level -> (K, 2) rows and columns of each support image's grid, in the order of the
+        memory; None if the memory does not hold every token of the support."""
+
+    def support(self) -> list[Tokens] | None:
+        """What ``prepare`` gave for each support image; None if not all of it was kept."""
+        if self.grids is None:
+            return None
+        count = len(self.grids[min(self.grids)])
+        support: list[Tokens] = [{} for _ in range(count)]
+        for level, memory in self.memory.items():
+            if self.model.config.aligned:
+                images = list(memory)  # (C, h, w) each
+            else:
+                sizes = self.grids[level].tolist()
+                parts = memory.split([rows * columns for rows, columns in sizes])  # (h * w, C)
+                images = [
+                    part.T.contiguous().reshape(-1, *size)
+                    for part, size in zip(parts, sizes, strict=True)
+                ]
+            for tokens, image in zip(support, images, strict=True):
+                tokens[level] = image
+        return support
+
+    def extended(self, images: Sequence[Tokens], *, earlier: int, seed: int) -> AdaptedFeature:
+        """With the tokens of more images in the memory, which stays within ``max_tokens``.
+
+        For a memory that does not hold all of its support; otherwise adapt to ``support()`` and
+        the new images.
+
+        Args:
+            images: what ``prepare`` gave for each new image.
+            earlier: how many support images the memory stands for.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        config = self.model.config
+        memory = {}
+        for level, old in self.memory.items():
+            if config.aligned:
+                most = max(1, config.max_tokens // old[0, 0].numel())
+                grids = [fit_grid(image[level], old.shape[2:]) for image in images]
+                new = torch.stack(grids) if grids else old[:0]
+                per_image = 1.0
+            else:
+                most = config.max_tokens
+                new = torch.cat([old[:0], *(image[level].flatten(1).T for image in images)])
+                per_image = len(new) / max(1, len(images))
+            memory[level] = merge_samples(
+                old, new, stands_for=round(earlier * per_image), most=most, generator=generator
+            )
+        return AdaptedFeature(self.model, memory)
 
     @torch.inference_mode()
     def anomaly_map(self, tokens: Tokens) -> Tensor:
@@ -163,6 +226,8 @@ class AdaptedFeature:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and settings to save; ``from_state`` restores the same scores bit for bit."""
         tensors = {f"memory.{level}": tokens for level, tokens in self.memory.items()}
+        if self.grids is not None:
+            tensors |= {f"grids.{level}": sizes for level, sizes in self.grids.items()}
         config = asdict(self.model.config)
         if config["backbone"] == SHIPPED:
             del config["backbone"], config["backbone_sha256"]  # as before there were others
@@ -191,7 +256,15 @@ class AdaptedFeature:
                     f"memory.{level} has shape {tuple(tokens.shape)}, needed are {dims} dimensions "
                     f"of which the second is {channels}"
                 )
-        return cls(model, memory)
+        grids = None  # of a file written before they were kept, or of a memory cut to its cap
+        if all(f"grids.{level}" in tensors for level in config.levels):
+            grids = {level: tensors[f"grids.{level}"] for level in config.levels}
+            for level, sizes in grids.items():
+                cells = memory[level].numel() // memory[level].shape[1]
+                fits = sizes.ndim == 2 and sizes.shape[1] == 2 and bool((sizes > 0).all())
+                if not fits or int(sizes.prod(1).sum()) != cells:
+                    raise ValueError(f"grids.{level} does not add up to the {cells} tokens kept")
+        return cls(model, memory, grids)
 
 
 def refuse_weights(backbone_weights: Path | None) -> None:
@@ -201,32 +274,3 @@ def refuse_weights(backbone_weights: Path | None) -> None:
             f"{backbone_weights}: weights are given, but the backbone is the one inside the "
             f"package. Name theirs with --backbone (backbone= in Python), or leave them out."
         )
-
-
-def cosine_distance(queries: Tensor, memory: Tensor) -> Tensor:
-    """1 - cosine to the nearest of ``memory`` (N, C) for each of ``queries`` (Q, C), both unit."""
-    nearest = [
-        (chunk @ memory.T).max(dim=1).values for chunk in torch.split(queries, QUERY_CHUNK)
-    ]  # (chunk,)
-    return (1 - torch.cat(nearest)).clamp_min(0)
-
-
-def aligned_distance(query: Tensor, memory: Tensor, reach: int) -> Tensor:
-    """(h, w) 1 - cosine of ``query`` (C, h, w) to the nearest of ``memory`` (K, C, h', w') within
-    ``reach`` cells of the same place; both of unit length."""
-    height, width = query.shape[1:]
-    grids = torch.stack([fit_grid(grid, query.shape[1:]) for grid in memory])
-    padded = F.pad(grids, (reach,) * 4, mode="replicate")  # (K, C, h + 2 reach, w + 2 reach)
-    nearest = torch.full((height, width), -1.0)
-    for down in range(2 * reach + 1):
-        for right in range(2 * reach + 1):
-            shifted = padded[:, :, down : down + height, right : right + width]
-            nearest = torch.maximum(nearest, (shifted * query).sum(1).amax(0))
-    return (1 - nearest).clamp_min(0)
-
-
-def fit_grid(grid: Tensor, size: torch.Size) -> Tensor:
-    """Resample (C, h, w) tokens to ``size``, unit length again; unchanged if it fits."""
-    if grid.shape[1:] == size:
-        return grid
-    return F.normalize(F.interpolate(grid[None], tuple(size), mode="bilinear")[0], dim=0)

@@ -19,7 +19,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from metaformer.autoencoder import SIZE_MULTIPLE, Autoencoder, AutoencoderConfig
-from metaformer.feature_model import cosine_distance
+from metaformer.memory import cosine_distance, merge_samples
 
 WEIGHTS = "autoencoder.safetensors"
 STRIDES = (2, 4, 8, 16, 32)
@@ -186,6 +186,31 @@ class AdaptedPixel:
             distances = cosine_distance(self.memory[level][half:][:2000], self.memory[level][:half])
             self.typical[f"distance.{level}"] = float(distances.mean()) + 1e-6
         self.typical["gap"] = float(torch.stack(gaps).mean()) + 1e-6
+
+    @torch.no_grad()
+    def extended(self, images: Sequence[PreparedImage], *, earlier: int, seed: int) -> AdaptedPixel:
+        """With the features of more images in the memory.
+
+        The weights, moments and units stay those of the ``earlier`` support images: fitting A anew
+        takes all images, and the memory of earlier ones is worth nothing under other weights.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        tokens: dict[int, list[Tensor]] = {level: [old[:0]] for level, old in self.memory.items()}
+        for image in images:
+            features, _ = self._read(image)
+            for level, of_level in tokens.items():
+                of_level.append(features[level].flatten(1).T)  # (h * w, C)
+        memory = {
+            level: merge_samples(
+                old,
+                new := torch.cat(tokens[level]),
+                stands_for=round(earlier * len(new) / max(1, len(images))),
+                most=self.config.max_tokens,
+                generator=generator,
+            )
+            for level, old in self.memory.items()
+        }
+        return AdaptedPixel(self.config, self.autoencoder, self.moments, memory, self.typical)
 
     @torch.no_grad()
     def anomaly_map(self, image: PreparedImage) -> Tensor:

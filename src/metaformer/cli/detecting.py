@@ -31,8 +31,16 @@ from metaformer.cli.options import (
 
 
 def adapt(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="Folder of normal images; 1 is enough.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Detector file to write.")],
+    add: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DETECTOR",
+            help="Extend this detector instead of starting over; its own file stays as it is.",
+        ),
+    ] = None,
     preset: Preset = PresetName.feature,
     resolution: Resolution = None,
     aligned: Aligned = False,
@@ -54,27 +62,62 @@ def adapt(
             raise IsADirectoryError(
                 f"{output}: a folder. Give a file, {output / 'product.metaformer'} for example."
             )
-        from metaformer.detector import Metaformer
+        from metaformer.detector import Detector, Metaformer
 
-        universal = Metaformer.from_pretrained(
-            preset.value,
-            resolution=resolution,
-            aligned=aligned,
-            backbone=backbone,
-            backbone_weights=backbone_weights,
-            download=download,
-        )
-        with progress_bar("adapting", quiet) as on_step:
-            detector = universal.adapt(
-                folder, false_alarm_rate=false_alarm_rate, seed=seed, on_step=on_step
+        if add is not None:
+            given = given_options(context)
+            refused = given & {"preset", "resolution", "aligned", "backbone", "download", "seed"}
+            if refused:
+                raise ValueError(
+                    f"{', '.join(f'--{name}' for name in sorted(refused))}: with --add the "
+                    f"detector's own is used. Leave it out, or adapt to all images from the start."
+                )
+            known = Detector.load(add, backbone_weights=backbone_weights)
+            rate = false_alarm_rate if "false_alarm_rate" in given else None
+            with progress_bar("adapting", quiet) as on_step:
+                detector = known.extended_with(folder, false_alarm_rate=rate, on_step=on_step)
+        else:
+            universal = Metaformer.from_pretrained(
+                preset.value,
+                resolution=resolution,
+                aligned=aligned,
+                backbone=backbone,
+                backbone_weights=backbone_weights,
+                download=download,
             )
+            with progress_bar("adapting", quiet) as on_step:
+                detector = universal.adapt(
+                    folder, false_alarm_rate=false_alarm_rate, seed=seed, on_step=on_step
+                )
         detector.save(output)
         if as_json:
             typer.echo(json.dumps({"detector": str(output), **detector.info()}, indent=2))
         elif not quiet:
             count = len(detector.made["support"])
             typer.echo(f"{output}: adapted to {count} normal image{'s' if count > 1 else ''}.")
+            if add is not None:
+                typer.echo(describe_addition(detector.made["additions"][-1]))
             typer.echo(detector.calibration.guarantee)
+
+
+def given_options(context: typer.Context) -> set[str]:
+    """Parameters that stand on the command line, whatever their values."""
+    return {
+        name
+        for name in context.params
+        if getattr(context.get_parameter_source(name), "name", None) == "COMMANDLINE"
+    }
+
+
+def describe_addition(addition: dict[str, Any]) -> str:
+    """What adding images has done to the threshold."""
+    added = f"{addition['count']} of them new"
+    if addition["calibration"] == "recomputed":
+        return f"{added}; the same as adapting to all of them at once."
+    return (
+        f"{added}; the earlier images' own scores are kept, which errs towards fewer false alarms "
+        f"(see docs/watch.md)."
+    )
 
 
 def predict(

@@ -1,0 +1,57 @@
+"""A memory of unit-length tokens: how far a token is from its nearest, and how two are merged."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+QUERY_CHUNK = 1024
+"""Query tokens compared at once; bounds the distance matrix to 1024 x max_tokens floats."""
+
+
+def cosine_distance(queries: Tensor, memory: Tensor) -> Tensor:
+    """1 - cosine to the nearest of ``memory`` (N, C) for each of ``queries`` (Q, C), both unit."""
+    nearest = [
+        (chunk @ memory.T).max(dim=1).values for chunk in torch.split(queries, QUERY_CHUNK)
+    ]  # (chunk,)
+    return (1 - torch.cat(nearest)).clamp_min(0)
+
+
+def aligned_distance(query: Tensor, memory: Tensor, reach: int) -> Tensor:
+    """(h, w) 1 - cosine of ``query`` (C, h, w) to the nearest of ``memory`` (K, C, h', w') within
+    ``reach`` cells of the same place; both of unit length."""
+    height, width = query.shape[1:]
+    grids = torch.stack([fit_grid(grid, query.shape[1:]) for grid in memory])
+    padded = F.pad(grids, (reach,) * 4, mode="replicate")  # (K, C, h + 2 reach, w + 2 reach)
+    nearest = torch.full((height, width), -1.0)
+    for down in range(2 * reach + 1):
+        for right in range(2 * reach + 1):
+            shifted = padded[:, :, down : down + height, right : right + width]
+            nearest = torch.maximum(nearest, (shifted * query).sum(1).amax(0))
+    return (1 - nearest).clamp_min(0)
+
+
+def fit_grid(grid: Tensor, size: torch.Size) -> Tensor:
+    """Resample (C, h, w) tokens to ``size``, unit length again; unchanged if it fits."""
+    if grid.shape[1:] == size:
+        return grid
+    return F.normalize(F.interpolate(grid[None], tuple(size), mode="bilinear")[0], dim=0)
+
+
+def merge_samples(
+    old: Tensor, new: Tensor, *, stands_for: int, most: int, generator: torch.Generator
+) -> Tensor:
+    """At most ``most`` rows of ``old`` and ``new``, each as likely to be kept as any other.
+
+    If ``old`` is a random sample, already at its most, of ``stands_for`` rows, the result is
+    distributed as a random sample of those and ``new``.
+    """
+    if len(old) < most:
+        stands_for = len(old)
+    stands_for = max(stands_for, len(old))
+    drawn = torch.randperm(stands_for + len(new), generator=generator)[:most]
+    from_old = min(int((drawn < stands_for).sum()), len(old))
+    kept_old = torch.randperm(len(old), generator=generator)[:from_old].sort().values
+    kept_new = (drawn[drawn >= stands_for] - stands_for).sort().values
+    return torch.cat([old[kept_old], new[kept_new]])
