@@ -15,7 +15,7 @@ What the earlier images left behind decides how exact this can be
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -118,4 +118,6 @@ def extend_kept(
         1 - weight
     ) * pixel_threshold_of(maps)
     calibration = calibrate(scores, false_alarm_rate, pixel_threshold=pixel_threshold)
-    return Adaptation(adapted, calibration, judge_support(scores) if earlier.scores else ())
+    unscored = earlier.count - len(earlier.scores)  # a first image that was alone has no score
+    judged = tuple(replace(s, index=s.index + unscored) for s in judge_support(scores))
+    return Adaptation(adapted, calibration, judged)
