@@ -295,7 +295,7 @@ class Detector:
         prepared, duplicates = [], []
         for i, source in enumerate(sources):
             pixels = read_image(source, white_level=self.made["white_level"])
-            name, digest = describe_source(source, i), digest_of(pixels)
+            name, digest = describe_source(source, len(support)), digest_of(pixels)
             if digest in known:
                 duplicates.append(name)
             else:
