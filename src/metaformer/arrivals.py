@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from metaformer.listing import check_folder, natural_key
-from metaformer.sources.naming import is_image_name, name_digest
+from metaformer.listing import IMAGE_SUFFIXES, check_folder, is_visible, natural_key
+from metaformer.sources.naming import name_digest
 
 
 @dataclass(frozen=True)
 class Arrival:
     """One version of a file."""
 
-    path: Path
+    path: str
     name: str
     """Relative to the folder watched, with slashes."""
     size: int
@@ -59,33 +59,35 @@ class Arrivals:
             OSError: the folder cannot be listed.
         """
         check_folder(self.folder)
-        there = [arrival for arrival in self._walk(self.folder) if not self._is_known(arrival)]
+        there = [a for a in self._walk(os.fspath(self.folder), "") if not self._is_known(a)]
         settled = [arrival for arrival in there if arrival in self._seen]
         self.growing = len(there) - len(settled)
         self._seen = set(there)
         return sorted(settled, key=lambda arrival: (arrival.mtime_ns, natural_key(arrival.name)))
 
-    def _walk(self, folder: Path) -> Iterator[Arrival]:
+    def _walk(self, folder: str, prefix: str) -> Iterator[Arrival]:
+        """The images below ``folder``, whose name is ``prefix``; a sub-folder may have gone."""
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    path = Path(entry.path)
-                    name = path.relative_to(self.folder).as_posix()
-                    if is_image_name(name):
-                        arrival = as_it_is(path, name)
+                    if not is_visible(entry.name):
+                        continue
+                    ending = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122, a hot path
+                    if ending in IMAGE_SUFFIXES:
+                        arrival = as_it_is(entry.path, prefix + entry.name)
                         if arrival is not None:
                             yield arrival
                     elif self.recursive and entry.is_dir(follow_symlinks=False):
-                        yield from self._walk(path)
+                        yield from self._walk(entry.path, f"{prefix}{entry.name}/")
         except (FileNotFoundError, NotADirectoryError, PermissionError):
-            if folder == self.folder:
-                raise  # a sub-folder may have gone, or be none of our business
+            if not prefix:
+                raise
 
 
-def as_it_is(path: Path, name: str) -> Arrival | None:
+def as_it_is(path: str, name: str) -> Arrival | None:
     """The file's present version; None if there is no such file."""
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116, and what scandir knows may be stale
     except OSError:
         return None
     if not stat.S_ISREG(status.st_mode):

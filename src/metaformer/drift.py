@@ -4,17 +4,18 @@
 share of defective ones in random order, under one camera and light. A lamp that fades, a lens that
 fouls, another batch of material, or a rise in defects breaks that.
 
-**How.** Each score is ranked among all before it. If scores are exchangeable the ranks, turned into
-p-values with ties broken at random, are independent and uniform, whatever the scores' distribution
-(Vovk, Gammerman and Shafer, *Algorithmic Learning in a Random World*, 2nd edition 2022). A player who starts
-with one coin and bets on high or low p-values at fair odds (``BETS``, mixed by Vovk's "simple
-jumper") then has a fortune that is expected to stay what it was: a conformal test martingale. The
-statistic is the Shiryaev-Roberts sum: the fortune of a player who stakes a fresh coin at each image.
+**How.** Each score is ranked among all before it. If scores are exchangeable the ranks, turned
+into p-values with ties broken at random, are independent and uniform, whatever the scores'
+distribution (Vovk, Gammerman and Shafer, *Algorithmic Learning in a Random World*, 2nd edition
+2022). A player who starts with one coin and bets on high or low p-values at fair odds (``BETS``,
+mixed by Vovk's "simple jumper") then has a fortune that is expected to stay what it was: a
+conformal test martingale. The statistic is the Shiryaev-Roberts sum: what the players hold of whom
+one starts, with a coin, at each image.
 
-**The false-alarm rate.** Under exchangeability that sum minus the number of images is a martingale,
-so the image at which it first reaches 1 / rate is, on average, number 1 / rate or later: at most one
-false warning in 1 / rate images on average. The bound is exact and needs no reference set that is
-known to be good.
+**The false-alarm rate.** Under exchangeability that sum minus the number of images is a
+martingale, so the image at which it first reaches 1 / rate is, on average, number 1 / rate or
+later: at most one false warning in 1 / rate images on average. The bound is exact and needs no
+reference set that is known to be good.
 
 Bets are bounded: one image multiplies the fortune by 1.75 at most, however extreme its score, so a
 few defects in a row seldom raise a warning, and a run of twenty does.

@@ -3,8 +3,8 @@
 Nothing heavy is imported before a command runs: ``metaformer --help`` must answer at once.
 
 Exit codes: 0 all done; 1 nothing could be done, the message says why; 2 the command line is
-wrong; 3 done, but some images could not be read and are listed; 130 stopped by Ctrl-C, what was
-finished is on disk.
+wrong; 3 done, but some images could not be read and are listed (``watch``: or a webhook did not get
+all results); 130 stopped by Ctrl-C (``watch``: or SIGTERM), what was finished is on disk.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 
 import typer
 
-from metaformer.cli import data, detecting, exporting, measuring, pretraining, serving
+from metaformer.cli import data, detecting, exporting, measuring, pretraining, serving, watching
 
 app = typer.Typer(
     name="metaformer",
@@ -30,6 +30,7 @@ app.command()(detecting.info)
 app.command()(detecting.demo)
 app.command()(exporting.export)
 app.command()(serving.serve)
+app.command()(watching.watch)
 app.add_typer(data.app, name="data")
 app.add_typer(pretraining.app, name="pretrain")
 
