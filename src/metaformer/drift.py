@@ -55,6 +55,27 @@ class Drift:
     """And after it."""
 
 
+class Walk:
+    """What became of one coin always bet one way, as a logarithm.
+
+    It falls steadily while nothing changes and rises after a change that way, so the change came
+    about where it was lowest.
+    """
+
+    def __init__(self, bet: float) -> None:
+        self.bet = bet
+        self.images = 0
+        self.lowest_at = 0
+        """After how many images it was lowest."""
+        self._fortune = self._lowest = 0.0
+
+    def update(self, p: float) -> None:
+        self.images += 1
+        self._fortune += math.log(1 + self.bet * (p - 0.5))
+        if self._fortune <= self._lowest:
+            self._lowest, self.lowest_at = self._fortune, self.images
+
+
 class DriftTest:
     """Scores go in one by one; ``drift`` tells when they have changed.
 
@@ -81,8 +102,7 @@ class DriftTest:
         self._scores = array("d")  # as they came; 16 bytes an image with the next line
         self._sorted = array("d")
         self._shares = [1 / len(BETS)] * len(BETS)
-        self._fortune = self._lowest = 0.0  # logarithm of what one coin became; its lowest so far
-        self._lowest_at = 0
+        self._rising, self._falling = Walk(min(BETS)), Walk(max(BETS))
         self.statistic = 0.0
         """The Shiryaev-Roberts sum; 1 / rate raises a warning."""
 
@@ -99,9 +119,8 @@ class DriftTest:
         factor = sum(won)
         self._shares = [share / factor for share in won]
         self.statistic = (1 + self.statistic) * factor
-        self._fortune += math.log(factor)
-        if self._fortune <= self._lowest:
-            self._lowest, self._lowest_at = self._fortune, len(self._scores)
+        self._rising.update(p)
+        self._falling.update(p)
 
     @property
     def drift(self) -> Drift | None:
@@ -109,16 +128,15 @@ class DriftTest:
         if self.statistic < 1 / self.rate:
             return None
         count = len(self._scores)
-        # The fortune has only grown since the change, so that is where it was lowest.
-        start = min(self._lowest_at, count - 1)
+        high = sum(s for s, bet in zip(self._shares, BETS, strict=True) if bet < 0)
+        low = sum(s for s, bet in zip(self._shares, BETS, strict=True) if bet > 0)
+        start = min((self._rising if high >= low else self._falling).lowest_at, count - 1)
         before = self._scores[max(0, start - SHOWN) : start] or self._scores[:1]
         after = self._scores[start:][:SHOWN]
-        rising = sum(s for s, bet in zip(self._shares, BETS, strict=True) if bet < 0)
-        falling = sum(s for s, bet in zip(self._shares, BETS, strict=True) if bet > 0)
         return Drift(
             images=count,
             since=count - start,
-            direction="up" if rising >= falling else "down",
+            direction="up" if high >= low else "down",
             before=median(before),
             after=median(after),
         )
