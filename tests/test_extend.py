@@ -20,6 +20,7 @@ import boards
 from metaformer.cli import app
 from metaformer.detector import Detector, Metaformer
 from metaformer.detector_file import DetectorFileError
+from metaformer.extension import shrinkage
 from metaformer.feature_model import AdaptedFeature, FeatureModel
 from metaformer.images import ImageError
 from metaformer.memory import merge_samples
@@ -119,7 +120,7 @@ def test_the_cap_is_kept_and_the_draw_is_the_same_each_time():
     old = {row.numpy().tobytes() for row in memory(detector)[8]}
     kept = sum(row.numpy().tobytes() in old for row in memory(first)[8])
     assert 45 <= kept <= 105  # three images of eight: 75 of 200
-    assert first.made["additions"][0]["calibration"] == "kept"
+    assert first.made["additions"][0]["calibration"] == "estimated"
 
 
 def test_aligned_grids_stay_within_the_cap():
@@ -129,19 +130,30 @@ def test_aligned_grids_stay_within_the_cap():
     assert extended.adapted.grids is None
 
 
-def test_earlier_scores_are_kept_and_new_ones_out_of_sample():
-    universal = capped(200)
-    detector = universal.adapt(GOOD[:3])
-    extended = detector.extended_with(GOOD[3:5])
-    scores = [score["raw_score"] for score in extended.made["support_scores"]]
-    assert scores[:3] == [score["raw_score"] for score in detector.made["support_scores"]]
+def support_scores(detector: Detector) -> list[float]:
+    return [score["raw_score"] for score in detector.made["support_scores"]]
+
+
+def test_earlier_scores_are_lowered_alike_and_new_ones_are_out_of_sample():
+    detector = capped(200).adapt(GOOD[:3])
+    extended = detector.extended_with(GOOD[3:])
+    scores, earlier = support_scores(extended), support_scores(detector)
     assert tuple(sorted(scores)) == extended.calibration.normal_scores
+    factors = [new / old for new, old in zip(scores[:3], earlier, strict=True)]
+    assert factors == pytest.approx([factors[0]] * 3) and 0.3 < factors[0] <= 1
     # Nothing of an image is in the memory that it is scored against.
     alone = detector.extended_with(GOOD[3:4])
-    assert alone.made["support_scores"][3]["raw_score"] == detector.score_pixels(GOOD[3])[0]
+    assert support_scores(alone) == [*earlier, detector.score_pixels(GOOD[3])[0]]
 
 
-def test_a_file_without_grids_is_extended_with_scores_kept(tmp_path):
+def test_scores_shrink_by_the_median_and_never_grow():
+    assert shrinkage([1.0, 2.0, 4.0], [0.9, 1.2, 1.0]) == pytest.approx(0.6)
+    assert shrinkage([1.0, 1.0], [1.3, 1.1]) == 1
+    assert shrinkage([0.5], [0.5]) == 1
+    assert shrinkage([0.0, 0.0], [0.0, 0.0]) == 0
+
+
+def test_a_file_without_grids_is_extended_by_estimate(tmp_path):
     """As written before grids were kept."""
     boards.detector().save(tmp_path / "new")
     with safe_open(tmp_path / "new", framework="pt") as file:
@@ -153,16 +165,14 @@ def test_a_file_without_grids_is_extended_with_scores_kept(tmp_path):
     detector = Detector.load(tmp_path / "old")
     assert detector.predict(GOOD[7]).raw_score == boards.detector().predict(GOOD[7]).raw_score
     extended = detector.extended_with(GOOD[3:])
-    assert extended.made["additions"][0]["calibration"] == "kept"
-    # The memory has room, so it is whole; the kept scores can only lie above.
+    assert extended.made["additions"][0]["calibration"] == "estimated"
+    # The memory has room, so it is whole: only the earlier images' scores are estimates.
     whole = boards.detector().extended_with(GOOD[3:])
     for level, tokens in memory(extended).items():
         assert torch.equal(tokens, memory(whole)[level])
-    for kept, anew in zip(
-        extended.made["support_scores"], whole.made["support_scores"], strict=True
-    ):
-        assert kept["raw_score"] >= anew["raw_score"]
-    assert extended.calibration.threshold >= whole.calibration.threshold
+    estimated, recomputed = support_scores(extended), support_scores(whole)
+    assert estimated[3:] == pytest.approx(recomputed[3:], rel=1e-4)
+    assert np.mean(estimated[:3]) < np.mean(support_scores(boards.detector()))
 
     for name, change in {"grids.8": tensors["grids.8"] + 1, "grids.16": torch.ones(3)}.items():
         save_file({**tensors, name: change}, tmp_path / "odd", metadata=header)
@@ -192,7 +202,7 @@ def test_the_pixel_preset_keeps_its_weights_and_takes_in_features(tmp_path):
         memory(extended)[4], memory(detector)[4]
     )
     assert len(extended.calibration.normal_scores) == 4
-    assert extended.made["additions"][0]["calibration"] == "kept"
+    assert extended.made["additions"][0]["calibration"] == "estimated"
     extended.save(tmp_path / "e")
     again = Detector.load(tmp_path / "e")
     assert again.predict(GOOD[5]).raw_score == extended.predict(GOOD[5]).raw_score
@@ -201,7 +211,7 @@ def test_the_pixel_preset_keeps_its_weights_and_takes_in_features(tmp_path):
 @settings(deadline=None, max_examples=12)
 @given(st.integers(1, 6), st.integers(0, 10_000))
 def test_more_memory_never_raises_a_score(count, seed):
-    """Why kept scores err towards fewer false alarms."""
+    """Why earlier scores are lowered, and never raised."""
     model = boards.universal().model
     tokens = [model.prepare(to_tensor(boards.good(seed + i), (96, 96))) for i in range(count + 1)]
     query = model.prepare(to_tensor(boards.defective(seed), (96, 96)))

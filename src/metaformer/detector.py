@@ -271,8 +271,8 @@ class Detector:
         """A new detector that knows more normal images; the earlier ones are not needed.
 
         With the ``feature`` preset and a memory below its cap the result is that of adapting to
-        all images at once, bit for bit. Otherwise scores of earlier images are kept, which errs
-        towards fewer false alarms; ``info()["additions"]`` says which of the two it was, and
+        all images at once, bit for bit. Otherwise what the earlier images would score now is
+        estimated. ``info()["additions"]`` says which of the two it was, and
         ``docs/decisions/0003-extension.md`` what each can promise.
 
         Args:

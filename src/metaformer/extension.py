@@ -5,11 +5,11 @@ What the earlier images left behind decides how exact this can be
 
 * **recomputed**: the memory holds every token of the earlier images. They are taken from it, and
   everything is done anew; the result is that of adapting to all images at once, bit for bit.
-* **kept**: it does not (it was cut to ``max_tokens``; the ``pixel`` preset, whose weights were
-  fitted to the earlier images; files written before the memory said what is in it). The memory
-  takes in the new images as far as its cap allows. Each new image is scored against the earlier
-  memory and the other new images; scores of earlier images stay as they were, which errs towards
-  fewer false alarms.
+* **estimated**: it does not (it was cut to ``max_tokens``; the ``pixel`` preset, whose weights
+  were fitted to the earlier images; files written before the memory said what is in it). The
+  memory takes in the new images as far as its cap allows. Each new image is scored against the
+  earlier memory and the other new images. Earlier images cannot be scored again; their scores are
+  lowered by as much as those of the new images fall when the memory grows (``shrinkage``).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +36,7 @@ from metaformer.adaptation import (
 from metaformer.calibration import Calibration, calibrate
 from metaformer.feature_model import AdaptedFeature, FeatureModel
 
-How = Literal["recomputed", "kept"]
+How = Literal["recomputed", "estimated"]
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,11 @@ def extend(
                 on_step=on_step,
             )
             return done, "recomputed"
-    return extend_kept(model, earlier, prepared, false_alarm_rate, seed, on_step), "kept"
+    done = extend_by_estimate(model, earlier, prepared, false_alarm_rate, seed, on_step)
+    return done, "estimated"
 
 
-def extend_kept(
+def extend_by_estimate(
     model: Model,
     earlier: Earlier,
     prepared: Sequence[Any],
@@ -91,7 +93,7 @@ def extend_kept(
     seed: int,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Adaptation:
-    """The second way: earlier scores are kept, new images are scored out of sample."""
+    """The second way: earlier scores are lowered, new images are scored out of sample."""
     if len(earlier.scores) + len(prepared) < 2:
         raise ValueError(
             "the detector was made from one image and kept too little of it to compare it with one "
@@ -111,13 +113,29 @@ def extend_kept(
     adapted = remember(prepared)
     on_step(len(folds) + 1, len(folds) + 1)
 
-    scores = [*earlier.scores, *scores_of(model, maps)]
+    new_scores = scores_of(model, maps)
+    before = scores_of(model, [raw_map(model, earlier.adapted, image) for image in prepared])
+    factor = shrinkage(before, new_scores)
+    scores = [*(factor * score for score in earlier.scores), *new_scores]
     # The earlier maps are gone: their threshold counts as much as they were many.
     weight = len(earlier.scores) / len(scores)
-    pixel_threshold = weight * earlier.calibration.pixel_threshold + (
-        1 - weight
-    ) * pixel_threshold_of(maps)
+    old_threshold = factor * earlier.calibration.pixel_threshold
+    pixel_threshold = weight * old_threshold + (1 - weight) * pixel_threshold_of(maps)
     calibration = calibrate(scores, false_alarm_rate, pixel_threshold=pixel_threshold)
     unscored = earlier.count - len(earlier.scores)  # a first image that was alone has no score
     judged = tuple(replace(s, index=s.index + unscored) for s in judge_support(scores))
     return Adaptation(adapted, calibration, judged)
+
+
+def shrinkage(before: Sequence[float], after: Sequence[float]) -> float:
+    """How much out-of-sample scores of normal images fall when the memory grows; 1 at most.
+
+    Args:
+        before: of new images, against the earlier memory alone.
+        after: of the same, with all other new images in the memory.
+
+    An earlier image is as normal as a new one, so its score falls as much, or a little more: to it
+    the memory grows by one image more. With a single new image the factor is 1.
+    """
+    ratios = np.asarray(after) / np.maximum(before, 1e-12)
+    return float(min(1.0, np.median(ratios)))

@@ -115,8 +115,8 @@ def describe_addition(addition: dict[str, Any]) -> str:
     if addition["calibration"] == "recomputed":
         return f"{added}; the same as adapting to all of them at once."
     return (
-        f"{added}; the earlier images' own scores are kept, which errs towards fewer false alarms "
-        f"(see docs/watch.md)."
+        f"{added}; what the earlier images would score now is estimated (docs/watch.md), so what "
+        f"follows holds roughly."
     )
 
 
