@@ -139,6 +139,8 @@ def test_earlier_scores_are_lowered_alike_and_new_ones_are_out_of_sample():
     extended = detector.extended_with(GOOD[3:])
     scores, earlier = support_scores(extended), support_scores(detector)
     assert tuple(sorted(scores)) == extended.calibration.normal_scores
+    assert "estimated" in extended.info()["guarantee"]
+    assert "estimated" not in detector.info()["guarantee"]
     factors = [new / old for new, old in zip(scores[:3], earlier, strict=True)]
     assert factors == pytest.approx([factors[0]] * 3) and 0.3 < factors[0] <= 1
     # Nothing of an image is in the memory that it is scored against.

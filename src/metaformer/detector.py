@@ -340,6 +340,14 @@ class Detector:
         warn_about_odd(result.support_scores, [image["name"] for image in support])
         return Detector(self.model, result.adapted, result.calibration, made)
 
+    @property
+    def guarantee(self) -> str:
+        """What the threshold promises, for people; how it was extended is taken into account."""
+        text = self.calibration.guarantee
+        if any(a["calibration"] == "estimated" for a in self.made.get("additions", [])):
+            text += " What earlier images would score now is estimated, so this holds roughly."
+        return text
+
     def info(self) -> dict[str, Any]:
         """How the detector was made and what its threshold promises, ready for JSON."""
         _, settings = self.adapted.state()
@@ -347,7 +355,7 @@ class Detector:
             **self.made,
             "settings": settings,
             "calibration": self.calibration.to_dict(),
-            "guarantee": self.calibration.guarantee,
+            "guarantee": self.guarantee,
         }
 
     def save(self, path: Path | str) -> None:

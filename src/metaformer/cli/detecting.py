@@ -97,7 +97,7 @@ def adapt(
             typer.echo(f"{output}: adapted to {count} normal image{'s' if count > 1 else ''}.")
             if add is not None:
                 typer.echo(describe_addition(detector.made["additions"][-1]))
-            typer.echo(detector.calibration.guarantee)
+            typer.echo(detector.guarantee)
 
 
 def given_options(context: typer.Context) -> set[str]:
@@ -114,10 +114,7 @@ def describe_addition(addition: dict[str, Any]) -> str:
     added = f"{addition['count']} of them new"
     if addition["calibration"] == "recomputed":
         return f"{added}; the same as adapting to all of them at once."
-    return (
-        f"{added}; what the earlier images would score now is estimated (docs/watch.md), so what "
-        f"follows holds roughly."
-    )
+    return f"{added}; the detector does not hold enough of the earlier ones to score them again."
 
 
 def predict(

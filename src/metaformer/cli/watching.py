@@ -108,6 +108,8 @@ def watch(
             on_entry=show,
             tell=lambda line: tell(f"warning: {line}"),
         )
+        if isinstance(record, JsonLines) and record.size() > 10_000_000 and not quiet:
+            tell(f"reading {jsonl}")  # takes seconds
         try:
             result = job.run(stop, once=once)
         finally:

@@ -57,6 +57,10 @@ class JsonLines:
     def __exit__(self, *_: object) -> None:
         self._file.close()  # which releases the lock, as the end of the process does
 
+    def size(self) -> int:
+        """Bytes that are there; 0 without a file."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
     def read(self) -> Iterator[dict[str, Any]]:
         with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
