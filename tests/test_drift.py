@@ -74,11 +74,14 @@ def test_a_shift_is_found_soon(shift, within):
         assert test.drift is None
         waits.append(until_warned(test, lambda: r.gauss(shift, 1), 1000))  # noqa: B023
         drift = test.drift
-        assert drift is not None
+        if drift is None:  # a small shift may become the reference before it is found
+            continue
         directions.add(drift.direction)
         sinces.append(drift.since - waits[-1])
         assert (drift.after > drift.before) == (shift > 0)
+    # A run without a warning counts as the longest wait; only the smallest shift may have one.
     assert sorted(waits)[int(0.95 * len(waits))] <= within, sorted(waits)
+    assert abs(shift) < 1 or max(waits) < 1000
     assert directions == {"up" if shift > 0 else "down"}
     assert abs(median(sinces)) <= 15  # when the change came is told to within some images
 
