@@ -170,14 +170,14 @@ def networks() -> Tasks:
     small_last = small.contiguous(memory_format=torch.channels_last)
     t = GapTransformer(GapTransformerConfig(CHANNELS)).eval()
     tokens, support = torch.rand(1, TOKENS, CHANNELS), torch.rand(SUPPORT_TOKENS, CHANNELS)
-    distance, places = torch.rand(1, TOKENS), torch.rand(TOKENS, 2)
+    cues, places = torch.rand(1, TOKENS, 1), torch.rand(TOKENS, 2)
     support_places = torch.rand(SUPPORT_TOKENS, 2)
     return {
         "A": lambda: a(image, moments),
         "A, channels last": lambda: a_last(image_last, moments),
         "P": lambda: p(small),
         "P, channels last": lambda: p_last(small_last),
-        "T": lambda: t(tokens, distance, places, support, support_places),
+        "T": lambda: t(tokens, cues, places, support, support_places),
     }
 
 

@@ -1,7 +1,8 @@
-"""T starts as the distance it is given, sees the support, and can be differentiated twice."""
+"""T starts without a say, sees the support, and can be differentiated twice."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -13,16 +14,17 @@ from torch import Tensor, nn
 from metaformer.transformer import (
     GapTransformer,
     GapTransformerConfig,
+    Response,
     ResponseBias,
     grid_places,
 )
 
-CONFIG = GapTransformerConfig(channels=5, width=8, heads=2, layers=1)
+CONFIG = GapTransformerConfig(channels=5, cues=3, fine=2, cell=4, width=8, heads=2, layers=1)
 
 
 class Inputs(NamedTuple):
     tokens: Tensor
-    distance: Tensor
+    cues: Tensor
     places: Tensor
     support: Tensor
     support_places: Tensor
@@ -35,7 +37,7 @@ def inputs(count: int = 2, seed: int = 0) -> Inputs:
     places = grid_places(3, 4)
     return Inputs(
         torch.randn(count, 12, 5, generator=g),
-        torch.rand(count, 12, generator=g),
+        torch.randn(count, 12, 3, generator=g),
         places,
         torch.randn(24, 5, generator=g),
         places.repeat(2, 1),
@@ -56,25 +58,29 @@ def transformer(config: GapTransformerConfig = CONFIG, *, trained: bool = False)
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000))
-def test_it_starts_as_the_distance_whatever_the_response(seed: int) -> None:
-    given_inputs = inputs(seed=seed)
-    assert torch.equal(transformer()(*given_inputs).anomaly, given_inputs.distance)
+def test_it_starts_without_a_say_whatever_the_response(seed: int) -> None:
+    out = transformer()(*inputs(seed=seed))
+    assert not out.correction.any()
+    assert not out.residual.any()
+    assert (out.gate == 1).all()
 
 
 def test_shapes() -> None:
     out = transformer()(*inputs(3))
-    assert out.tokens.shape == (3, 12, 8)
-    assert out.anomaly.shape == (3, 12)
+    assert out.correction.shape == (3, 12, 2 * 2)
+    assert out.gate.shape == (3, 12)
+    assert out.residual.shape == (3, 12, 3 * 4 * 4)
     assert out.rebuilt.shape == (3, 12, 5)
 
 
 @torch.no_grad()
 def test_an_image_does_not_depend_on_its_batch() -> None:
     model, many = transformer(trained=True), inputs(4)
-    one = many._replace(
-        tokens=many.tokens[:1], distance=many.distance[:1], response=many.response[:1]
-    )
-    torch.testing.assert_close(model(*many).anomaly[:1], model(*one).anomaly, rtol=0, atol=1e-6)
+    one = many._replace(tokens=many.tokens[:1], cues=many.cues[:1], response=many.response[:1])
+    among, alone = model(*many), model(*one)
+    for name in ("correction", "gate", "residual", "rebuilt"):
+        first = getattr(among, name)[:1]
+        torch.testing.assert_close(first, getattr(alone, name), rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
@@ -86,7 +92,8 @@ def test_order_of_the_support_does_not_count() -> None:
         support_places=x.support_places[order],
         support_response=x.support_response[order],
     )
-    torch.testing.assert_close(model(*x).anomaly, model(*other).anomaly, rtol=0, atol=1e-5)
+    one, two = model(*x).correction, model(*other).correction
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
@@ -129,59 +136,81 @@ def test_gate_closes_softly_and_stays_in_range() -> None:
         model = transformer()
         model.openness.fill_(openness)
         gate = expected + (1 - expected) * x.response
-        torch.testing.assert_close(model(*x).anomaly, x.distance * gate)
+        torch.testing.assert_close(model(*x).gate, gate)
 
 
 def test_gate_can_come_back_from_either_end() -> None:
     for openness in (2.0, -1.0):
         model = transformer()
         nn.init.constant_(model.openness, openness)
-        model(*inputs()).anomaly.sum().backward()
+        model(*inputs()).gate.sum().backward()
         assert model.openness.grad is not None
         assert model.openness.grad.abs() > 0
 
 
 @torch.no_grad()
-def test_ablations_ignore_what_they_switch_off() -> None:
+def test_without_support_attention_the_support_does_not_count() -> None:
     x, other = inputs(), inputs(seed=1)
-    blind = transformer(GapTransformerConfig(5, 8, 2, 1, support_attention=False), trained=True)
     changed = x._replace(support=other.support, support_response=other.support_response)
-    assert torch.equal(blind(*x).anomaly, blind(*changed).anomaly)
-    free = transformer(GapTransformerConfig(5, 8, 2, 1, use_response=False), trained=True)
-    changed = x._replace(response=other.response, support_response=other.support_response)
-    assert torch.equal(free(*x).anomaly, free(*changed).anomaly)
+    blind = transformer(replace(CONFIG, support_attention=False), trained=True)
+    assert torch.equal(blind(*x).correction, blind(*changed).correction)
     full = transformer(trained=True)
-    assert not torch.equal(full(*x).anomaly, full(*changed).anomaly)
+    assert not torch.equal(full(*x).correction, full(*changed).correction)
+
+
+@pytest.mark.parametrize("response", ["none", "gate", "bias", "both"])
+@torch.no_grad()
+def test_the_response_does_what_its_variant_says(response: Response) -> None:
+    x, other = inputs(), inputs(seed=1)
+    model = transformer(replace(CONFIG, response=response), trained=True)
+    model.openness.fill_(0.5)
+    one = model(*x)
+    two = model(*x._replace(response=other.response, support_response=other.support_response))
+    assert torch.equal(one.gate, two.gate) == (response in ("none", "bias"))
+    assert torch.equal(one.correction, two.correction) == (response in ("none", "gate"))
+    assert torch.equal(one.rebuilt, two.rebuilt) == (response in ("none", "gate"))
+
+
+@torch.no_grad()
+def test_no_response_is_a_response_of_one() -> None:
+    x, model = inputs(), transformer(trained=True)
+    model.openness.fill_(0.5)
+    without = model(*x[:5])
+    ones = model(*x[:5], torch.ones_like(x.response), torch.ones_like(x.support_response))
+    assert (without.gate == 1).all()
+    torch.testing.assert_close(ones.gate, without.gate)
+    torch.testing.assert_close(ones.correction, without.correction, rtol=0, atol=1e-5)
 
 
 def test_second_derivative_is_right() -> None:
     model = transformer(trained=True).double()
     x = Inputs(*(tensor.double() for tensor in inputs(1)))
-    tokens = x.tokens[:, :3].clone().requires_grad_()
+    part = x._replace(
+        tokens=x.tokens[:, :3],
+        cues=x.cues[:, :3],
+        places=x.places[:3],
+        response=x.response[:, :3],
+    )
 
-    def anomaly(tokens: Tensor) -> Tensor:
-        part = x._replace(
-            tokens=tokens,
-            distance=x.distance[:, :3],
-            places=x.places[:3],
-            response=x.response[:, :3],
-        )
-        result: Tensor = model(*part).anomaly
-        return result
+    def corrected(tokens: Tensor, cues: Tensor) -> tuple[Tensor, Tensor]:
+        out = model(*part._replace(tokens=tokens, cues=cues))
+        return out.correction, out.residual.sum(-1)
 
-    assert torch.autograd.gradgradcheck(anomaly, (tokens,))
+    arguments = (part.tokens.clone().requires_grad_(), part.cues.clone().requires_grad_())
+    assert torch.autograd.gradgradcheck(corrected, arguments)
 
 
-def test_it_learns_what_distance_alone_cannot_tell() -> None:
-    """The label hangs on the token's first channel, on which the distance does not."""
+@pytest.mark.parametrize("telling", ["token", "cue"])
+def test_it_learns_what_a_token_and_a_cue_tell(telling: str) -> None:
     torch.manual_seed(0)
-    model = transformer(GapTransformerConfig(5, 16, 2, 1))
+    model = transformer(replace(CONFIG, width=16))
     x = inputs(8)
-    labels = (x.tokens[..., 0] > 0).float()
+    source = x.tokens if telling == "token" else x.cues
+    labels = (source[..., :1] > 0).float().expand(-1, -1, 4)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(60):
-        loss = nn.functional.binary_cross_entropy_with_logits(model(*x).anomaly, labels)
+        loss = nn.functional.binary_cross_entropy_with_logits(model(*x).correction, labels)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -191,9 +220,13 @@ def test_it_learns_what_distance_alone_cannot_tell() -> None:
 
 def test_shapes_that_do_not_fit_are_named() -> None:
     x = inputs()
-    with pytest.raises(ValueError, match="distance of shape"):
-        transformer()(*x._replace(distance=x.distance[:, :5]))
+    with pytest.raises(ValueError, match=r"cues of shape \(2, 12, 3\), got \(2, 5, 3\)"):
+        transformer()(*x._replace(cues=x.cues[:, :5]))
     with pytest.raises(ValueError, match=r"tokens \(B, N, 5\)"):
         transformer()(*x._replace(tokens=x.tokens[..., :4]))
+    with pytest.raises(ValueError, match=r"support tokens \(M, 5\), got \(0, 5\)"):
+        transformer()(*x._replace(support=x.support[:0]))
     with pytest.raises(ValueError, match="multiples of the number of heads"):
         GapTransformerConfig(channels=5, width=9, heads=2)
+    with pytest.raises(ValueError, match="accepted are 'none', 'gate', 'bias' and 'both'"):
+        GapTransformerConfig(channels=5, response="hard")  # type: ignore[arg-type]

@@ -28,6 +28,10 @@ other sizes come back at their own size (paper-independent: 4x4 and adaptive agr
 SIZE_MULTIPLE = 128
 """Five max pools and the average pool divide each side by 2^5 * 4."""
 
+SUPPORT_EPS = 1e-2
+"""Added to the support's variance. Larger than batch normalisation's usual 1e-5: the code of one
+image at 128 pixels is one value, whose variance over the support is zero."""
+
 Norm = Literal["support", "group"]
 Moments = Mapping[str, tuple[Tensor, Tensor]]
 """Layer name -> (mean, variance), each of shape (C,): see ``SupportNorm``."""
@@ -59,7 +63,7 @@ class SupportNorm(nn.Module):
     *uses* given ones, so that a score depends on its image and the support alone.
     """
 
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, eps: float = SUPPORT_EPS) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(channels))
@@ -132,6 +136,18 @@ class Autoencoder(nn.Module):
         record: dict[str, tuple[Tensor, Tensor]] = {}
         self._decode(self._encode(list(support), None, record)[-1], None, record)
         return record
+
+    def read(
+        self, x: Tensor, moments: Moments | None = None
+    ) -> tuple[list[Tensor], Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """What T reads, in one pass: the encoder's stages, the reconstruction and the moments.
+
+        Without ``moments``, ``x`` is a support: it is normalised by its own, which are returned.
+        """
+        record: dict[str, tuple[Tensor, Tensor]] | None = {} if moments is None else None
+        *stages, code = self._encode([x], moments, record)
+        (rebuilt,) = self._decode(code, moments, record)
+        return [stage for (stage,) in stages], rebuilt, record or {}
 
     def encode(self, x: Tensor, moments: Moments | None = None) -> list[Tensor]:
         """Outputs of the five encoder stages, (B, 32 * 2^i, H / 2^(i+1), W / 2^(i+1)), then the

@@ -4,7 +4,8 @@ T's inside is ours; of it the paper makes known that it explores the reconstruct
 by the response map R. Each query token is rebuilt by attention from the *values* of the support's
 tokens: what normal tokens can rebuild is normal, and what is left over is a second gap beside
 that of A. R biases attention, ``logits + strength * log(R + eps)``, and gates the output softly;
-textures have no foreground, so it never multiplies the map hard.
+textures have no foreground, so it never multiplies the map hard. Out come a correction of the map,
+finer than the tokens, and one of A's reconstruction.
 
 Attention is written out. PyTorch's fused kernels have no second derivative, which MAML needs.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,8 @@ RESPONSE_EPS = 1e-3
 """Keeps log R finite; the least response then counts as a bias of -6.9 times the strength."""
 WEAK_STRENGTH = -4.0
 """Start of the bias, before softplus: 0.018, so that R is an offer and not yet a rule."""
+Response = Literal["none", "gate", "bias", "both"]
+"""What R does: nothing, gate the map, bias the attention's keys, or both."""
 FREQUENCIES = (1, 2, 4)
 """Waves across the image by which a place is told."""
 
@@ -32,13 +36,18 @@ class GapTransformerConfig:
 
     channels: int
     """Length of an incoming token."""
+    cues: int = 1
+    """Numbers that come with a token and say how unusual it is: distances and gaps."""
+    fine: int = 2
+    """The correction has ``fine`` x ``fine`` values for each token."""
+    cell: int = 8
+    """Pixels along a token's side, for the refined reconstruction."""
     width: int = 96
     heads: int = 4
     layers: int = 2
     support_attention: bool = True
     """Off for the ablation without support: T then sees the query alone."""
-    use_response: bool = True
-    """Off for the ablation without R: no bias, no gate."""
+    response: Response = "both"
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.width % self.heads:
@@ -46,16 +55,23 @@ class GapTransformerConfig:
                 f"width: found {self.width} with {self.heads} heads; accepted are multiples of "
                 f"the number of heads."
             )
+        if self.response not in ("none", "gate", "bias", "both"):
+            raise ValueError(
+                f"response: found {self.response!r}; accepted are 'none', 'gate', 'bias' and "
+                f"'both'."
+            )
 
 
 @dataclass(frozen=True)
 class GapOutput:
     """What T says about B images of N tokens."""
 
-    tokens: Tensor
-    """(B, N, width), for heads of the caller's."""
-    anomaly: Tensor
-    """(B, N): the incoming distance, corrected and gated."""
+    correction: Tensor
+    """(B, N, fine * fine): to be added to the anomaly map, row by row within a token."""
+    gate: Tensor
+    """(B, N) in [0, 1]: to be multiplied with the map."""
+    residual: Tensor
+    """(B, N, 3 * cell * cell): to be added to A's reconstruction, channel by channel."""
     rebuilt: Tensor
     """(B, N, channels): each token as attention rebuilds it from the support's tokens."""
 
@@ -130,8 +146,8 @@ class Layer(nn.Module):
 class GapTransformer(nn.Module):
     """T over tokens of any kind: patches with their gaps, or tokens of a backbone.
 
-    At the start of training ``anomaly`` is exactly the incoming distance: the correction begins
-    at zero and the gate open, so that T cannot begin worse than the distance it corrects.
+    At the start of training corrections are zero and the gate is open, so that T cannot begin
+    worse than the map that it corrects.
     """
 
     def __init__(self, config: GapTransformerConfig) -> None:
@@ -144,29 +160,31 @@ class GapTransformer(nn.Module):
         self.normal_norm = nn.LayerNorm(width)
         self.normal = Attention(width, config.heads)
         self.embed_gap = nn.Linear(config.channels, width)
-        self.embed_distance = nn.Linear(1, width)
+        self.embed_cues = nn.Linear(config.cues, width)
         self.layers = nn.ModuleList(Layer(width, config.heads) for _ in range(config.layers))
         self.out_norm = nn.LayerNorm(width)
-        self.correction = nn.Linear(width, 1)
-        nn.init.zeros_(self.correction.weight)
-        nn.init.zeros_(self.correction.bias)
+        self.correction = nn.Linear(width, config.fine**2)
+        self.residual = nn.Linear(width, 3 * config.cell**2)
+        for head in (self.correction, self.residual):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
         self.openness = nn.Parameter(torch.ones(()))
 
     def forward(
         self,
         tokens: Tensor,
-        distance: Tensor,
+        cues: Tensor,
         places: Tensor,
         support: Tensor,
         support_places: Tensor,
         response: Tensor | None = None,
         support_response: Tensor | None = None,
     ) -> GapOutput:
-        """Correct ``distance``.
+        """Read B images against a support.
 
         Args:
             tokens: (B, N, channels) of the images in question.
-            distance: (B, N) anomaly so far, 0 or more; its scale is kept.
+            cues: (B, N, cues) how unusual each token is so far.
             places: (N, 2) row and column of each token, in [0, 1].
             support: (M, channels) tokens of all support images.
             support_places: (M, 2).
@@ -174,35 +192,44 @@ class GapTransformer(nn.Module):
             support_response: (M,) the same for the support.
 
         Raises:
-            ValueError: the shapes do not fit each other.
+            ValueError: shapes do not fit each other.
         """
         count = len(tokens)
-        check_tokens(tokens, distance, places, support, support_places, self.config.channels)
-        if not self.config.use_response:
-            response = support_response = None
+        check_tokens(tokens, cues, places, support, support_places, self.config)
+        keyed = response if self.config.response in ("bias", "both") else None
+        gating = response if self.config.response in ("gate", "both") else None
 
         x = self.embed(tokens) + self.place(waves(places))  # (B, N, W)
         if self.config.support_attention:
             known = self.normal_norm(self.embed(support) + self.place(waves(support_places)))
             known = known.expand(count, -1, -1)  # (B, M, W)
-            bias = None if support_response is None else support_response.expand(count, -1)
+            bias = None
+            if keyed is not None and support_response is not None:
+                bias = support_response.expand(count, -1)  # (B, M)
             attended, weights = self.normal(self.normal_norm(x), known, bias)
             rebuilt = weights @ support  # (B, N, channels): a mean of normal tokens
             x = x + attended + self.embed_gap((tokens - rebuilt).abs())
         else:
             rebuilt = tokens
-        x = x + self.embed_distance(distance[..., None])
+        x = x + self.embed_cues(cues)
         for layer in self.layers:
-            x = layer(x, response)
+            x = layer(x, keyed)
         x = self.out_norm(x)  # (B, N, W)
+        return GapOutput(
+            correction=self.correction(x),
+            gate=self._gate(tokens, gating),
+            residual=self.residual(x),
+            rebuilt=rebuilt,
+        )
 
-        anomaly = distance + self.correction(x)[..., 0]
-        if response is not None:
-            # Kept in [0, 1], but a gradient passes at the ends too, or it could never come back.
-            inside = self.openness.clamp(0, 1)
-            openness = self.openness + (inside - self.openness).detach()
-            anomaly = anomaly * (openness + (1 - openness) * response)
-        return GapOutput(x, anomaly, rebuilt)
+    def _gate(self, tokens: Tensor, response: Tensor | None) -> Tensor:
+        """``openness + (1 - openness) * R``, (B, N)."""
+        if response is None:
+            return tokens.new_ones(tokens.shape[:2])
+        # Kept in [0, 1], but a gradient passes at the ends too, or it could never come back.
+        inside = self.openness.clamp(0, 1)
+        openness = self.openness + (inside - self.openness).detach()
+        return openness + (1 - openness) * response
 
 
 def waves(places: Tensor) -> Tensor:
@@ -220,19 +247,20 @@ def grid_places(height: int, width: int) -> Tensor:
 
 def check_tokens(
     tokens: Tensor,
-    distance: Tensor,
+    cues: Tensor,
     places: Tensor,
     support: Tensor,
     support_places: Tensor,
-    channels: int,
+    config: GapTransformerConfig,
 ) -> None:
     """Raise ValueError unless the shapes are those that ``GapTransformer.forward`` names."""
+    channels = config.channels
     if tokens.dim() != 3 or tokens.shape[2] != channels:
         raise ValueError(f"T takes tokens (B, N, {channels}), got {tuple(tokens.shape)}.")
     if support.dim() != 2 or support.shape[1] != channels or not len(support):
         raise ValueError(f"T takes support tokens (M, {channels}), got {tuple(support.shape)}.")
     expected = {
-        "distance": (distance, tuple(tokens.shape[:2])),
+        "cues": (cues, (*tokens.shape[:2], config.cues)),
         "places": (places, (tokens.shape[1], 2)),
         "support_places": (support_places, (len(support), 2)),
     }

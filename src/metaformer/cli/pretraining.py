@@ -45,6 +45,7 @@ def pretrain_universal(
 ) -> None:
     """Meta-train A (MAML) on tasks made from unlabelled photos."""
     with clear_errors():
-        from metaformer.training.meta import MetaConfig, meta_train
+        from metaformer.training.meta import meta_train
+        from metaformer.training.meta_config import MetaConfig
 
         typer.echo(meta_train(MetaConfig.from_yaml(config), resume=resume, quiet=quiet))

@@ -1,9 +1,9 @@
-"""Meta-training of A by MAML on few-shot reconstruction of unlabelled photos.
+"""Meta-training of the universal model: MAML on A, and T beside it, from unlabelled photos.
 
-Every step takes a meta-batch of episodes, adapts A to each support by the inner loop, and moves
-the start (and the inner rates) so that the good queries are rebuilt better afterwards. The
-queries' defects are not used here: T's training is what they are for. Resumes exactly; under
-``torchrun`` the processes share a meta-batch and come to the same weights as one alone.
+Every step takes a meta-batch of episodes. The inner loop fits A to each support; the outer loss
+asks that the good queries are then rebuilt well and synthetic defects found, and moves the start
+of A, the inner rates and T. P is frozen. Resumes exactly; under ``torchrun`` the processes share a
+meta-batch and come to the same weights as one alone.
 """
 
 from __future__ import annotations
@@ -11,19 +11,24 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from metaformer.autoencoder import Autoencoder, AutoencoderConfig
-from metaformer.episodes import Episode, EpisodeConfig, episode
-from metaformer.files import atomic_path
+from metaformer.episode_loss import Task, episode_loss
+from metaformer.episodes import Episode, EpisodeConfig, episode, prefetch
+from metaformer.files import atomic_path, write_text
+from metaformer.inner_loop import InnerRates, step_weights
+from metaformer.model import UniversalModel
+from metaformer.novelty import novelty_tasks
 from metaformer.photo_pool import PhotoPool
+from metaformer.prior import InstancePrior, load_prior
 from metaformer.training.checkpoints import (
     load_checkpoint,
     module_tensors,
@@ -33,88 +38,34 @@ from metaformer.training.checkpoints import (
     save_checkpoint,
 )
 from metaformer.training.distributed import Workers, average_gradients, join_workers
-from metaformer.training.inner_loop import InnerRates, adaptation_gain, outer_loss, step_weights
+from metaformer.training.meta_config import MetaConfig, describe
+from metaformer.training.meta_watch import to_task, validate
 
-WEIGHTS = "meta_autoencoder.safetensors"
-
-
-@dataclass(frozen=True)
-class MetaConfig:
-    """One YAML key per field. Values are ours; those of MAML++ are named."""
-
-    data: Path
-    """Folder of photos as ``PhotoPool`` reads it."""
-    output: Path
-    """Folder for the checkpoint, the log and the exported weights."""
-    start: Path | None = None
-    """Weights of a plainly pre-trained A to begin from."""
-    side: int = 128
-    """Side of the episodes' images, a multiple of 128."""
-    shots: tuple[int, ...] = (2, 4)
-    queries: tuple[int, int] = (3, 3)
-    meta_batch: int = 2
-    """Episodes a step, over all processes together."""
-    steps: int = 1000
-    inner_steps: int = 3
-    inner_lr: float = 1e-3
-    """Start of the learned inner rates."""
-    outer_lr: float = 1e-4
-    rate_lr: float = 1e-5
-    """Outer learning rate of the inner rates."""
-    first_order_share: float = 0.5
-    """Share of the steps, from the start, that are first order; 1 is first order throughout."""
-    multi_step_share: float = 0.2
-    """Share of the steps over which the multi-step loss fades."""
-    clip: float = 1.0
-    ema: float = 0.99
-    seed: int = 0
-    threads: int = 1
-    log_every: int = 10
-    validate_every: int = 100
-    validation_episodes: int = 16
-    checkpoint_every: int = 50
-
-    def __post_init__(self) -> None:
-        if self.side % 128 or self.side < 128:
-            raise ValueError(f"side: found {self.side}; accepted are multiples of 128.")
-        if self.meta_batch < 1 or self.steps < 1:
-            raise ValueError(
-                f"meta_batch, steps: found {self.meta_batch}, {self.steps}; accepted are 1 and "
-                f"more."
-            )
-
-    @staticmethod
-    def from_yaml(path: Path | str) -> MetaConfig:
-        """Raises ValueError that names an unknown or missing key."""
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        known = {f.name for f in fields(MetaConfig)}
-        if not isinstance(content, dict) or set(content) - known or {"data", "output"} - {*content}:
-            raise ValueError(
-                f"{path}: needs keys data and output; known: {', '.join(sorted(known))}."
-            )
-        for name in ("data", "output", "start"):
-            if content.get(name) is not None:
-                content[name] = Path(content[name])
-        for name in ("shots", "queries"):
-            if name in content:
-                content[name] = tuple(content[name])
-        return MetaConfig(**content)
+WEIGHTS, CARD = "universal.safetensors", "universal.json"
+VALIDATION_SEED = 1
+"""Added to the seed: held-out episodes are drawn apart from those of training."""
 
 
 class MetaLearner(nn.Module):
-    """What meta-training learns: the start of A and the inner rates."""
+    """What meta-training learns: the start of A, the inner rates and T."""
 
     def __init__(self, config: MetaConfig) -> None:
         super().__init__()
-        self.autoencoder = Autoencoder(AutoencoderConfig())
+        self.model = UniversalModel(config.model)
         if config.start is not None:
             weights = {name: t.float() for name, t in load_file(config.start).items()}
-            self.autoencoder.load_state_dict(weights)
-        self.rates = InnerRates(self.autoencoder, config.inner_steps, config.inner_lr)
+            rates = weights.pop("inner_rates", None)
+            whole = any(name.startswith("autoencoder.") for name in weights)
+            (self.model if whole else self.model.autoencoder).load_state_dict(weights)
+        # A tenth faster on CPUs.
+        self.model.autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.rates = InnerRates(self.model.autoencoder, config.inner_steps, config.inner_lr)
+        if config.start is not None and rates is not None:
+            self.rates.rates.data.copy_(rates)
 
 
 def meta_train(config: MetaConfig, *, resume: bool = False, quiet: bool = False) -> Path:
-    """Meta-train A and return the path of its averaged weights and inner rates (safetensors).
+    """Meta-train and return the path of the averaged weights and inner rates (safetensors).
 
     Raises:
         ImageError: a photo cannot be read.
@@ -122,15 +73,16 @@ def meta_train(config: MetaConfig, *, resume: bool = False, quiet: bool = False)
         ValueError: the meta-batch cannot be shared evenly by the processes.
     """
     torch.set_num_threads(config.threads)
+    cv2.setNumThreads(1)
     torch.manual_seed(config.seed)
     config.output.mkdir(parents=True, exist_ok=True)
     train = PhotoPool.load(config.data, split="train", seed=config.seed, quiet=quiet)
-    validation = PhotoPool.load(config.data, split="validation", seed=config.seed, quiet=quiet)
-    episodes = EpisodeConfig(resolution=config.side, shots=config.shots, queries=config.queries)
+    held_out = PhotoPool.load(config.data, split="validation", seed=config.seed, quiet=quiet)
+    prior = load_prior()
     learner, average = MetaLearner(config), MetaLearner(config)
     optimiser = torch.optim.Adam(
         [
-            {"params": learner.autoencoder.parameters(), "lr": config.outer_lr},
+            {"params": learner.model.parameters(), "lr": config.outer_lr},
             {"params": learner.rates.parameters(), "lr": config.rate_lr},
         ]
     )
@@ -142,27 +94,31 @@ def meta_train(config: MetaConfig, *, resume: bool = False, quiet: bool = False)
         restore_optimiser("optimiser", optimiser, tensors)
         first = record["step"]
 
-    started = time.monotonic()
-    with join_workers() as workers:
+    started, waited = time.monotonic(), 0.0
+    with join_workers() as workers, closing(batches(train, config, first, workers)) as drawn:
         if config.meta_batch % workers.count:
             raise ValueError(
                 f"meta_batch: found {config.meta_batch}; accepted with {workers.count} processes "
                 f"are multiples of {workers.count}."
             )
         for step in range(first, config.steps):
-            drawn = [
-                episode(train, episodes, config.seed, step * config.meta_batch + task)
-                for task in range(workers.rank, config.meta_batch, workers.count)
-            ]
-            loss = meta_step(learner, average, optimiser, drawn, config, step, workers)
+            asked = time.monotonic()
+            tasks = next(drawn)
+            waited += time.monotonic() - asked
+            parts = meta_step(learner, average, prior, optimiser, tasks, config, step, workers)
             done, last = step + 1, step + 1 == config.steps
             if not workers.is_first:
                 continue
             if done % config.log_every == 0 or last:
-                entry = {"step": done, "loss": loss, "seconds": time.monotonic() - started}
+                seconds = time.monotonic() - started
+                entry = {"step": done, **parts, "seconds": seconds, "waited": waited / seconds}
                 write_log(config.output, entry)
             if done % config.validate_every == 0 or last:
-                write_log(config.output, {"step": done, **validate(average, validation, config)})
+                for kind, episodes in validation(held_out, config).items():
+                    found = validate(
+                        average.model, prior, average.rates, episodes, bfloat16=config.bfloat16
+                    )
+                    write_log(config.output, {"step": done, "validation": kind, **found})
             if done % config.checkpoint_every == 0 or last:
                 tensors = module_tensors("learner", learner) | module_tensors("average", average)
                 tensors |= optimiser_tensors("optimiser", optimiser)
@@ -171,73 +127,100 @@ def meta_train(config: MetaConfig, *, resume: bool = False, quiet: bool = False)
     return config.output / WEIGHTS
 
 
+def batches(
+    pool: PhotoPool, config: MetaConfig, first: int, workers: Workers
+) -> Generator[list[Task], None, None]:
+    """This process's share of the meta-batch of each step, made ahead of its use."""
+    share = config.meta_batch // workers.count
+    for start, stop, episodes in stretches(config, first):
+        made = prefetch(
+            pool,
+            episodes,
+            config.seed,
+            start=start * config.meta_batch + workers.rank,
+            stop=stop * config.meta_batch,
+            step=workers.count,
+            workers=config.workers,
+            ahead=2 * share + 2,
+        )
+        with closing(made):
+            for _ in range(start, stop):
+                yield [to_task(next(made)) for _ in range(share)]
+
+
+def stretches(config: MetaConfig, first: int) -> Iterator[tuple[int, int, EpisodeConfig]]:
+    """Steps from ``first`` on, in runs (start, stop) of the same kind of episodes."""
+    start = first
+    for step in range(first + 1, config.steps + 1):
+        if step == config.steps or config.episodes(step) != config.episodes(start):
+            yield start, step, config.episodes(start)
+            start = step
+
+
 def meta_step(
     learner: MetaLearner,
     average: MetaLearner,
+    prior: InstancePrior,
     optimiser: torch.optim.Optimizer,
-    episodes: list[Episode],
+    tasks: list[Task],
     config: MetaConfig,
     step: int,
     workers: Workers,
-) -> float:
-    """One outer step on this process's share of the meta-batch; its mean query loss."""
-    second_order = step >= config.first_order_share * config.steps
+) -> dict[str, float]:
+    """One outer step on this process's share of the meta-batch; mean of each part of the loss."""
     weights = step_weights(
         config.inner_steps, step / max(1.0, config.multi_step_share * config.steps)
     )
-    decay = 0.5 * (1 + math.cos(math.pi * step / config.steps))
+    warm = min(1.0, (step + 1) / max(1, config.warm_up))
+    decay = warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
     for group, highest in zip(
         optimiser.param_groups, (config.outer_lr, config.rate_lr), strict=True
     ):
         group["lr"] = highest * decay
     optimiser.zero_grad(set_to_none=True)
-    total = 0.0
-    for task in episodes:
-        loss = outer_loss(
-            learner.autoencoder,
+    sums: dict[str, float] = {}
+    for task in tasks:
+        parts = episode_loss(
+            learner.model,
+            prior,
             learner.rates,
-            to_tensor(task.support),
-            to_tensor(task.clean_query),
-            second_order=second_order,
-            weights=weights,
+            task,
+            loss_weights=config.losses,
+            step_weights=weights,
+            second_order=step >= config.first_order_share * config.steps,
+            bfloat16=config.bfloat16,
         )
-        torch.autograd.backward(loss / len(episodes))
-        total += loss.item() / len(episodes)
+        torch.autograd.backward(torch.stack(list(parts.values())).sum() / len(tasks))
+        for name, part in parts.items():
+            sums[name] = sums.get(name, 0.0) + part.item() / len(tasks)
     parameters = list(learner.parameters())
+    fill_gradients(parameters)
     average_gradients(parameters, workers)
-    nn.utils.clip_grad_norm_(parameters, config.clip)
+    norm = nn.utils.clip_grad_norm_(parameters, config.clip)
     optimiser.step()
     # A young average forgets its start sooner than an old one.
     keep = min(config.ema, (1 + step) / (10 + step))
     with torch.no_grad():
         for mean, current in zip(average.parameters(), parameters, strict=True):
             mean.lerp_(current, 1 - keep)
-    return total
+    return {**sums, "gradient_norm": float(norm)}
 
 
-def validate(learner: MetaLearner, pool: PhotoPool, config: MetaConfig) -> dict[str, float]:
-    """Adaptation gain on held-out episodes: query loss before the inner steps minus after."""
-    episodes = EpisodeConfig(resolution=config.side, shots=config.shots, queries=config.queries)
-    losses = []
-    for index in range(config.validation_episodes):
-        task = episode(pool, episodes, config.seed + 1, index)
-        support, query = to_tensor(task.support), to_tensor(task.clean_query)
-        losses.append(adaptation_gain(learner.autoencoder, learner.rates, support, query))
-    before, after = torch.tensor(losses, dtype=torch.float64).unbind(1)
-    gain = before - after
+def fill_gradients(parameters: list[nn.Parameter]) -> None:
+    """Zero for parameters that a variant does not use, so that all processes share alike."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+
+
+def validation(pool: PhotoPool, config: MetaConfig) -> dict[str, Iterator[Episode]]:
+    """Held-out kinds of photos: synthetic defects, and novel real material."""
+    episodes = EpisodeConfig(resolution=config.side, shots=config.shots, queries=(6, 6))
+    seed, count = config.seed + VALIDATION_SEED, config.validation_episodes
     return {
-        "validation_before": float(before.mean()),
-        "validation_after": float(after.mean()),
-        "gain": float(gain.mean()),
-        "gain_std": float(gain.std(correction=0)),
-        "episodes": len(losses),
+        "synthetic": (episode(pool, episodes, seed, index) for index in range(count)),
+        "novelty": novelty_tasks(pool, episodes, seed, count),
     }
-
-
-def to_tensor(images: Any) -> Tensor:
-    """uint8 (N, H, W, 3) -> (N, 3, H, W) in [-1, 1]."""
-    tensor = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return tensor.contiguous(memory_format=torch.channels_last)
 
 
 def write_log(output: Path, entry: dict[str, Any]) -> None:
@@ -246,19 +229,14 @@ def write_log(output: Path, entry: dict[str, Any]) -> None:
         log.write(json.dumps(entry) + "\n")
 
 
-def describe(config: MetaConfig) -> dict[str, Any]:
-    """JSON-able, without the folders of the machine it runs on."""
-    content = asdict(config)
-    del content["data"], content["output"]
-    content["start"] = None if config.start is None else config.start.name
-    return content
-
-
 def export(average: MetaLearner, config: MetaConfig, step: int) -> None:
-    """A in half precision and its inner rates, with how they were made."""
-    tensors = {name: t.half() for name, t in average.autoencoder.state_dict().items()}
+    """What the package ships: the averaged model in half precision with its inner rates, and a card
+    that says how they were made."""
+    tensors: dict[str, Tensor] = {n: t.half() for n, t in average.model.state_dict().items()}
     tensors["inner_rates"] = average.rates.rates.detach()
     plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    record = json.dumps({"training": "maml", "step": step, "config": describe(config)})
     with atomic_path(config.output / WEIGHTS) as temporary:
-        save_file(plain, temporary, metadata={"record": record})
+        save_file(plain, temporary)
+    training = describe(config)
+    card = {"config": training.pop("model"), "step": step, "training": training}
+    write_text(config.output / CARD, json.dumps(card, indent=2) + "\n")

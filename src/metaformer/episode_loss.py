@@ -1,0 +1,135 @@
+"""The outer loss of an episode: A rebuilds what is normal, T finds what is not. Ours.
+
+No human label is used: the defects are synthetic, and each defective query has a clean twin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metaformer.inner_loop import InnerRates, adapt, read_task, reconstruct
+from metaformer.model import FINE, Finding, UniversalModel, know, read, respond
+from metaformer.prior import InstancePrior
+
+FOCUS = 2.0
+"""Exponent of the focal loss (Lin et al. 2017)."""
+LEAST_SHARE = 0.01
+"""The focal loss is divided by the defective share of the cells, and this at least."""
+SCORE_SHARE = 0.01
+"""An image's score is the mean of this share of the largest values of its map."""
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What counts how much. Ours; 0 leaves a part out."""
+
+    rebuild: float = 1.0
+    """A's reconstruction of the good twin, mean squared error in [-1, 1]."""
+    refine: float = 0.5
+    """T's refined reconstruction of the good twin, mean absolute error."""
+    locate: float = 1.0
+    """Focal and dice loss of the map against the defects' mask."""
+    first: float = 0.5
+    """The same for the map before T, which shapes A's features."""
+    rank: float = 0.5
+    """Defective queries must score above clean ones."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One episode as tensors; images in [-1, 1]."""
+
+    support: Tensor
+    """(K, 3, H, W)."""
+    query: Tensor
+    """(Q, 3, H, W)."""
+    clean_query: Tensor
+    """(Q, 3, H, W): the queries without their defects."""
+    masks: Tensor
+    """(Q, H, W) in {0, 1}."""
+
+
+def episode_loss(
+    model: UniversalModel,
+    prior: InstancePrior,
+    rates: InnerRates,
+    task: Task,
+    *,
+    loss_weights: LossWeights,
+    step_weights: list[float],
+    second_order: bool,
+    bfloat16: bool,
+) -> dict[str, Tensor]:
+    """Parts of the outer loss of one task, each weighted; their sum is the loss.
+
+    Args:
+        step_weights: of the reconstruction after each inner step (multi-step loss of MAML++);
+            T reads the state after the last one.
+        bfloat16: A's convolutions in bfloat16 autocast.
+    """
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        history = adapt(model.autoencoder, rates, task.support, second_order=second_order).weights
+        passes = read_task(model.autoencoder, history[-1], task.support, task.query)
+        early = [
+            weight
+            * F.mse_loss(
+                reconstruct(model.autoencoder, fast, task.support, task.query).float(),
+                task.clean_query,
+            )
+            for weight, fast in zip(step_weights[:-1], history[1:-1], strict=True)
+            if weight
+        ]
+        responses = [respond(prior, images).float() for images in (task.support, task.query)]
+    support = read(task.support, passes.support_stages, passes.support_rebuilt, responses[0])
+    query = read(task.query, passes.query_stages, passes.query_rebuilt, responses[1])
+    rebuild = step_weights[-1] * F.mse_loss(query.rebuilt, task.clean_query)
+    losses = {"rebuild": loss_weights.rebuild * (rebuild + sum(early))}
+    if loss_weights != LossWeights(loss_weights.rebuild, 0, 0, 0, 0):
+        finding = model.find(query, know([support]))
+        losses |= defect_losses(model, finding, task, loss_weights)
+    return losses
+
+
+def defect_losses(
+    model: UniversalModel, finding: Finding, task: Task, loss_weights: LossWeights
+) -> dict[str, Tensor]:
+    """Losses of T's map and refined reconstruction, weighted."""
+    target = F.avg_pool2d(task.masks[:, None], FINE)[:, 0]  # (Q, H / 4, W / 4) in [0, 1]
+    logits = model.logits(finding.anomaly)
+    is_defective = task.masks.flatten(1).amax(1) > 0  # (Q,)
+    return {
+        "refine": loss_weights.refine * F.l1_loss(finding.refined, task.clean_query),
+        "locate": loss_weights.locate * location_loss(logits, target),
+        "first": loss_weights.first * location_loss(model.logits(finding.first), target),
+        "rank": loss_weights.rank * ranking_loss(image_logits(logits), is_defective),
+    }
+
+
+def location_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Focal and dice loss of logits (Q, h, w) against a target in [0, 1] of the same shape."""
+    plain = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    miss = (logits.sigmoid() - target).abs()
+    focal = (miss**FOCUS * plain).mean() / target.mean().clamp_min(LEAST_SHARE)
+    return focal + dice_loss(logits.sigmoid(), target)
+
+
+def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
+    """1 - 2 |A B| / (|A| + |B|) over all queries together, so that clean ones count too."""
+    shared = (probability * target).sum()
+    return 1 - (2 * shared + 1) / (probability.sum() + target.sum() + 1)
+
+
+def image_logits(logits: Tensor) -> Tensor:
+    """(Q, h, w) -> (Q,): mean of the largest values, as an image is scored."""
+    flat = logits.flatten(1)
+    return flat.topk(max(1, round(SCORE_SHARE * flat.shape[1])), dim=1).values.mean(1)
+
+
+def ranking_loss(scores: Tensor, is_defective: Tensor) -> Tensor:
+    """Mean over pairs of a defective and a clean query of softplus(clean - defective)."""
+    difference = scores[~is_defective][:, None] - scores[is_defective][None]
+    return F.softplus(difference).mean() if difference.numel() else scores.sum() * 0
