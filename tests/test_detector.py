@@ -356,7 +356,7 @@ def test_aligned_comparison_is_for_the_feature_preset():
 
 
 def test_the_pixel_preset_is_saved_and_loaded_too(tmp_path):
-    model = PixelModel.from_pretrained(PixelConfig(resolution=64, steps=1))
+    model = PixelModel.from_pretrained(PixelConfig(resolution=64))
     universal = Metaformer(model, "pixel")
     detector = universal.adapt([boards.good(0)])
     detector.save(tmp_path / "p.metaformer")

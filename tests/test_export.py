@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tarfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image as Pillow
 from typer.testing import CliRunner
 
 import metaformer
@@ -21,10 +24,13 @@ from metaformer import Detector, Metaformer
 from metaformer.backbone import load_backbone
 from metaformer.cli import app
 from metaformer.engines import (
+    Engine,
     EngineError,
     check_engine,
+    engine_name,
     fastest_engine,
     make_engine,
+    pays_off,
     test_image,
     torch_engine,
     with_engine,
@@ -46,6 +52,7 @@ from metaformer.onnx_detector import full_model
 from metaformer.onnx_graph import MissingExtraError, need
 from metaformer.onnx_maps import UnsupportedExportError
 from metaformer.runtimes import compile_model
+from metaformer.sources.shards import Sources
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -261,20 +268,92 @@ def test_engines_give_pytorchs_results(
 def test_an_engine_with_other_results_is_refused(detectors: dict[str, Detector]) -> None:
     detector = detectors["feature"]
     engine = make_engine(detector, "onnxruntime")
+    expected = torch_engine(detector)(test_image(detector))[0]
+    check_engine(detector, engine, expected)
     with pytest.raises(EngineError, match="--engine torch"):
-        check_engine(detector, "onnxruntime", lambda images: engine(images) * 1.1)
+        check_engine(detector, Engine("onnxruntime", lambda x: engine(x) * 1.1), expected)
+    spread = detector.calibration.spread
+
+    def one_cell_off(images: torch.Tensor) -> torch.Tensor:
+        """A low one, so that the score, which is of the highest, stays."""
+        maps = engine(images).clone()
+        maps.flatten()[maps.argmin()] += 0.02 * spread
+        return maps
+
+    with pytest.raises(EngineError, match="a map that is up to"):
+        check_engine(detector, Engine("onnxruntime", one_cell_off), expected)
 
 
 def test_the_fastest_engine_is_looked_for_once(
     detectors: dict[str, Detector], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = fastest_engine(detectors["feature"])
+    chosen = fastest_engine(detectors["feature"]).name
+    asked = []
 
-    def fail(*_: Any) -> None:
-        raise AssertionError("measured twice")
+    def note(detector: Detector, name: Any) -> Engine:
+        asked.append(name)
+        return make_engine(detector, name)
 
-    monkeypatch.setattr("metaformer.engines.make_engine", fail)
-    assert fastest_engine(detectors["feature"]) == chosen
+    monkeypatch.setattr("metaformer.engines.make_engine", note)
+    assert engine_name(with_engine(detectors["feature"], "auto")) == chosen
+    assert asked == [chosen]
+
+
+def test_auto_takes_the_faster_of_those_that_are_right(
+    detectors: dict[str, Detector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One engine is slow, one is wrong, one cannot be made."""
+    detector = detectors["feature"]
+    right = make_engine(detector, "onnxruntime")
+
+    def slow(images: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.5)
+        return right(images)
+
+    def chosen(**engines: Any) -> str:
+        def make(_: Detector, name: Any) -> Engine:
+            if engines.get(name) is None:
+                raise OSError("a library is damaged")
+            return Engine(name, engines[name])
+
+        monkeypatch.setattr("metaformer.engines._fastest", {})
+        monkeypatch.setattr("metaformer.engines.make_engine", make)
+        return engine_name(with_engine(detector, "auto"))
+
+    assert chosen(torch=slow, onnxruntime=right, openvino=slow) == "onnxruntime"
+    assert chosen(torch=right, onnxruntime=slow, openvino=slow) == "torch"
+    with pytest.warns(
+        UserWarning, match="onnxruntime is installed but cannot be used: .*raw score"
+    ):
+        wrong = chosen(torch=slow, onnxruntime=lambda x: right(x) * 1.1, openvino=right)
+    assert wrong == "openvino"
+    with pytest.warns(UserWarning, match="openvino .* a library is damaged"):
+        assert chosen(torch=slow, onnxruntime=slow) in ("torch", "onnxruntime")
+
+
+def test_auto_stays_with_pytorch_for_few_or_large_images(tmp_path: Path) -> None:
+    few, many, large = (tmp_path / name for name in ("few", "many", "large"))
+    encoded = list_images(BOARDS / "test")[0].read_bytes()
+    for folder, count in ((few, 49), (many, 50)):
+        folder.mkdir()
+        for i in range(count):
+            (folder / f"{i}.jpg").write_bytes(encoded)
+    large.mkdir()
+    Pillow.new("L", (5000, 5000)).save(large / "0.png")
+    for i in range(60):
+        (large / f"{i + 1}.png").hardlink_to(large / "0.png")
+
+    def found(*names: Path) -> bool:
+        return pays_off(Sources(tuple(map(str, names))))
+
+    assert not found(few)
+    assert found(many)
+    assert found(few, few / "0.jpg")
+    assert not found(large)
+    assert not found(few / "is not there.jpg")
+    with tarfile.open(tmp_path / "all.tar", "w") as archive:
+        archive.add(few / "0.jpg")
+    assert found(tmp_path / "all.tar")
 
 
 def test_without_the_extra_pytorch_is_the_engine(
@@ -341,8 +420,40 @@ def test_predict_with_another_engine(tmp_path: Path, detectors: dict[str, Detect
         arguments = ["predict", str(detector_file), str(image), "-o", str(output), "--json"]
         done = CliRunner().invoke(app, [*arguments, "--engine", engine, "--no-maps"])
         assert done.exit_code == 0, done.output
-        scores.append(json.loads(done.stdout)["predictions"][0]["score"])
+        summary = json.loads(done.stdout)
+        assert summary["engine"] == engine
+        scores.append(summary["predictions"][0]["score"])
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+def test_predict_chooses_an_engine_by_itself(
+    tmp_path: Path, detectors: dict[str, Detector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of its libraries is loaded for a few images; what it takes for more is told."""
+    detector_file = tmp_path / "board.metaformer"
+    detectors["feature"].save(detector_file)
+    folder = str(BOARDS / "test")
+    program = (
+        "import sys; from metaformer.cli import app\n"
+        "app(sys.argv[1:], standalone_mode=False)\n"
+        "assert not {'onnx', 'onnxruntime', 'openvino'} & set(sys.modules)\n"
+    )
+    arguments = ["predict", str(detector_file), folder, "--no-maps", "--no-report", "-o"]
+    command = [sys.executable, "-c", program, *arguments, str(tmp_path / "few")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "engine: " not in done.stdout
+
+    monkeypatch.setattr("metaformer.engines.LEAST_IMAGES", 2)
+    chosen = fastest_engine(detectors["feature"]).name
+    ran = CliRunner().invoke(app, [*arguments, str(tmp_path / "more"), "--json"])
+    assert ran.exit_code == 0, ran.output
+    summary = json.loads(ran.stdout)
+    assert summary["engine"] == chosen
+    lines = [(tmp_path / name / "scores.csv").read_text().splitlines() for name in ("few", "more")]
+    for few, more in zip(*lines, strict=True):
+        if few.startswith("path"):
+            continue
+        assert float(few.split(",")[1]) == pytest.approx(float(more.split(",")[1]), abs=1e-5)
 
 
 def test_export_leaves_an_earlier_file_when_refused(

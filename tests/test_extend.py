@@ -198,11 +198,10 @@ def test_the_pixel_preset_keeps_its_weights_and_takes_in_features(tmp_path):
     detector = Metaformer(model, "pixel").adapt(GOOD[:2])
     detector.save(tmp_path / "d")
     extended = Detector.load(tmp_path / "d").extended_with(GOOD[2:4])
-    before, after = (d.adapted.autoencoder.state_dict() for d in (detector, extended))
+    before, after = (d.adapted.universal.state_dict() for d in (detector, extended))
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert len(memory(extended)[4]) == 1000 and not torch.equal(
-        memory(extended)[4], memory(detector)[4]
-    )
+    kept, earlier = (d.adapted.known.memory[4] for d in (extended, detector))
+    assert len(kept) == 1000 and not torch.equal(kept, earlier)
     assert len(extended.calibration.normal_scores) == 4
     assert extended.made["additions"][0]["calibration"] == "estimated"
     extended.save(tmp_path / "e")

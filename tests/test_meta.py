@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from metaformer import inner_loop
 from metaformer.autoencoder import Autoencoder, AutoencoderConfig
 from metaformer.episode_loss import (
     LossWeights,
@@ -41,7 +42,6 @@ from metaformer.inner_loop import (
 )
 from metaformer.model import UniversalConfig, UniversalModel
 from metaformer.prior import load_prior
-from metaformer.training import inner_loop
 from metaformer.training.checkpoints import load_checkpoint
 from metaformer.training.meta import meta_train
 from metaformer.training.meta_config import MetaConfig
@@ -373,10 +373,13 @@ def test_an_image_scores_by_its_largest_values() -> None:
 @pytest.fixture
 def config(tmp_path: Path) -> MetaConfig:
     rng = np.random.default_rng(0)
-    for kind, photo in itertools.product(("Wood", "Rock", "Sand", "Brick"), range(3)):
+    # Two of eight kinds are held out, and photos differ in light: novelty needs both.
+    kinds = ("Wood", "Rock", "Sand", "Brick", "Wool", "Metal", "Gravel", "Bark")
+    for kind, photo in itertools.product(kinds, range(3)):
         path = tmp_path / "photos" / "texture" / kind / f"{photo}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        grain = rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        light = 80 + 40 * photo + rng.integers(-15, 15, 3)
+        grain = (light + rng.integers(-50, 50, (40, 40, 3))).astype(np.uint8)
         Image.fromarray(grain).resize((320, 320)).save(path)
     return MetaConfig(
         data=tmp_path / "photos",
@@ -448,7 +451,9 @@ def test_two_processes_train_as_one_with_the_same_meta_batch(
     meta_train(half, quiet=True)
     gradient, alone, shared = (first_gradient(run.output) for run in (one, half, two))
     assert (shared - gradient).norm() < 1e-3 * gradient.norm()
-    assert (alone - gradient).norm() > 0.1 * gradient.norm(), "half of the tasks must differ"
+    # An untrained A gets much the same gradient from every task; half of them must still differ by
+    # far more than the tolerance, or the line above could not fail.
+    assert (alone - gradient).norm() > 1e-2 * gradient.norm()
 
 
 def first_gradient(run: Path) -> Tensor:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metaformer.autoencoder import Autoencoder
-from metaformer.pixel_model import AdaptedPixel, PixelConfig, PixelModel, support_moments
+import metaformer.pixel_long as pixel_long
+from metaformer.inner_loop import InnerRates
+from metaformer.model import UniversalModel
+from metaformer.pixel_fit import fit, support_moments
+from metaformer.pixel_model import AdaptedPixel, PixelConfig, PixelModel, UniversalWeightsError
+from metaformer.prior import InstancePrior
 
 CONFIG = PixelConfig(resolution=128)
 
 
-def stripes(shift: int, *, spot: bool = False) -> Tensor:
-    """(1, 3, 96, 144) in [0, 1]: a regular pattern, with a blob if ``spot``."""
-    columns = ((torch.arange(144) + shift) % 12 < 6).float() * 0.6 + 0.2
-    image = columns.expand(1, 3, 96, 144).clone()
+def stripes(shift: int, *, spot: bool = False, width: int = 144) -> Tensor:
+    """(1, 3, 96, width) in [0, 1]: a regular pattern, with a blob if ``spot``."""
+    columns = ((torch.arange(width) + shift) % 12 < 6).float() * 0.6 + 0.2
+    image = columns.expand(1, 3, 96, width).clone()
     if spot:
         image[:, :, 40:56, 60:76] = torch.tensor([0.9, 0.1, 0.1])[:, None, None]
     return image
@@ -25,7 +31,10 @@ def stripes(shift: int, *, spot: bool = False) -> Tensor:
 @pytest.fixture(scope="module")
 def model() -> PixelModel:
     torch.manual_seed(0)
-    return PixelModel(CONFIG, Autoencoder().eval())
+    universal = UniversalModel()
+    rates = InnerRates(universal.autoencoder, 2, 0.05)
+    prior = InstancePrior().eval().requires_grad_(False)
+    return PixelModel(CONFIG, universal, rates.requires_grad_(False), prior)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +45,7 @@ def adapted(model: PixelModel) -> AdaptedPixel:
 def test_padding_is_cut_off_again(model: PixelModel, adapted: AdaptedPixel) -> None:
     prepared = model.prepare(stripes(0))
     assert prepared.pixels.shape == (1, 3, 128, 256)
+    assert prepared.response.shape == (1, 1, 128, 256)
     assert adapted.anomaly_map(prepared).shape == (96 // 4, 144 // 4)
 
 
@@ -53,24 +63,25 @@ def test_same_seed_same_detector(model: PixelModel, adapted: AdaptedPixel) -> No
 
 
 def test_adapting_leaves_the_universal_weights_alone(model: PixelModel) -> None:
-    before = {name: t.clone() for name, t in model.autoencoder.state_dict().items()}
-    model.adapt([model.prepare(stripes(0))], seed=1)
-    for name, tensor in model.autoencoder.state_dict().items():
+    before = {name: t.clone() for name, t in model.universal.state_dict().items()}
+    fitted = model.adapt([model.prepare(stripes(0))], seed=1).universal
+    for name, tensor in model.universal.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+    moved = [not torch.equal(t, before[name]) for name, t in fitted.state_dict().items()]
+    assert any(moved)
 
 
 def test_adapting_lowers_the_reconstruction_error(model: PixelModel) -> None:
-    support = [model.prepare(stripes(s)) for s in range(3)]
-    config = PixelConfig(resolution=128, steps=8)
-    fitted = PixelModel(config, model.autoencoder).adapt(support, seed=0)
+    images = [model.prepare(stripes(s)).pixels for s in range(3)]
+    fitted = fit(model.universal, model.rates, images, torch.Generator())
 
     @torch.no_grad()
-    def error(autoencoder: Autoencoder) -> float:
-        moments = support_moments(autoencoder, support, torch.Generator())
+    def error(universal: UniversalModel) -> float:
+        moments = support_moments(universal.autoencoder, images, torch.Generator())
         x = model.prepare(stripes(7)).pixels
-        return float(F.mse_loss(autoencoder(x, moments), x))
+        return float(F.mse_loss(universal.autoencoder(x, moments), x))
 
-    assert error(fitted.autoencoder) < 0.8 * error(model.autoencoder)
+    assert error(fitted) < error(model.universal)
 
 
 def test_state_restores_the_same_map(model: PixelModel, adapted: AdaptedPixel) -> None:
@@ -80,13 +91,37 @@ def test_state_restores_the_same_map(model: PixelModel, adapted: AdaptedPixel) -
     assert torch.equal(restored.anomaly_map(query), adapted.anomaly_map(query))
 
 
-def test_moments_of_mixed_sizes_count_every_pixel_once() -> None:
-    torch.manual_seed(0)
-    autoencoder = Autoencoder()
-    batch = torch.rand(3, 3, 128, 128)
-    with torch.no_grad():
-        together = autoencoder.support_moments(batch)
-        apart = autoencoder.support_moments(batch[:1], batch[1:])
-    for name, (mean, variance) in together.items():
-        torch.testing.assert_close(apart[name][0], mean, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(apart[name][1], variance, rtol=1e-4, atol=1e-5)
+def test_a_left_out_image_is_not_in_the_memory(model: PixelModel) -> None:
+    odd = model.prepare(stripes(0, spot=True))
+    adapted = model.adapt([model.prepare(stripes(s)) for s in (0, 1)] + [odd], seed=0)
+    known = adapted.anomaly_map(odd)[10:14, 15:19].mean()
+    left_out = adapted.left_out_maps({2}, seed=0)[2][10:14, 15:19].mean()
+    assert left_out > 1.5 * known
+
+
+def test_sizes_may_be_mixed_and_the_memory_grows(model: PixelModel) -> None:
+    support = [model.prepare(stripes(0)), model.prepare(stripes(1, width=96))]
+    adapted = model.adapt(support, seed=0)
+    more = adapted.extended([model.prepare(stripes(2))], earlier=2, seed=0)
+    assert adapted.known is not None and more.known is not None
+    assert more.known.images == 3
+    for level, memory in adapted.known.memory.items():
+        assert len(memory) <= len(more.known.memory[level]) <= CONFIG.max_tokens
+    assert torch.isfinite(more.anomaly_map(support[1])).all()
+
+
+@pytest.mark.slow
+def test_long_training_keeps_the_best(model: PixelModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixel_long, "STEPS", 4)
+    monkeypatch.setattr(pixel_long, "CHECK_EVERY", 2)
+    long = PixelModel(replace(CONFIG, mode="long"), model.universal, model.rates, model.prior)
+    support = [long.prepare(stripes(s)) for s in range(2)]
+    adapted = long.adapt(support, seed=0)
+    losses = pixel_long.train_transformer(adapted, support, seed=1)
+    assert len(losses) == 3
+    assert not any(p.requires_grad for p in adapted.universal.parameters())
+
+
+def test_missing_weights_are_named(tmp_path: object) -> None:
+    with pytest.raises(UniversalWeightsError, match="universal weights cannot be used"):
+        PixelModel.from_pretrained(folder=tmp_path)  # type: ignore[arg-type]

@@ -468,7 +468,7 @@ def test_export_says_that_it_cannot(detector):
     graph = Graph.__new__(Graph)  # without the onnx package, which is not needed to refuse
     with pytest.raises(ValueError, match=f"uses the backbone {VIT}"):
         feature_map(graph, "images", detector.adapted)
-    assert fastest_engine(detector) == "torch"
+    assert fastest_engine(detector).name == "torch"
 
 
 # ------------------------------------------------------------------------------------ the command

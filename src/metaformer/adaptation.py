@@ -20,6 +20,7 @@ from torch import Tensor
 from metaformer.calibration import Calibration, calibrate
 from metaformer.feature_model import AdaptedFeature, FeatureModel
 from metaformer.images import resize_image
+from metaformer.pixel_long import train_transformer
 from metaformer.pixel_model import AdaptedPixel, PixelModel
 from metaformer.preprocess import image_score, smooth, to_tensor, working_size
 
@@ -100,7 +101,9 @@ def adapt_to_support(
             on_step=lambda done, _: on_step(count + done, total),
         )
 
-    adapted = model.adapt(prepared, seed=seed)
+    adapted = adapt_model(model, prepared, seed)
+    if isinstance(adapted, AdaptedPixel):
+        adapted.readings = []
     detail = shrink(image, VIEW_DETAIL * model.config.resolution)
     views = perturbed_views(detail, VIEWS, seed, moves=0.1 if is_aligned(model) else 1.0)
     # Another part differs from this one by more than a changed view of it does.
@@ -126,16 +129,42 @@ def adapt_to_prepared(
     """``adapt_to_support`` for two or more images that have gone through ``prepare``."""
     folds = make_folds(len(prepared), model.max_folds)
     maps: list[Tensor] = [torch.empty(0)] * len(prepared)
+    adapted = adapt_model(model, prepared, seed)
+    on_step(1, len(folds) + 1)
     for number, fold in enumerate(folds):
-        others = model.adapt([p for i, p in enumerate(prepared) if i not in fold], seed=seed)
-        for i in fold:
-            maps[i] = raw_map(model, others, prepared[i])
-        on_step(number + 1, len(folds) + 1)
-    adapted = model.adapt(prepared, seed=seed)
-    on_step(len(folds) + 1, len(folds) + 1)
+        for i, left_out in left_out_maps(model, adapted, prepared, fold, seed).items():
+            maps[i] = left_out
+        on_step(number + 2, len(folds) + 1)
+    if isinstance(adapted, AdaptedPixel):
+        adapted.readings = []
     scores = scores_of(model, maps)
     calibration = calibrate(scores, false_alarm_rate, pixel_threshold=pixel_threshold_of(maps))
     return Adaptation(adapted, calibration, judge_support(scores))
+
+
+def adapt_model(model: Model, prepared: Sequence[Any], seed: int) -> Adapted:
+    """``model.adapt``, and the long training where it is asked for."""
+    adapted = model.adapt(prepared, seed=seed)
+    if isinstance(adapted, AdaptedPixel) and adapted.config.mode == "long":
+        train_transformer(adapted, prepared, seed=seed)
+    return adapted
+
+
+def left_out_maps(
+    model: Model, adapted: Adapted, prepared: Sequence[Any], fold: set[int], seed: int
+) -> dict[int, Tensor]:
+    """Raw maps (h, w) of the images of ``fold``, as if they had not been adapted to.
+
+    Of the ``pixel`` preset only the memory forgets them: a fit of A for every fold would take most
+    of the time. What A has learned of an image in its few steps stays
+    (``docs/decisions/0005-universal.md``).
+    """
+    if isinstance(adapted, AdaptedPixel):
+        maps = adapted.left_out_maps(fold, seed=seed)
+    else:
+        others = model.adapt([p for i, p in enumerate(prepared) if i not in fold], seed=seed)
+        maps = {i: others.anomaly_map(prepared[i]) for i in fold}
+    return {i: smooth(grid[None], model.config.sigma)[0] for i, grid in maps.items()}
 
 
 def scores_of(model: Model, maps: Sequence[Tensor]) -> list[float]:

@@ -27,7 +27,7 @@ from metaformer.detector_file import DetectorFileError, read_detector_file, writ
 from metaformer.extension import Earlier, extend
 from metaformer.feature_model import SHIPPED, AdaptedFeature, FeatureConfig, FeatureModel
 from metaformer.images import guess_white_level, read_image
-from metaformer.pixel_model import AdaptedPixel, PixelConfig, PixelModel
+from metaformer.pixel_model import AdaptedPixel, Mode, PixelConfig, PixelModel
 from metaformer.preprocess import image_score, to_image_size
 from metaformer.prior import InstancePrior, load_prior
 from metaformer.regions import find_regions
@@ -69,6 +69,8 @@ class Metaformer:
         backbone: str = SHIPPED,
         backbone_weights: Path | str | None = None,
         download: bool = False,
+        mode: Mode = "fast",
+        universal_weights: Path | str | None = None,
     ) -> Metaformer:
         """The model with the weights inside the package; nothing is downloaded unless asked for.
 
@@ -85,16 +87,22 @@ class Metaformer:
             backbone_weights: safetensors file for a model of timm; if None, it is looked for in
                 the folder that METAFORMER_WEIGHTS names and in the Hugging Face cache.
             download: fetch such weights from the Hugging Face hub if they are nowhere else.
+            mode: of the ``pixel`` preset: ``fast`` takes the meta-learned steps, ``long`` trains T
+                on synthetic defects of the support too, which takes minutes.
+            universal_weights: of the ``pixel`` preset: folder with the weights and card that
+                ``metaformer pretrain universal`` wrote, instead of those inside the package.
 
         Raises:
-            ValueError: no such preset, a resolution outside 64 to 2048, ``aligned`` or another
-                backbone with the ``pixel`` preset, or a ``BackboneError``: the backbone or its
+            ValueError: no such preset, a resolution outside 64 to 2048, an option of the other
+                preset, weights that cannot be used, or a ``BackboneError``: the backbone or its
                 weights cannot be used.
         """
         if resolution is not None and not 64 <= resolution <= 2048:
             raise ValueError(f"resolution must lie between 64 and 2048 pixels, got {resolution}.")
         changes: dict[str, Any] = {} if resolution is None else {"resolution": resolution}
         if preset == "feature":
+            if mode != "fast" or universal_weights is not None:
+                raise ValueError("mode and universal_weights are of the pixel preset.")
             changes["aligned"] = aligned
             file = None if backbone_weights is None else Path(backbone_weights)
             if backbone == SHIPPED:
@@ -108,7 +116,9 @@ class Metaformer:
                 raise ValueError("aligned comparison needs the feature preset.")
             if backbone != SHIPPED or backbone_weights is not None:
                 raise ValueError("the pixel preset has no backbone; choose the feature preset.")
-            return cls(PixelModel.from_pretrained(replace(PixelConfig(), **changes)), preset)
+            pixel = replace(PixelConfig(mode=mode), **changes)
+            folder = None if universal_weights is None else Path(universal_weights)
+            return cls(PixelModel.from_pretrained(pixel, folder), preset)
         raise ValueError(f'no preset "{preset}": choose {" or ".join(PRESETS)}.')
 
     def adapt(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from metaformer.detector import Detector, Metaformer, Preset
 from metaformer.feature_model import SHIPPED
+from metaformer.pixel_model import Mode
 from metaformer.support import OddSupportWarning
 
 Image = NDArray[np.uint8]
@@ -30,6 +31,8 @@ class DetectorMethod:
         backbone: str = SHIPPED,
         backbone_weights: Path | None = None,
         download: bool = False,
+        mode: Mode = "fast",
+        universal_weights: Path | None = None,
         name: str | None = None,
     ) -> None:
         self.universal = Metaformer.from_pretrained(
@@ -39,6 +42,8 @@ class DetectorMethod:
             backbone=backbone,
             backbone_weights=backbone_weights,
             download=download,
+            mode=mode,
+            universal_weights=universal_weights,
         )
         self._name = name or preset
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import importlib.util
 import statistics
 import time
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,22 +20,46 @@ import torch
 from torch import Tensor
 
 from metaformer.adaptation import raw_map
+from metaformer.decoding import count_pixels
 from metaformer.detector import Detector
 from metaformer.onnx_detector import map_model
 from metaformer.onnx_maps import UnsupportedExportError
 from metaformer.preprocess import image_score
 from metaformer.runtimes import Runtime, compile_model
+from metaformer.sources.shards import Files, Sources, images_in, shards
 
 EngineName = Literal["torch", "onnxruntime", "openvino"]
 ENGINES: tuple[EngineName, ...] = ("torch", "onnxruntime", "openvino")
-Engine = Callable[[Tensor], Tensor]
-"""(N, 3, H, W) float32 in [0, 1] at a working size -> (N, h, w) raw maps, blurred."""
 
-MOST_DIFFERENCE = 0.002
+MOST_SCORE_DIFFERENCE = 0.002
 """How far the score of the test image may lie from PyTorch's, in units of the distance from a
-typical normal score to the threshold. Measured: below 1e-5."""
-ROUNDS = 5
-"""Timed passes of each engine when the fastest is looked for; they take turns."""
+typical normal score to the threshold; 0.001 of a calibrated score, as for exported models.
+Measured: below 1e-5."""
+MOST_MAP_DIFFERENCE = 0.01
+"""The same of each cell of its map; 0.005 of a calibrated map."""
+ROUNDS = 3
+"""Timed passes of each engine at most when the fastest is looked for; they take turns."""
+ENOUGH_SECONDS = 1.0
+"""No round is begun after it: the slower a pass, the less it takes to tell engines apart."""
+LEAST_IMAGES = 50
+"""Images from which on it pays to look for the fastest engine (``docs/edge.md`` has the figures: on
+one thread it costs as much as 7 to 25 images save)."""
+MOST_PIXELS = 24_000_000
+"""Of photos above it decoding is most of the work, and the libraries of the other engines would
+bring ``predict`` above 1 GB."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Runs the networks of one detector."""
+
+    name: EngineName
+    run: Callable[[Tensor], Tensor]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) float32 in [0, 1] at a working size -> (N, h, w) raw maps, blurred."""
+        return self.run(images)
+
 
 _fastest: dict[tuple[object, ...], EngineName] = {}
 """What was found fastest in this process, for each kind of detector."""
@@ -52,6 +79,110 @@ def installed_engines() -> list[EngineName]:
     ]
 
 
+def engine_name(detector: Detector) -> EngineName:
+    """What computes the maps of ``detector``."""
+    return detector.engine.name if isinstance(detector.engine, Engine) else "torch"
+
+
+def with_engine(detector: Detector, name: str) -> Detector:
+    """The same detector, computed by ``name``; ``auto`` measures which is fastest here.
+
+    ``auto`` never fails where PyTorch works: an engine that cannot be had, or whose results are
+    not PyTorch's, is passed over, with a warning if it is installed.
+
+    Raises:
+        MissingExtraError: the engine is not installed.
+        EngineError: its results are not those of PyTorch.
+        UnsupportedExportError: the detector cannot leave PyTorch.
+        ValueError: no such engine.
+    """
+    if name == "auto":
+        engine = fastest_engine(detector)
+    else:
+        chosen = next((known for known in ENGINES if known == name), None)
+        if chosen is None:
+            raise ValueError(f'no engine "{name}": choose auto, {", ".join(ENGINES)}.')
+        engine = make_engine(detector, chosen)
+        if chosen != "torch":
+            check_engine(detector, engine, torch_engine(detector)(test_image(detector))[0])
+    same = Detector(detector.model, detector.adapted, detector.calibration, detector.made)
+    same.engine = None if engine.name == "torch" else engine
+    return same
+
+
+def pays_off(sources: Sources) -> bool:
+    """Whether looking for the fastest engine takes less time than it saves on these images.
+
+    It does from ``LEAST_IMAGES`` on, unless the first is a file above ``MOST_PIXELS``. Of what
+    cannot be counted beforehand (tar archives) many are expected.
+    """
+    count = 0
+    for number, shard in enumerate(shards(sources)):
+        if number == 0 and isinstance(shard, Files) and pixels_of(shard.paths[0]) > MOST_PIXELS:
+            return False
+        found = images_in(shard)
+        count += LEAST_IMAGES if found is None else found
+        if count >= LEAST_IMAGES:
+            return True
+    return False
+
+
+def pixels_of(path: str) -> int:
+    """Height times width of an image file; 0 if it is no file here or cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            return count_pixels(file)
+    except OSError:
+        return 0
+
+
+def fastest_engine(detector: Detector) -> Engine:
+    """The installed engine with the shortest median of a few passes of one image.
+
+    Measured once a process for each kind of detector. Engines take turns, so that whatever else
+    the machine does disturbs all of them.
+    """
+    installed = installed_engines()
+    _, settings = detector.adapted.state()
+    kind = (str(settings), torch.get_num_threads(), *installed)
+    if kind in _fastest:
+        installed = [_fastest[kind]]
+    engines = usable_engines(detector, installed)
+    if len(engines) > 1:
+        image = test_image(detector)
+        seconds: dict[EngineName, list[float]] = {engine.name: [] for engine in engines}
+        began = time.perf_counter()
+        for number in range(ROUNDS):
+            if number > 0 and time.perf_counter() - began > ENOUGH_SECONDS:
+                break
+            for engine in engines:
+                started = time.perf_counter()
+                engine(image)
+                seconds[engine.name].append(time.perf_counter() - started)
+        engines.sort(key=lambda engine: statistics.median(seconds[engine.name]))
+    _fastest[kind] = engines[0].name
+    return engines[0]
+
+
+def usable_engines(detector: Detector, names: list[EngineName]) -> list[Engine]:
+    """Those of ``names`` that give PyTorch's results for ``detector``; PyTorch if none does."""
+    pytorch = torch_engine(detector)
+    expected: Tensor | None = None
+    engines = []
+    for name in names:
+        try:
+            engine = make_engine(detector, name)
+            if name != "torch":
+                expected = pytorch(test_image(detector))[0] if expected is None else expected
+                check_engine(detector, engine, expected)
+            engines.append(engine)
+        except UnsupportedExportError:
+            pass  # neither of the others can: documented, nothing to tell
+        except Exception as error:  # a broken installation must not stop what PyTorch can do
+            warnings.warn(f"{name} is installed but cannot be used: {error}", stacklevel=2)
+    return engines or [pytorch]
+
+
 def make_engine(detector: Detector, name: EngineName) -> Engine:
     """The networks of ``detector``, run by the engine ``name`` on as many threads as PyTorch.
 
@@ -63,7 +194,7 @@ def make_engine(detector: Detector, name: EngineName) -> Engine:
     runtime: Runtime = name
     model = map_model(detector).SerializeToString()
     run = compile_model(model, runtime, threads=torch.get_num_threads())
-    return lambda images: torch.from_numpy(run(images.numpy())["raw_map"])
+    return Engine(name, lambda images: torch.from_numpy(run(images.numpy())["raw_map"]))
 
 
 def torch_engine(detector: Detector) -> Engine:
@@ -73,54 +204,7 @@ def torch_engine(detector: Detector) -> Engine:
         model, adapted = detector.model, detector.adapted
         return torch.stack([raw_map(model, adapted, model.prepare(x[None])) for x in images])
 
-    return run
-
-
-def with_engine(detector: Detector, name: str) -> Detector:
-    """The same detector, computed by ``name``; ``auto`` measures which is fastest here.
-
-    Raises:
-        MissingExtraError: the engine is not installed.
-        EngineError: its results are not those of PyTorch.
-        UnsupportedExportError: the detector cannot leave PyTorch (``auto`` then stays there).
-        ValueError: no such engine.
-    """
-    chosen = next((known for known in ENGINES if known == name), None)
-    if name == "auto":
-        chosen = fastest_engine(detector)
-    if chosen is None:
-        raise ValueError(f'no engine "{name}": choose auto, {", ".join(ENGINES)}.')
-    same = Detector(detector.model, detector.adapted, detector.calibration, detector.made)
-    if chosen != "torch":
-        same.engine = make_engine(detector, chosen)
-        check_engine(detector, chosen, same.engine)
-    return same
-
-
-def fastest_engine(detector: Detector) -> EngineName:
-    """The installed engine with the shortest median of ``ROUNDS`` passes of one image.
-
-    Measured once a process for each kind of detector. Engines take turns, so that whatever else
-    the machine does disturbs all of them.
-    """
-    installed = installed_engines()
-    _, settings = detector.adapted.state()
-    kind = (str(settings), torch.get_num_threads(), *installed)
-    if kind not in _fastest:
-        try:
-            engines = {name: make_engine(detector, name) for name in installed}
-        except UnsupportedExportError:
-            return "torch"
-        seconds: dict[EngineName, list[float]] = {name: [] for name in installed}
-        image = test_image(detector)
-        for round in range(ROUNDS + 1):
-            for name, engine in engines.items():
-                started = time.perf_counter()
-                engine(image)
-                if round > 0:  # the first pass plans memory; not counted
-                    seconds[name].append(time.perf_counter() - started)
-        _fastest[kind] = min(installed, key=lambda name: statistics.median(seconds[name]))
-    return _fastest[kind]
+    return Engine("torch", run)
 
 
 def test_image(detector: Detector) -> Tensor:
@@ -134,14 +218,25 @@ def test_image(detector: Detector) -> Tensor:
     return torch.from_numpy(pixels.astype(np.float32))
 
 
-def check_engine(detector: Detector, name: EngineName, engine: Engine) -> None:
-    """Raises: EngineError: the test image's score is not PyTorch's."""
-    image, share = test_image(detector), detector.model.config.score_share
-    expected = image_score(torch_engine(detector)(image)[0], share)
-    found = image_score(engine(image)[0], share)
-    if abs(found - expected) <= MOST_DIFFERENCE * detector.calibration.spread:
+def check_engine(detector: Detector, engine: Engine, expected_map: Tensor) -> None:
+    """Hold an engine against PyTorch's map (h, w) of the test image.
+
+    Raises:
+        EngineError: the score or the map is another.
+    """
+    share = detector.model.config.score_share
+    found_map = engine(test_image(detector))[0]
+    expected, found = image_score(expected_map, share), image_score(found_map, share)
+    spread = detector.calibration.spread
+    furthest = float((found_map - expected_map).abs().max())
+    # Written so that NaN is refused too.
+    if (
+        abs(found - expected) <= MOST_SCORE_DIFFERENCE * spread
+        and furthest <= MOST_MAP_DIFFERENCE * spread
+    ):
         return
     raise EngineError(
-        f"{name} gives a raw score of {found:.6g} where PyTorch gives {expected:.6g}. Use "
-        f"--engine torch, and please report this with the versions that `pip list` shows."
+        f"{engine.name} gives a raw score of {found:.6g} where PyTorch gives {expected:.6g}, and "
+        f"a map that is up to {furthest:.2g} off. Use --engine torch, and please report this with "
+        f"the versions that `pip list` shows."
     )

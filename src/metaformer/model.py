@@ -150,15 +150,15 @@ class UniversalModel(nn.Module):
         """Map, any shape -> logit of a defect, the same shape."""
         return F.softplus(self.slope) * (anomaly - self.offset)
 
-    def find(self, query: Reading, known: Known) -> Finding:
-        """Compare images with a support."""
+    def find(self, query: Reading, known: Known, *, correct: bool = True) -> Finding:
+        """Compare images with a support; without ``correct`` T is left out."""
         ratios = self.ratios(query, known)  # levels + 1 maps (B, h, w), each at its stride
         fine = query.gap.shape[2:]
         shares = self.mix.softmax(0)
         # A doubling counts as much at any level; 1 where a ratio is 1.
         layers = torch.stack([torch.log2(1 + _resize(ratio, fine)) for ratio in ratios], dim=1)
         first = (layers * shares[:, None, None]).sum(1)  # (B, H / 4, W / 4)
-        if self.transformer is None:
+        if self.transformer is None or not correct:
             return Finding(first, first, query.rebuilt)
 
         rows, columns = size = query.response.shape[1:]

@@ -11,14 +11,13 @@ from metaformer.adaptation import Adapted
 from metaformer.autoencoder import SIZE_MULTIPLE
 from metaformer.backbone import EfficientNetLite0
 from metaformer.feature_model import AdaptedFeature
+from metaformer.model import FINE, STAGES
 from metaformer.onnx_graph import Graph, Value
 from metaformer.onnx_networks import autoencoder, backbone
-from metaformer.pixel_model import STRIDES, AdaptedPixel
+from metaformer.pixel_model import AdaptedPixel
 
 MEMORY_CHUNK = 1024
 """Support tokens compared at once; bounds what the product of tokens and memory takes."""
-GAP_STRIDE = 4
-"""The pixel preset's map has one cell for so many pixels (``AdaptedPixel.anomaly_map``)."""
 
 
 class UnsupportedExportError(ValueError):
@@ -64,26 +63,40 @@ def feature_map(graph: Graph, images: Value, adapted: AdaptedFeature) -> Value:
 
 
 def pixel_map(graph: Graph, images: Value, adapted: AdaptedPixel) -> Value:
-    config = adapted.config
+    """The map before T, as ``UniversalModel.find`` makes it."""
+    if adapted.config.corrects:
+        raise UnsupportedExportError(
+            "a detector of the pixel preset adapted in the long mode uses T, which is not written "
+            "as an ONNX or OpenVINO model yet. Compute with PyTorch, or adapt in the fast mode."
+        )
+    known = adapted.known
+    assert known is not None
     height, width = graph.side(images, 2), graph.side(images, 3)
     centred = graph.op("Sub", graph.op("Mul", images, graph.numbers(2)), graph.numbers(1))
     pixels = pad_to_multiple(graph, centred, height, width)
-    stages, rebuilt = autoencoder(graph, pixels, adapted.autoencoder, adapted.moments)
+    stages, rebuilt = autoencoder(graph, pixels, adapted.universal.autoencoder, adapted.moments)
 
     gap = graph.op("Abs", graph.op("Sub", pixels, rebuilt))
     gap = graph.op("ReduceMean", gap, graph.integers(1), keepdims=1)
     gap = crop(graph, gap, height, width, 1)  # (N, 1, H, W), the padding cut off
-    cell = [GAP_STRIDE] * 2
+    cell = [FINE] * 2
     gap = graph.op("AveragePool", gap, kernel_shape=cell, strides=cell)  # (N, 1, H / 4, W / 4)
-    parts = [graph.op("Mul", gap, graph.numbers(config.gap_weight / adapted.typical["gap"]))]
     rows, columns = graph.side(gap, 2), graph.side(gap, 3)
-    for level, memory in adapted.memory.items():
-        stage = crop(graph, stages[STRIDES.index(level)], height, width, level)
+    *units, gap_unit = known.typical.tolist()
+    *shares, gap_share = adapted.universal.mix.softmax(0).tolist()
+    parts = [doublings(graph, gap, gap_unit, gap_share)]
+    for (level, memory), unit, share in zip(known.memory.items(), units, shares, strict=True):
+        stage = crop(graph, stages[STAGES.index(level)], height, width, level)
         distance = nearest_distance(graph, graph.unit_length(stage), memory)
-        unit = adapted.typical[f"distance.{level}"] * len(adapted.memory)
-        grid = graph.resize(distance, rows, columns)
-        parts.append(graph.op("Div", grid, graph.numbers(unit)))
-    return graph.op("Div", graph.op("Sum", *parts), graph.numbers(1 + config.gap_weight))
+        parts.append(doublings(graph, graph.resize(distance, rows, columns), unit, share))
+    return graph.op("Sum", *parts)
+
+
+def doublings(graph: Graph, grid: Value, unit: float, share: float) -> Value:
+    """``share * log2(1 + grid / unit)``."""
+    ratio = graph.op("Div", grid, graph.numbers(unit))
+    logarithm = graph.op("Log", graph.op("Add", ratio, graph.numbers(1)))
+    return graph.op("Mul", logarithm, graph.numbers(share / float(np.log(2))))
 
 
 def pad_to_multiple(graph: Graph, x: Value, height: Value, width: Value) -> Value:

@@ -1,191 +1,244 @@
-"""The ``pixel`` preset: A and what its adapted self finds unusual, nothing pretrained by others.
+"""The ``pixel`` preset: the universal model A + P + T, nothing pretrained by others.
 
-Adapting takes a few gradient steps of A on the support (reconstruction), then remembers the
-support's features in A's own encoder. A pixel is anomalous where A cannot rebuild it, and where
-its features have no match among the support's.
+Adapting takes the meta-learned gradient steps of A on the support, then remembers what A's encoder
+says of it. In ``long`` mode T is then trained on synthetic defects of the support images.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from metaformer.autoencoder import SIZE_MULTIPLE, Autoencoder, AutoencoderConfig
-from metaformer.memory import cosine_distance, merge_samples
+from metaformer.autoencoder import SIZE_MULTIPLE, AutoencoderConfig, Moments
+from metaformer.inner_loop import InnerRates
+from metaformer.memory import merge_samples
+from metaformer.model import (
+    CELL,
+    Known,
+    Reading,
+    UniversalConfig,
+    UniversalModel,
+    crop,
+    know,
+    read,
+    respond,
+)
+from metaformer.pixel_fit import choose, fit, support_moments
+from metaformer.prior import InstancePrior, PriorConfig, load_prior
 
-WEIGHTS = "autoencoder.safetensors"
-STRIDES = (2, 4, 8, 16, 32)
-"""Strides of A's encoder stages."""
-BATCH = 4
-"""Support images per gradient step; bounds memory at 256 pixels to about 1 GB."""
+WEIGHTS, CARD = "universal.safetensors", "universal.json"
+Mode = Literal["fast", "long"]
 
-MOMENT_IMAGES = 16
-"""Support images that the moments are taken over; 16 hold a million pixels a channel."""
+
+class UniversalWeightsError(ValueError):
+    """Weights that cannot be used; the message says which and why."""
 
 
 @dataclass(frozen=True)
 class PixelConfig:
-    """How A is adapted and compared."""
+    """How the universal model is adapted."""
 
     resolution: int = 256
-    steps: int = 2
-    """Gradient steps on each support image."""
-    learning_rate: float = 3e-4
-    levels: tuple[int, ...] = (4, 8, 16)
-    """Strides of A's encoder whose features are compared with the support's."""
-    gap_weight: float = 0.5
-    """Weight of the reconstruction gap beside the features' distances."""
-    max_tokens: int = 20_000
+    mode: Mode = "fast"
+    """``fast``: the meta-learned steps of A, seconds; the map is the one before T, which as
+    meta-trained finds synthetic defects better and unknown real material worse
+    (``docs/decisions/0005-universal.md``). ``long``: T is trained on the support and used."""
+    max_images: int = 64
+    """Support images that tokens are kept of, drawn at random."""
+    max_tokens: int = 4096
+    """Tokens of the support kept at each level, drawn at random."""
+    attention_tokens: int = 2048
+    """Tokens of the support that T attends to, drawn at random."""
     score_share: float = 0.01
-    sigma: float = 2.0
+    sigma: float = 1.0
     """Gaussian blur of the map, in cells of stride 4."""
+
+    @property
+    def corrects(self) -> bool:
+        """Whether T has its say."""
+        return self.mode == "long"
 
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image padded to what A takes."""
+    """An image padded to what A takes, and what P says of it."""
 
     pixels: Tensor
     """(1, 3, H, W) in [-1, 1], sides multiples of 128."""
+    response: Tensor
+    """(1, 1, H, W) in [0, 1]."""
     height: int
     """Rows that are image; the rest is padding, on the bottom."""
     width: int
 
+    def with_pixels(self, image: Tensor) -> PreparedImage:
+        """Another image (1, 3, height, width) in [0, 1] of the same object: R stays."""
+        return replace(self, pixels=padded(image * 2 - 1))
+
 
 class PixelModel:
-    """Universal part of the preset: A as pre-trained."""
+    """Universal part of the preset: A, P and T as meta-trained."""
 
     size_multiple = 16
     view_factor = 1.3
-    max_folds = 2
-    """Each fold is an adaptation of A of its own, so there are few."""
-
-    def __init__(self, config: PixelConfig, autoencoder: Autoencoder) -> None:
-        self.config = config
-        self.autoencoder = autoencoder
-
-    @classmethod
-    def from_pretrained(cls, config: PixelConfig | None = None) -> PixelModel:
-        content = resources.files("metaformer.weights").joinpath(WEIGHTS).read_bytes()
-        autoencoder = Autoencoder(AutoencoderConfig())
-        autoencoder.load_state_dict(
-            {name: tensor.float() for name, tensor in load_safetensors(content).items()}
-        )
-        return cls(config or PixelConfig(), autoencoder.eval())
-
-    def prepare(self, image: Tensor) -> PreparedImage:
-        """Pad one image (1, 3, H, W) in [0, 1] by repeating its last row and column."""
-        height, width = image.shape[2:]
-        bottom, right = -height % SIZE_MULTIPLE, -width % SIZE_MULTIPLE
-        padded = F.pad(image * 2 - 1, (0, right, 0, bottom), mode="replicate")
-        return PreparedImage(padded, height, width)
-
-    def adapt(self, support: Sequence[PreparedImage], *, seed: int) -> AdaptedPixel:
-        """A few gradient steps of a copy of A on the support, then remember its features."""
-        autoencoder = Autoencoder(self.autoencoder.config)
-        autoencoder.load_state_dict(self.autoencoder.state_dict())
-        generator = torch.Generator().manual_seed(seed)
-        fit(autoencoder, support, self.config, generator)
-        moments = support_moments(autoencoder, support, generator)
-        adapted = AdaptedPixel(self.config, autoencoder.eval(), moments, {}, {})
-        adapted.remember(support, generator)
-        return adapted
-
-
-def fit(
-    autoencoder: Autoencoder,
-    support: Sequence[PreparedImage],
-    config: PixelConfig,
-    generator: torch.Generator,
-) -> None:
-    """Reconstruct the support; each batch, of one image size, by its own moments."""
-    optimiser = torch.optim.Adam(autoencoder.parameters(), lr=config.learning_rate)
-    for _ in range(config.steps):
-        for batch in batches_of_one_size(support, generator):
-            pixels = torch.cat([image.pixels for image in batch])  # (b, 3, H, W)
-            with torch.autocast("cpu", torch.bfloat16):
-                rebuilt = autoencoder(pixels)
-            optimiser.zero_grad(set_to_none=True)
-            F.mse_loss(rebuilt.float(), pixels).backward()
-            optimiser.step()
-
-
-def batches_of_one_size(
-    support: Sequence[PreparedImage], generator: torch.Generator
-) -> list[list[PreparedImage]]:
-    """The support in a random order, in batches of images that can be stacked."""
-    order = torch.randperm(len(support), generator=generator).tolist()
-    by_size: dict[torch.Size, list[PreparedImage]] = {}
-    for i in order:
-        by_size.setdefault(support[i].pixels.shape, []).append(support[i])
-    return [
-        same[start : start + BATCH]
-        for same in by_size.values()
-        for start in range(0, len(same), BATCH)
-    ]
-
-
-@torch.no_grad()
-def support_moments(
-    autoencoder: Autoencoder, support: Sequence[PreparedImage], generator: torch.Generator
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Moments over the support, or over ``MOMENT_IMAGES`` of it, which bounds memory."""
-    chosen = torch.randperm(len(support), generator=generator)[:MOMENT_IMAGES].sort().values
-    by_size: dict[torch.Size, list[Tensor]] = {}
-    for i in chosen.tolist():
-        by_size.setdefault(support[i].pixels.shape, []).append(support[i].pixels)
-    return autoencoder.support_moments(*(torch.cat(same) for same in by_size.values()))
-
-
-class AdaptedPixel:
-    """A fitted to one product, with the memory of its support."""
+    max_folds = 10
 
     def __init__(
         self,
         config: PixelConfig,
-        autoencoder: Autoencoder,
-        moments: dict[str, tuple[Tensor, Tensor]],
-        memory: dict[int, Tensor],
-        typical: dict[str, float],
+        universal: UniversalModel,
+        rates: InnerRates,
+        prior: InstancePrior,
     ) -> None:
         self.config = config
-        self.autoencoder = autoencoder
+        self.universal = universal.eval()
+        self.rates = rates
+        self.prior = prior
+
+    @classmethod
+    def from_pretrained(
+        cls, config: PixelConfig | None = None, folder: Path | None = None
+    ) -> PixelModel:
+        """With the package's weights, or those in ``folder``."""
+        universal, rates = load_universal(folder)
+        return cls(config or PixelConfig(), universal, rates, load_prior())
+
+    def prepare(self, image: Tensor) -> PreparedImage:
+        """Pad one image (1, 3, H, W) in [0, 1], and ask P where its object is."""
+        pixels = image * 2 - 1
+        response = padded(respond(self.prior, pixels))
+        return PreparedImage(padded(pixels), response, *image.shape[2:])
+
+    def adapt(self, support: Sequence[PreparedImage], *, seed: int) -> AdaptedPixel:
+        """The meta-learned steps of a copy of A on the support, then remember the support."""
+        generator = torch.Generator().manual_seed(seed)
+        images = [image.pixels for image in support]
+        fitted = fit(self.universal, self.rates, images, generator)
+        moments = support_moments(fitted.autoencoder, images, generator)
+        adapted = AdaptedPixel(self.config, fitted, self.prior, moments, None)
+        adapted.readings = [adapted.read(image) for image in support]
+        adapted.known = adapted.know(adapted.readings, generator)
+        return adapted
+
+
+def padded(image: Tensor) -> Tensor:
+    """(1, C, H, W) with its last row and column repeated up to multiples of 128."""
+    bottom, right = (-side % SIZE_MULTIPLE for side in image.shape[2:])
+    image = F.pad(image, (0, right, 0, bottom), mode="replicate")
+    return image.contiguous(memory_format=torch.channels_last)
+
+
+def load_universal(folder: Path | None = None) -> tuple[UniversalModel, InnerRates]:
+    """A and T with their weights, and the learned inner rates.
+
+    Args:
+        folder: what ``metaformer pretrain universal`` wrote; None for the package's own.
+
+    Raises:
+        UniversalWeightsError: the files are missing or damaged, or do not belong together.
+    """
+    place = resources.files("metaformer.weights") if folder is None else folder
+    try:
+        weights = load_safetensors((place / WEIGHTS).read_bytes())
+        card = json.loads((place / CARD).read_text(encoding="utf-8"))
+        return universal_from_tensors(weights, card["config"])
+    except Exception as error:
+        raise UniversalWeightsError(
+            f"{place}: the universal weights cannot be used ({error}). Expected are {WEIGHTS} and "
+            f"{CARD} as `metaformer pretrain universal` writes them."
+        ) from error
+
+
+def universal_from_tensors(
+    weights: dict[str, Tensor], config: dict[str, Any]
+) -> tuple[UniversalModel, InnerRates]:
+    """The model and its inner rates, as meta-training exports them.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    state = {name: tensor.float() for name, tensor in weights.items()}
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"universal weights: {name} holds values that are not finite.")
+    rates = state.pop("inner_rates")  # (names, steps)
+    universal = UniversalModel(universal_config(config))
+    universal.load_state_dict(state)
+    universal.autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    inner = InnerRates(universal.autoencoder, rates.shape[1], 0.0)
+    inner.rates.data.copy_(rates)
+    return universal.requires_grad_(False).eval(), inner.requires_grad_(False)
+
+
+def universal_config(content: dict[str, Any]) -> UniversalConfig:
+    return UniversalConfig(
+        **{**content, "autoencoder": AutoencoderConfig(**content["autoencoder"])}
+    )
+
+
+class AdaptedPixel:
+    """The universal model fitted to one product, with the memory of its support."""
+
+    def __init__(
+        self,
+        config: PixelConfig,
+        universal: UniversalModel,
+        prior: InstancePrior,
+        moments: Moments,
+        known: Known | None,
+    ) -> None:
+        self.config = config
+        self.universal = universal
+        self.prior = prior
         self.moments = moments
-        self.memory = memory  # stride -> (N, C), unit length
-        self.typical = typical  # channel -> its mean on the support, the unit it is measured in
+        self.known = known
+        self.readings: list[Reading] = []
+        """Of the support images, while they are needed to calibrate; then none."""
 
     @property
     def model(self) -> PixelModel:
         """The preset's fixed parts; its weights are those of this product."""
-        return PixelModel(self.config, self.autoencoder)
+        rates = InnerRates(self.universal.autoencoder, 1, 0.0)
+        return PixelModel(self.config, self.universal, rates, self.prior)
 
     @torch.no_grad()
-    def remember(self, support: Sequence[PreparedImage], generator: torch.Generator) -> None:
-        """Fill the memory and measure how large gap and distance are on normal images."""
-        tokens: dict[int, list[Tensor]] = {level: [] for level in self.config.levels}
-        gaps = []
-        for image in support:
-            features, gap = self._read(image)
-            gaps.append(gap.mean())
-            for level in self.config.levels:
-                tokens[level].append(features[level].flatten(1).T)  # (h * w, C)
-        for level, images in tokens.items():
-            memory = torch.cat(images)
-            chosen = torch.randperm(len(memory), generator=generator)[: self.config.max_tokens]
-            self.memory[level] = memory[chosen].contiguous()
-            # Half of the memory against the other half: what distance a match usually has.
-            half = len(self.memory[level]) // 2
-            distances = cosine_distance(self.memory[level][half:][:2000], self.memory[level][:half])
-            self.typical[f"distance.{level}"] = float(distances.mean()) + 1e-6
-        self.typical["gap"] = float(torch.stack(gaps).mean()) + 1e-6
+    def read(self, image: PreparedImage) -> Reading:
+        """What A and P say of one image, padding cut off."""
+        stages, rebuilt, _ = self.universal.autoencoder.read(image.pixels, self.moments)
+        reading = read(image.pixels, stages, rebuilt, image.response)
+        return crop(reading, image.height, image.width)
+
+    def know(self, readings: Sequence[Reading], generator: torch.Generator) -> Known:
+        """Keep readings, no more than the configured numbers of images and tokens of them."""
+        known = know(choose(readings, self.config.max_images, generator))
+        for level, memory in known.memory.items():
+            kept = torch.randperm(len(memory), generator=generator)[: self.config.max_tokens]
+            known.memory[level] = memory[kept.sort().values].contiguous()
+        kept = torch.randperm(len(known.tokens), generator=generator)
+        kept = kept[: self.config.attention_tokens].sort().values
+        return replace(
+            known,
+            tokens=known.tokens[kept],
+            places=known.places[kept],
+            response=known.response[kept],
+            images=len(readings),
+        )
+
+    @torch.no_grad()
+    def left_out_maps(self, fold: set[int], *, seed: int) -> dict[int, Tensor]:
+        """Raw maps (h, w) of the support images of ``fold`` with only the others in memory."""
+        others = [reading for i, reading in enumerate(self.readings) if i not in fold]
+        known = self.know(others, torch.Generator().manual_seed(seed))
+        return {i: self._find(self.readings[i], known) for i in fold}
 
     @torch.no_grad()
     def extended(self, images: Sequence[PreparedImage], *, earlier: int, seed: int) -> AdaptedPixel:
@@ -194,78 +247,105 @@ class AdaptedPixel:
         The weights, moments and units stay those of the ``earlier`` support images: fitting A anew
         takes all images, and the memory of earlier ones is worth nothing under other weights.
         """
+        assert self.known is not None
+        if not images:
+            return self
         generator = torch.Generator().manual_seed(seed)
-        tokens: dict[int, list[Tensor]] = {level: [old[:0]] for level, old in self.memory.items()}
-        for image in images:
-            features, _ = self._read(image)
-            for level, of_level in tokens.items():
-                of_level.append(features[level].flatten(1).T)  # (h * w, C)
-        memory = {
-            level: merge_samples(
-                old,
-                new := torch.cat(tokens[level]),
-                stands_for=round(earlier * len(new) / max(1, len(images))),
-                most=self.config.max_tokens,
-                generator=generator,
+        readings = [self.read(image) for image in images]
+        old, new = self.known, self.know(readings, generator)
+
+        def merge(one: Tensor, other: Tensor, most: int, each: int) -> Tensor:
+            return merge_samples(
+                one, other, stands_for=earlier * each, most=most, generator=generator
             )
-            for level, old in self.memory.items()
+
+        each = len(new.memory[CELL]) // max(1, len(images))
+        memory = {
+            level: merge(
+                old.memory[level],
+                new.memory[level],
+                self.config.max_tokens,
+                each * CELL**2 // level**2,
+            )
+            for level in old.memory
         }
-        return AdaptedPixel(self.config, self.autoencoder, self.moments, memory, self.typical)
+        joined = [
+            torch.cat([known.tokens, known.places, known.response[:, None]], dim=1)
+            for known in (old, new)
+        ]
+        rows = merge(joined[0], joined[1], self.config.attention_tokens, each)
+        known = Known(
+            tokens=rows[:, :-3],
+            places=rows[:, -3:-1],
+            response=rows[:, -1],
+            memory=memory,
+            typical=old.typical,
+            images=earlier + len(images),
+        )
+        return AdaptedPixel(self.config, self.universal, self.prior, self.moments, known)
 
     @torch.no_grad()
     def anomaly_map(self, image: PreparedImage) -> Tensor:
         """(h, w) raw map at stride 4, about 1 where all is normal."""
-        features, gap = self._read(image)
-        size = (gap.shape[0] // 4, gap.shape[1] // 4)
-        total = F.interpolate(gap[None, None], size=size, mode="area")
-        total = total * (self.config.gap_weight / self.typical["gap"])
-        for level, memory in self.memory.items():
-            tokens = features[level]  # (C, h, w)
-            distance = cosine_distance(tokens.flatten(1).T, memory)
-            grid = distance.reshape(1, 1, *tokens.shape[1:]) / self.typical[f"distance.{level}"]
-            total = total + F.interpolate(grid, size=size, mode="bilinear") / len(self.memory)
-        return total[0, 0] / (1 + self.config.gap_weight)
+        assert self.known is not None
+        return self._find(self.read(image), self.known)
 
-    def _read(self, image: PreparedImage) -> tuple[dict[int, Tensor], Tensor]:
-        """Unit-length encoder features by stride and the gap (H, W), padding cut off."""
-        *stages, code = self.autoencoder.encode(image.pixels, self.moments)
-        rebuilt = self.autoencoder.decode(code, self.moments)
-        gap = (image.pixels - rebuilt).abs().mean(1)[0, : image.height, : image.width]
-        features = {}
-        for stride, stage in zip(STRIDES, stages, strict=True):
-            if stride in self.config.levels:
-                rows, columns = image.height // stride, image.width // stride
-                features[stride] = F.normalize(stage[0, :, :rows, :columns], dim=0)
-        return features, gap
+    def _find(self, reading: Reading, known: Known) -> Tensor:
+        return self.universal.find(reading, known, correct=self.config.corrects).anomaly[0]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and settings to save; ``from_state`` restores the same scores bit for bit."""
-        tensors = {f"autoencoder.{n}": t for n, t in self.autoencoder.state_dict().items()}
-        tensors |= {f"memory.{level}": memory for level, memory in self.memory.items()}
+        assert self.known is not None
+        known = self.known
+        tensors = {f"universal.{n}": t for n, t in self.universal.state_dict().items()}
+        tensors |= {f"prior.{n}": t for n, t in self.prior.state_dict().items()}
+        tensors |= {f"memory.{level}": memory for level, memory in known.memory.items()}
+        tensors |= {
+            "known.tokens": known.tokens,
+            "known.places": known.places,
+            "known.response": known.response,
+            "known.typical": known.typical,
+        }
         for name, (mean, variance) in self.moments.items():
             tensors[f"moments.{name}.mean"], tensors[f"moments.{name}.variance"] = mean, variance
         settings = {
             "config": asdict(self.config),
-            "autoencoder": asdict(self.autoencoder.config),
-            "typical": self.typical,
+            "universal": asdict(self.universal.config),
+            "prior": asdict(self.prior.config),
+            "images": known.images,
         }
-        return tensors, json.loads(json.dumps(settings))
+        return {n: t.contiguous() for n, t in tensors.items()}, json.loads(json.dumps(settings))
 
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], settings: dict[str, Any]) -> AdaptedPixel:
-        stored = settings["config"]
-        config = PixelConfig(**{**stored, "levels": tuple(stored["levels"])})
-        autoencoder = Autoencoder(AutoencoderConfig(**settings["autoencoder"]))
-        start = "autoencoder."
-        autoencoder.load_state_dict(
-            {n[len(start) :]: t for n, t in tensors.items() if n.startswith(start)}
+        if "universal" not in settings:
+            raise ValueError(
+                "a pixel detector of an earlier version, whose model is gone: adapt again from the "
+                "good images"
+            )
+
+        def part(start: str) -> dict[str, Tensor]:
+            return {n[len(start) :]: t for n, t in tensors.items() if n.startswith(start)}
+
+        universal = UniversalModel(universal_config(settings["universal"]))
+        universal.load_state_dict(part("universal."))
+        universal.autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        prior = InstancePrior(PriorConfig(**settings["prior"]))
+        prior.load_state_dict(part("prior."))
+        moments = part("moments.")
+        names = sorted({name.rsplit(".", 1)[0] for name in moments})
+        known = Known(
+            tokens=tensors["known.tokens"],
+            places=tensors["known.places"],
+            response=tensors["known.response"],
+            memory={int(level): memory for level, memory in part("memory.").items()},
+            typical=tensors["known.typical"],
+            images=settings["images"],
         )
-        names = {
-            n[len("moments.") :].rsplit(".", 1)[0] for n in tensors if n.startswith("moments.")
-        }
-        moments = {
-            name: (tensors[f"moments.{name}.mean"], tensors[f"moments.{name}.variance"])
-            for name in sorted(names)
-        }
-        memory = {level: tensors[f"memory.{level}"] for level in config.levels}
-        return cls(config, autoencoder.eval(), moments, memory, settings["typical"])
+        return cls(
+            PixelConfig(**settings["config"]),
+            universal.requires_grad_(False).eval(),
+            prior.requires_grad_(False).eval(),
+            {name: (moments[f"{name}.mean"], moments[f"{name}.variance"]) for name in names},
+            known,
+        )

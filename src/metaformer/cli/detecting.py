@@ -18,6 +18,8 @@ from metaformer.cli.options import (
     Download,
     EngineOption,
     FalseAlarmRate,
+    Mode,
+    ModeName,
     Place,
     Preset,
     PresetName,
@@ -25,9 +27,22 @@ from metaformer.cli.options import (
     Resolution,
     ScoresFormatName,
     Seed,
+    UniversalWeights,
     clear_errors,
     progress_bar,
 )
+
+NOT_WITH_ADD = {
+    "preset",
+    "resolution",
+    "aligned",
+    "backbone",
+    "download",
+    "mode",
+    "universal_weights",
+    "seed",
+}
+"""Parameters of ``adapt`` that a detector to be extended has settled."""
 
 
 def adapt(
@@ -47,6 +62,8 @@ def adapt(
     backbone: Backbone = "efficientnet_lite0",
     backbone_weights: BackboneWeights = None,
     download: Download = False,
+    mode: Mode = ModeName.fast,
+    universal_weights: UniversalWeights = None,
     false_alarm_rate: FalseAlarmRate = 0.05,
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -66,7 +83,7 @@ def adapt(
 
         if add is not None:
             given = given_options(context)
-            refused = given & {"preset", "resolution", "aligned", "backbone", "download", "seed"}
+            refused = given & NOT_WITH_ADD
             if refused:
                 raise ValueError(
                     f"{', '.join(f'--{name}' for name in sorted(refused))}: with --add the "
@@ -84,6 +101,8 @@ def adapt(
                 backbone=backbone,
                 backbone_weights=backbone_weights,
                 download=download,
+                mode=mode.value,
+                universal_weights=universal_weights,
             )
             with progress_bar("adapting", quiet) as on_step:
                 detector = universal.adapt(
@@ -146,8 +165,11 @@ def predict(
     ] = Place.local,
     engine: Annotated[
         EngineOption,
-        typer.Option(help="What computes; auto measures which is fastest here; ray: as --on ray."),
-    ] = EngineOption.torch,
+        typer.Option(
+            help="What computes; auto: for 50 images or more the fastest that is installed, else "
+            "torch; ray: as --on ray."
+        ),
+    ] = EngineOption.auto,
     backbone_weights: BackboneWeights = None,
     maps: Annotated[bool, typer.Option(help="Write a heat map for each image.")] = True,
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
@@ -160,13 +182,13 @@ def predict(
         from metaformer.sources.shards import Sources, shards
 
         if engine is EngineOption.ray:
-            place, engine = Place.ray, EngineOption.torch
+            place, engine = Place.ray, EngineOption.auto
         if place is Place.ray:
             if scores_format is ScoresFormatName.csv:
                 raise ValueError("a Ray job writes Parquet. Leave out --format csv.")
             if as_json:
                 raise ValueError("a Ray job has no --json: its predictions are in scores/ only.")
-            if engine is not EngineOption.torch:
+            if engine not in (EngineOption.auto, EngineOption.torch):
                 raise ValueError("a Ray job computes with PyTorch. Leave out --engine.")
             if backbone_weights is not None:
                 raise ValueError(
@@ -186,6 +208,7 @@ def predict(
                 f"{'' if recursive else ' (--recursive looks into sub-folders too)'}."
             )
         predictions: list[dict[str, Any]] = []
+        computed_by = "torch"
 
         def on_image(name: str, outcome: Any) -> None:
             if as_json and not isinstance(outcome, str):
@@ -212,9 +235,11 @@ def predict(
                 if false_alarm_rate is not None:
                     detector = detector.with_false_alarm_rate(false_alarm_rate)
                 if engine is not EngineOption.torch:
-                    from metaformer.engines import with_engine
+                    from metaformer.engines import engine_name, pays_off, with_engine
 
-                    detector = with_engine(detector, engine.value)
+                    if engine is not EngineOption.auto or pays_off(sources):
+                        detector = with_engine(detector, engine.value)
+                    computed_by = engine_name(detector)
                 result = score_images(
                     detector,
                     sources,
@@ -233,6 +258,7 @@ def predict(
             "anomalous": result.anomalous,
             "of_earlier_runs": result.resumed,
             "interrupted": result.interrupted,
+            "engine": computed_by,
             "failed": result.failed,
             "failures": listed,
             "predictions": predictions,
@@ -246,6 +272,8 @@ def predict(
     if not quiet and not as_json:
         earlier = f" ({result.resumed} of them before)" if result.resumed else ""
         typer.echo(f"{result.scored} images scored{earlier}, {result.anomalous} anomalous.")
+        if computed_by != "torch":
+            typer.echo(f"engine: {computed_by}")
         shown = (
             "report.html"
             if report

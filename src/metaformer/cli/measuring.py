@@ -13,10 +13,13 @@ from metaformer.cli.options import (
     Backbone,
     BackboneWeights,
     Download,
+    Mode,
+    ModeName,
     Preset,
     PresetName,
     Quiet,
     Resolution,
+    UniversalWeights,
     clear_errors,
 )
 
@@ -37,6 +40,8 @@ def evaluate(
     backbone: Backbone = "efficientnet_lite0",
     backbone_weights: BackboneWeights = None,
     download: Download = False,
+    mode: Mode = ModeName.fast,
+    universal_weights: UniversalWeights = None,
     limit: Annotated[
         int | None, typer.Option(help="Test images per category, for a quick look.")
     ] = None,
@@ -65,6 +70,8 @@ def evaluate(
             backbone=backbone,
             backbone_weights=backbone_weights,
             download=download,
+            mode=mode.value,
+            universal_weights=universal_weights,
         )
         results = measure(
             categories[0] if len(categories) == 1 else categories,

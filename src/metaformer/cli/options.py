@@ -20,6 +20,11 @@ class PresetName(StrEnum):
     pixel = "pixel"
 
 
+class ModeName(StrEnum):
+    fast = "fast"
+    long = "long"
+
+
 class Place(StrEnum):
     local = "local"
     ray = "ray"
@@ -63,6 +68,17 @@ BackboneWeights = Annotated[
 Download = Annotated[
     bool,
     typer.Option("--download", help="Fetch the backbone's weights if they are not on the machine."),
+]
+Mode = Annotated[
+    ModeName,
+    typer.Option(help="Of the pixel preset: long also trains T on your images, for minutes."),
+]
+UniversalWeights = Annotated[
+    Path | None,
+    typer.Option(
+        help="Of the pixel preset: folder that `metaformer pretrain universal` wrote, instead of "
+        "the weights inside the package."
+    ),
 ]
 FalseAlarmRate = Annotated[
     float, typer.Option(help="Share of good parts that may be flagged, between 0 and 1.")

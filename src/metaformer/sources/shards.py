@@ -113,15 +113,20 @@ def count_images(sources: Sources) -> int | None:
     """
     total: int | None = 0
     for shard in shards(sources):
-        match shard:
-            case Files(paths=names) | ZipMembers(members=names):
-                count: int | None = len(names)
-            case Video():
-                count = frames_of(shard)
-            case TarArchive():
-                count = None
+        count = images_in(shard)
         total = None if total is None or count is None else total + count
     return total
+
+
+def images_in(shard: Shard) -> int | None:
+    """How many images there are in a shard, as ``count_images`` tells it."""
+    match shard:
+        case Files(paths=names) | ZipMembers(members=names):
+            return len(names)
+        case Video():
+            return frames_of(shard)
+        case TarArchive():
+            return None
 
 
 def frames_of(video: Video) -> int | None:

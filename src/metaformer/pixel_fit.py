@@ -1,0 +1,99 @@
+"""Fitting A to a support by the meta-learned steps: MAML's inner loop at test time.
+
+The gradient is taken over batches of images, each by its own moments, rather than over the whole
+support at once, which would take a gigabyte for every four images.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metaformer.autoencoder import Autoencoder, Moments
+from metaformer.inner_loop import LARGEST_GRADIENT, InnerRates, total_norm
+from metaformer.model import UniversalModel
+
+Item = TypeVar("Item")
+BATCH = 4
+"""Support images per gradient; bounds memory at 256 pixels to about 1 GB."""
+FIT_IMAGES = 16
+"""Support images that a step of A is taken on; more change its gradient little."""
+MOMENT_IMAGES = 16
+"""Support images that the moments are taken over; 16 hold a million pixels a channel."""
+
+
+def fit(
+    universal: UniversalModel,
+    rates: InnerRates,
+    images: Sequence[Tensor],
+    generator: torch.Generator,
+) -> UniversalModel:
+    """A copy whose A has taken the learned steps on the support.
+
+    Args:
+        images: (1, 3, H, W) each, in [-1, 1].
+    """
+    fitted = copy.deepcopy(universal)
+    autoencoder = fitted.autoencoder
+    parameters = dict(autoencoder.named_parameters())
+    adapted = [parameters[name] for name in rates.names]
+    chosen = choose(images, FIT_IMAGES, generator)
+    for step in range(rates.steps):
+        gradients = support_gradients(autoencoder, adapted, chosen)
+        norm = float(total_norm(gradients))
+        shrink = LARGEST_GRADIENT / max(norm, LARGEST_GRADIENT)
+        with torch.no_grad():
+            for parameter, rate, gradient in zip(
+                adapted, rates.rates[:, step].tolist(), gradients, strict=True
+            ):
+                parameter.sub_(gradient, alpha=rate * shrink)
+    return fitted.requires_grad_(False)
+
+
+def support_gradients(
+    autoencoder: Autoencoder, parameters: Sequence[Tensor], images: Sequence[Tensor]
+) -> list[Tensor]:
+    """Mean gradient of the reconstruction loss; each batch, of one size, by its own moments."""
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    total = [torch.zeros_like(parameter) for parameter in parameters]
+    for batch in batches_of_one_size(images):
+        with torch.autocast("cpu", torch.bfloat16):
+            rebuilt = autoencoder(batch)
+        loss = F.mse_loss(rebuilt.float(), batch) * (len(batch) / len(images))
+        for sum_, gradient in zip(total, torch.autograd.grad(loss, parameters), strict=True):
+            sum_.add_(gradient)
+    return total
+
+
+def batches_of_one_size(images: Sequence[Tensor]) -> Iterator[Tensor]:
+    """(1, 3, H, W) each -> batches of at most ``BATCH``, in the order given."""
+    by_size: dict[torch.Size, list[Tensor]] = {}
+    for image in images:
+        by_size.setdefault(image.shape, []).append(image)
+    for same in by_size.values():
+        for start in range(0, len(same), BATCH):
+            yield torch.cat(same[start : start + BATCH])
+
+
+def choose(images: Sequence[Item], most: int, generator: torch.Generator) -> list[Item]:
+    """At most ``most`` of the images, drawn at random, in their order."""
+    drawn = torch.randperm(len(images), generator=generator)[:most].sort().values
+    return [images[i] for i in drawn.tolist()]
+
+
+@torch.no_grad()
+def support_moments(
+    autoencoder: Autoencoder, images: Sequence[Tensor], generator: torch.Generator
+) -> Moments:
+    """Moments over the support, or over ``MOMENT_IMAGES`` of it, which bounds memory."""
+    by_size: dict[torch.Size, list[Tensor]] = {}
+    for image in choose(images, MOMENT_IMAGES, generator):
+        by_size.setdefault(image.shape, []).append(image)
+    with torch.autocast("cpu", torch.bfloat16):
+        return autoencoder.support_moments(*(torch.cat(same) for same in by_size.values()))
