@@ -50,7 +50,7 @@ class PixelConfig:
     resolution: int = 256
     mode: Mode = "fast"
     """``fast``: the meta-learned steps of A, seconds; the map is the one before T, which as
-    meta-trained finds synthetic defects better and unknown real material worse
+    meta-trained marks pixels better and ranks images worse
     (``docs/decisions/0005-universal.md``). ``long``: T is trained on the support and used."""
     max_images: int = 64
     """Support images that tokens are kept of, drawn at random."""

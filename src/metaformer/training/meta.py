@@ -61,6 +61,11 @@ class MetaLearner(nn.Module):
         self.model.autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.rates = InnerRates(self.model.autoencoder, config.inner_steps, config.inner_lr)
         if config.start is not None and rates is not None:
+            if rates.shape != self.rates.rates.shape:
+                raise ValueError(
+                    f"{config.start}: has rates for {rates.shape[1]} inner steps; accepted with it "
+                    f"is inner_steps: {rates.shape[1]}."
+                )
             self.rates.rates.data.copy_(rates)
 
 

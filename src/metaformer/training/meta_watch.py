@@ -24,12 +24,13 @@ def validate(
     episodes: Iterable[Episode],
     *,
     bfloat16: bool = True,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Adaptation gain, and how well defects are found; means over episodes.
 
     The gain is the loss on clean queries before the inner steps minus after. AUROC is within an
     episode, so that scores need not be comparable between products; ``first`` is the map before
-    T. An episode without both kinds of queries, or of pixels, is left out of that mean.
+    T. An episode without both kinds of queries, or of pixels, is left out of that mean, which is None if
+    none is left. Queries that are anomalous all over count for images only.
     """
     gains, found = [], []
     for number in episodes:
@@ -39,10 +40,10 @@ def validate(
         found.append(find_defects(model, prior, rates, task, bfloat16=bfloat16))
     before, after = torch.tensor(gains, dtype=torch.float64).unbind(1)
     gain = before - after
-    means = {
-        name: float(np.nanmean([one[name] for one in found]))
-        for name in (found[0] if found else ())
-    }
+    means = {}
+    for name in found[0] if found else ():
+        known = [one[name] for one in found if not np.isnan(one[name])]
+        means[name] = float(np.mean(known)) if known else None
     return {
         "before": float(before.mean()),
         "after": float(after.mean()),
@@ -73,6 +74,8 @@ def find_defects(
         finding = model.find(query, know([support]))
     pixels = task.masks[:, FINE // 2 :: FINE, FINE // 2 :: FINE].numpy() > 0.5
     images = task.masks.flatten(1).amax(1).numpy() > 0.5
+    if bool((task.masks.flatten(1).amin(1) > 0).any()):  # whole images: image metrics only
+        pixels = pixels & False
     result = {}
     for prefix, anomaly in (("", finding.anomaly), ("first_", finding.first)):
         result[f"{prefix}image_auroc"] = auroc(images, image_logits(anomaly).numpy())
