@@ -29,8 +29,8 @@ def validate(
 
     The gain is the loss on clean queries before the inner steps minus after. AUROC is within an
     episode, so that scores need not be comparable between products; ``first`` is the map before
-    T. An episode without both kinds of queries, or of pixels, is left out of that mean, which is None if
-    none is left. Queries that are anomalous all over count for images only.
+    T. An episode without both kinds of queries, or of pixels, is left out of that mean, which is
+    None if none is left. Queries that are anomalous all over count for images only.
     """
     gains, found = [], []
     for number in episodes:
