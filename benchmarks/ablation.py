@@ -27,7 +27,8 @@ from metaformer.episode_loss import LossWeights
 from metaformer.files import write_text
 from metaformer.model import UniversalConfig
 from metaformer.summary import machine
-from metaformer.training.meta import WEIGHTS, meta_train
+from metaformer.tables import cell
+from metaformer.training.meta import meta_train
 from metaformer.training.meta_config import MetaConfig, describe
 
 COLUMNS = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro")
@@ -103,7 +104,6 @@ def train(config: MetaConfig) -> None:
         return
     resume = (config.output / "checkpoint.safetensors").exists()
     meta_train(config, resume=resume, quiet=True)
-    assert (config.output / WEIGHTS).exists()
 
 
 def held_out(folder: Path) -> dict[str, dict[str, float]]:
@@ -158,22 +158,17 @@ def markdown(results: Sequence[dict[str, Any]], options: argparse.Namespace) -> 
     for result in results:
         for kind, found in result["held_out"].items():
             cells = [f"{found['gain']:.4f} ± {found['gain_std']:.4f}"]
-            cells += [f"{100 * found[name]:.1f}" for name in HELD_OUT[1:]]
+            aurocs = {"mean": found, "std": dict.fromkeys(HELD_OUT)}  # of one training
+            cells += [cell(aurocs, name) for name in HELD_OUT[1:]]
             lines.append(f"| {result['variant']} | {kind} | {' | '.join(cells)} |")
     for data in results[0]["sets"]:
         lines += ["", f"## {data}", "", f"| variant | {' | '.join(COLUMNS)} |"]
         lines.append(f"|{' --- |' * (1 + len(COLUMNS))}")
         for result in results:
             found = result["sets"][data]
-            cells = [number(found["mean"][name], found["std"][name]) for name in COLUMNS]
+            cells = [cell(found, name) for name in COLUMNS]
             lines.append(f"| {result['variant']} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
-
-
-def number(mean: float | None, std: float | None) -> str:
-    if mean is None:
-        return "-"
-    return f"{100 * mean:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

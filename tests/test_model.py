@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metaformer.autoencoder import Moments
+from metaformer.autoencoder import Autoencoder, Moments
 from metaformer.model import (
     CELL,
     FINE,
@@ -23,11 +23,11 @@ from metaformer.model import (
     UniversalModel,
     crop,
     know,
-    read_query,
-    read_support,
+    read,
+    respond,
     typical_distance,
 )
-from metaformer.prior import load_prior
+from metaformer.prior import InstancePrior, load_prior
 from metaformer.transformer import Response
 
 PRIOR = load_prior()
@@ -59,6 +59,22 @@ def make(config: UniversalConfig = SMALL, *, trained: bool = False) -> Universal
             parameter.add_(0.1 * torch.randn_like(parameter))
         model.transformer.openness.fill_(0.5)
     return model
+
+
+def read_support(
+    autoencoder: Autoencoder, prior: InstancePrior, support: Tensor
+) -> tuple[Reading, Moments]:
+    """Read a support of one image size, (K, 3, H, W), by its own moments."""
+    stages, rebuilt, moments = autoencoder.read(support)
+    return read(support, stages, rebuilt, respond(prior, support)), moments
+
+
+def read_query(
+    autoencoder: Autoencoder, prior: InstancePrior, images: Tensor, moments: Moments
+) -> Reading:
+    """Read images (B, 3, H, W) by the moments of a support."""
+    stages, rebuilt, _ = autoencoder.read(images, moments)
+    return read(images, stages, rebuilt, respond(prior, images))
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metaformer.inner_loop import InnerRates, adapt, read_task, reconstruct
-from metaformer.model import FINE, Finding, UniversalModel, know, read, respond
+from metaformer.inner_loop import InnerRates, Weights, adapt, read_task, reconstruct
+from metaformer.model import FINE, Finding, Reading, UniversalModel, know, read, respond
 from metaformer.prior import InstancePrior
 
 FOCUS = 2.0
@@ -73,7 +73,6 @@ def episode_loss(
     """
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         history = adapt(model.autoencoder, rates, task.support, second_order=second_order).weights
-        passes = read_task(model.autoencoder, history[-1], task.support, task.query)
         early = [
             weight
             * F.mse_loss(
@@ -83,15 +82,26 @@ def episode_loss(
             for weight, fast in zip(step_weights[:-1], history[1:-1], strict=True)
             if weight
         ]
-        responses = [respond(prior, images).float() for images in (task.support, task.query)]
-    support = read(task.support, passes.support_stages, passes.support_rebuilt, responses[0])
-    query = read(task.query, passes.query_stages, passes.query_rebuilt, responses[1])
+    support, query = read_episode(model, prior, history[-1], task, bfloat16=bfloat16)
     rebuild = step_weights[-1] * F.mse_loss(query.rebuilt, task.clean_query)
     losses = {"rebuild": loss_weights.rebuild * (rebuild + sum(early))}
     if loss_weights != LossWeights(loss_weights.rebuild, 0, 0, 0, 0):
         finding = model.find(query, know([support]))
         losses |= defect_losses(model, finding, task, loss_weights)
     return losses
+
+
+def read_episode(
+    model: UniversalModel, prior: InstancePrior, weights: Weights, task: Task, *, bfloat16: bool
+) -> tuple[Reading, Reading]:
+    """Support and queries of a task, as A with fast ``weights`` and P say of them."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        passes = read_task(model.autoencoder, weights, task.support, task.query)
+        responses = [respond(prior, images).float() for images in (task.support, task.query)]
+    return (
+        read(task.support, passes.support_stages, passes.support_rebuilt, responses[0]),
+        read(task.query, passes.query_stages, passes.query_rebuilt, responses[1]),
+    )
 
 
 def defect_losses(

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaformer.autoencoder import ENCODER_CHANNELS, Autoencoder, AutoencoderConfig, Moments
+from metaformer.autoencoder import ENCODER_CHANNELS, Autoencoder, AutoencoderConfig
 from metaformer.gap import GAP_CHANNELS, gap_channels
 from metaformer.memory import cosine_distance
 from metaformer.prior import InstancePrior
@@ -278,22 +278,6 @@ def respond(prior: InstancePrior, images: Tensor) -> Tensor:
     """R (B, 1, H, W) of images (B, 3, H, W) in [-1, 1], without a gradient."""
     with torch.no_grad():
         return prior((images + 1) / 2)
-
-
-def read_support(
-    autoencoder: Autoencoder, prior: InstancePrior, support: Tensor
-) -> tuple[Reading, Moments]:
-    """Read a support of one image size, (K, 3, H, W), by its own moments."""
-    stages, rebuilt, moments = autoencoder.read(support)
-    return read(support, stages, rebuilt, respond(prior, support)), moments
-
-
-def read_query(
-    autoencoder: Autoencoder, prior: InstancePrior, images: Tensor, moments: Moments
-) -> Reading:
-    """Read images (B, 3, H, W) by the moments of a support."""
-    stages, rebuilt, _ = autoencoder.read(images, moments)
-    return read(images, stages, rebuilt, respond(prior, images))
 
 
 def _resize(grid: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor:

@@ -11,13 +11,11 @@ from metaformer.adaptation import Adapted
 from metaformer.autoencoder import SIZE_MULTIPLE
 from metaformer.backbone import EfficientNetLite0
 from metaformer.feature_model import AdaptedFeature
+from metaformer.memory import MEMORY_CHUNK
 from metaformer.model import FINE, STAGES
 from metaformer.onnx_graph import Graph, Value
 from metaformer.onnx_networks import autoencoder, backbone
 from metaformer.pixel_model import AdaptedPixel
-
-MEMORY_CHUNK = 1024
-"""Support tokens compared at once; bounds what the product of tokens and memory takes."""
 
 
 class UnsupportedExportError(ValueError):

@@ -73,12 +73,17 @@ def support_gradients(
 
 def batches_of_one_size(images: Sequence[Tensor]) -> Iterator[Tensor]:
     """(1, 3, H, W) each -> batches of at most ``BATCH``, in the order given."""
-    by_size: dict[torch.Size, list[Tensor]] = {}
-    for image in images:
-        by_size.setdefault(image.shape, []).append(image)
-    for same in by_size.values():
+    for same in by_size(images):
         for start in range(0, len(same), BATCH):
             yield torch.cat(same[start : start + BATCH])
+
+
+def by_size(images: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The images in groups that can be stacked, each in the order given."""
+    groups: dict[torch.Size, list[Tensor]] = {}
+    for image in images:
+        groups.setdefault(image.shape, []).append(image)
+    return list(groups.values())
 
 
 def choose(images: Sequence[Item], most: int, generator: torch.Generator) -> list[Item]:
@@ -92,8 +97,6 @@ def support_moments(
     autoencoder: Autoencoder, images: Sequence[Tensor], generator: torch.Generator
 ) -> Moments:
     """Moments over the support, or over ``MOMENT_IMAGES`` of it, which bounds memory."""
-    by_size: dict[torch.Size, list[Tensor]] = {}
-    for image in choose(images, MOMENT_IMAGES, generator):
-        by_size.setdefault(image.shape, []).append(image)
+    groups = by_size(choose(images, MOMENT_IMAGES, generator))
     with torch.autocast("cpu", torch.bfloat16):
-        return autoencoder.support_moments(*(torch.cat(same) for same in by_size.values()))
+        return autoencoder.support_moments(*(torch.cat(same) for same in groups))

@@ -1,7 +1,7 @@
 """The ``long`` mode of the pixel preset: T trained on synthetic defects of the support images.
 
 Each support image in turn is the query, with a defect drawn into it, and the others are what is
-known; a lone image is known to itself in another light. A and P stay as they are. Training stops
+known; a lone image is known to itself. A and P stay as they are. Training stops
 when defects that it was not trained on are found no better, and keeps T as it was at its best; only
 support images are ever seen. Ours.
 """
@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metaformer.defects import DefectConfig, draw_defect
+from metaformer.defects import draw_defect
 from metaformer.episode_loss import image_logits, location_loss, ranking_loss
 from metaformer.model import FINE, Known, Reading, UniversalModel, know
 from metaformer.pixel_model import AdaptedPixel, PreparedImage
+from metaformer.preprocess import to_tensor
 
 STEPS = 300
 LEARNING_RATE = 2e-4
@@ -64,7 +65,7 @@ def train_transformer(
         parameter.requires_grad_(True)
     optimiser = torch.optim.Adam(trained, lr=LEARNING_RATE)
     losses = [check(model, checks, good)]
-    best, best_state, since = losses[0], copy.deepcopy(model.state_dict()), 0
+    best, best_values, since = losses[0], copy.deepcopy(trained), 0
     for step in range(STEPS):
         drawn = example(adapted, support, good, rng)
         optimiser.zero_grad(set_to_none=True)
@@ -75,10 +76,12 @@ def train_transformer(
         losses.append(check(model, checks, good))
         since = since + 1 if losses[-1] >= best else 0
         if losses[-1] < best:
-            best, best_state = losses[-1], copy.deepcopy(model.state_dict())
+            best, best_values = losses[-1], copy.deepcopy(trained)
         if since == PATIENCE:
             break
-    model.load_state_dict(best_state)
+    with torch.no_grad():
+        for parameter, value in zip(trained, best_values, strict=True):
+            parameter.copy_(value)
     model.requires_grad_(False)
     return losses
 
@@ -93,8 +96,8 @@ def example(
     index = int(rng.integers(len(support)))
     image = support[index]
     pixels, donor = to_uint8(image), to_uint8(support[int(rng.integers(len(support)))])
-    defective, mask = draw_defect(pixels, rng, donor=donor, config=DefectConfig())
-    changed = image.with_pixels(torch.from_numpy(defective).permute(2, 0, 1)[None].float() / 255)
+    defective, mask = draw_defect(pixels, rng, donor=donor)
+    changed = image.with_pixels(to_tensor(defective, mask.shape))
     target = torch.from_numpy(mask)[None, None].float()
     return Example(adapted.read(changed), good[index], F.avg_pool2d(target, FINE)[:, 0], index)
 

@@ -22,7 +22,6 @@ from metaformer.autoencoder import SIZE_MULTIPLE, AutoencoderConfig, Moments
 from metaformer.inner_loop import InnerRates
 from metaformer.memory import merge_samples
 from metaformer.model import (
-    CELL,
     Known,
     Reading,
     UniversalConfig,
@@ -75,7 +74,7 @@ class PreparedImage:
     pixels: Tensor
     """(1, 3, H, W) in [-1, 1], sides multiples of 128."""
     response: Tensor
-    """(1, 1, H, W) in [0, 1]."""
+    """(1, 1, H, W) in [0, 1]; 1 throughout where T has no say."""
     height: int
     """Rows that are image; the rest is padding, on the bottom."""
     width: int
@@ -91,6 +90,7 @@ class PixelModel:
     size_multiple = 16
     view_factor = 1.3
     max_folds = 10
+    """Leave-one-out costs little: readings are kept, and A is not fitted anew."""
 
     def __init__(
         self,
@@ -113,10 +113,13 @@ class PixelModel:
         return cls(config or PixelConfig(), universal, rates, load_prior())
 
     def prepare(self, image: Tensor) -> PreparedImage:
-        """Pad one image (1, 3, H, W) in [0, 1], and ask P where its object is."""
+        """Pad one image (1, 3, H, W) in [0, 1]; if T has its say, ask P where the object is."""
         pixels = image * 2 - 1
-        response = padded(respond(self.prior, pixels))
-        return PreparedImage(padded(pixels), response, *image.shape[2:])
+        if self.config.corrects:
+            response = respond(self.prior, pixels)
+        else:
+            response = torch.ones_like(pixels[:, :1])  # nothing reads it
+        return PreparedImage(padded(pixels), padded(response), *image.shape[2:])
 
     def adapt(self, support: Sequence[PreparedImage], *, seed: int) -> AdaptedPixel:
         """The meta-learned steps of a copy of A on the support, then remember the support."""
@@ -254,26 +257,19 @@ class AdaptedPixel:
         readings = [self.read(image) for image in images]
         old, new = self.known, self.know(readings, generator)
 
-        def merge(one: Tensor, other: Tensor, most: int, each: int) -> Tensor:
-            return merge_samples(
-                one, other, stands_for=earlier * each, most=most, generator=generator
-            )
+        def merge(one: Tensor, other: Tensor, most: int) -> Tensor:
+            stands_for = round(earlier * len(other) / len(images))
+            return merge_samples(one, other, stands_for=stands_for, most=most, generator=generator)
 
-        each = len(new.memory[CELL]) // max(1, len(images))
         memory = {
-            level: merge(
-                old.memory[level],
-                new.memory[level],
-                self.config.max_tokens,
-                each * CELL**2 // level**2,
-            )
+            level: merge(old.memory[level], new.memory[level], self.config.max_tokens)
             for level in old.memory
         }
         joined = [
             torch.cat([known.tokens, known.places, known.response[:, None]], dim=1)
             for known in (old, new)
         ]
-        rows = merge(joined[0], joined[1], self.config.attention_tokens, each)
+        rows = merge(joined[0], joined[1], self.config.attention_tokens)
         known = Known(
             tokens=rows[:, :-3],
             places=rows[:, -3:-1],

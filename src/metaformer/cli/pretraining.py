@@ -43,7 +43,7 @@ def pretrain_universal(
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Meta-train A (MAML) on tasks made from unlabelled photos."""
+    """Meta-train A (MAML) and T on tasks made from unlabelled photos."""
     with clear_errors():
         from metaformer.training.meta import meta_train
         from metaformer.training.meta_config import MetaConfig

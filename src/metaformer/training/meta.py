@@ -28,6 +28,7 @@ from metaformer.inner_loop import InnerRates, step_weights
 from metaformer.model import UniversalModel
 from metaformer.novelty import novelty_tasks
 from metaformer.photo_pool import PhotoPool
+from metaformer.pixel_model import CARD, WEIGHTS
 from metaformer.prior import InstancePrior, load_prior
 from metaformer.training.checkpoints import (
     load_checkpoint,
@@ -41,7 +42,6 @@ from metaformer.training.distributed import Workers, average_gradients, join_wor
 from metaformer.training.meta_config import MetaConfig, describe
 from metaformer.training.meta_watch import to_task, validate
 
-WEIGHTS, CARD = "universal.safetensors", "universal.json"
 VALIDATION_SEED = 1
 """Added to the seed: held-out episodes are drawn apart from those of training."""
 

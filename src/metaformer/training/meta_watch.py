@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from metaformer.episode_loss import Task, image_logits
+from metaformer.episode_loss import Task, image_logits, read_episode
 from metaformer.episodes import Episode
-from metaformer.inner_loop import InnerRates, adapt, adaptation_gain, read_task
-from metaformer.model import FINE, UniversalModel, know, read, respond
+from metaformer.inner_loop import InnerRates, adapt, adaptation_gain
+from metaformer.model import FINE, UniversalModel, know
 from metaformer.prior import InstancePrior
 
 
@@ -33,8 +33,8 @@ def validate(
     None if none is left. Queries that are anomalous all over count for images only.
     """
     gains, found = [], []
-    for number in episodes:
-        task = to_task(number)
+    for drawn in episodes:
+        task = to_task(drawn)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             gains.append(adaptation_gain(model.autoencoder, rates, task.support, task.clean_query))
         found.append(find_defects(model, prior, rates, task, bfloat16=bfloat16))
@@ -65,12 +65,8 @@ def find_defects(
     """AUROC of images and pixels in one task, after T and before."""
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         fast = adapt(model.autoencoder, rates, task.support, second_order=False).weights[-1]
-        with torch.no_grad():
-            passes = read_task(model.autoencoder, fast, task.support, task.query)
-            responses = [respond(prior, images).float() for images in (task.support, task.query)]
     with torch.no_grad():
-        support = read(task.support, passes.support_stages, passes.support_rebuilt, responses[0])
-        query = read(task.query, passes.query_stages, passes.query_rebuilt, responses[1])
+        support, query = read_episode(model, prior, fast, task, bfloat16=bfloat16)
         finding = model.find(query, know([support]))
     pixels = task.masks[:, FINE // 2 :: FINE, FINE // 2 :: FINE].numpy() > 0.5
     images = task.masks.flatten(1).amax(1).numpy() > 0.5
