@@ -9,6 +9,7 @@ that are not run are held to the options that exist. A block that is neither run
 from __future__ import annotations
 
 import importlib.util
+import pkgutil
 import re
 import subprocess
 import sys
@@ -213,6 +214,17 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.slow
+def test_the_names_of_the_reference_are_there():
+    """Also where mkdocs, which would complain, is not installed."""
+    names = re.findall(r"^::: (\S+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    assert len(names) > 10
+    for name in names:
+        assert pkgutil.resolve_name(name), name
+        module = name.rpartition(".")[0]
+        source = getattr(pkgutil.resolve_name(name), "__module__", name)
+        assert source in (module, name), f"{name} is defined in {source}"
+
+
 def test_the_site_builds(tmp_path):
     """Without a warning, and its pages load nothing from elsewhere."""
     for name in ("mkdocs", "material", "mkdocstrings"):

@@ -37,10 +37,12 @@ from metaformer.engines import (
 )
 from metaformer.export import export_detector
 from metaformer.export_check import (
+    Comparison,
     Differences,
     ExportRefusedError,
     compare,
     measure,
+    rank_agreement,
     refuse_if_poor,
     refuse_if_wrong,
     with_defects,
@@ -51,7 +53,7 @@ from metaformer.images import list_images, read_image, resize_image
 from metaformer.onnx_detector import full_model
 from metaformer.onnx_graph import MissingExtraError, need
 from metaformer.onnx_maps import UnsupportedExportError
-from metaformer.runtimes import compile_model
+from metaformer.runtimes import PrecisionError, check_bf16, compile_model
 from metaformer.sources.shards import Sources
 
 pytest.importorskip("onnx")
@@ -217,6 +219,28 @@ def test_int8_is_measured(
     run = compile_model(output, "onnxruntime", threads=1)
     again = measure(compare(detectors["feature"], run, with_defects(boards)))
     assert again.max_score == pytest.approx(done.differences.max_score, abs=1e-5)
+
+
+def test_images_that_score_alike_have_no_order(
+    detectors: dict[str, Detector], models: dict[str, bytes], boards: list[Image]
+) -> None:
+    """Scores that moved by less than float32 may move are no evidence against a model."""
+    run = compile_model(models["feature"], "onnxruntime", threads=1)
+    comparisons = [
+        Comparison(c.expected, {**c.found, "score": np.float32(c.expected.score + moved)}, False)
+        for c in compare(detectors["feature"], run, boards)
+        for moved in (0.0009, -0.0009, 0.0)
+    ]
+    assert rank_agreement(comparisons) == pytest.approx(1)
+    comparisons[0].found["score"] = np.float32(0.9)
+    assert rank_agreement(comparisons) < 1
+
+
+def test_bf16_is_not_measured_where_there_is_none() -> None:
+    """OpenVINO would compute in float32 there, and no cost would be found."""
+    check_bf16(["FP32", "BF16"])
+    with pytest.raises(PrecisionError, match=r"FP32, INT8.*--precision f32"):
+        check_bf16(["FP32", "INT8"])
 
 
 @pytest.mark.parametrize(

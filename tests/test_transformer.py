@@ -56,6 +56,18 @@ def transformer(config: GapTransformerConfig = CONFIG, *, trained: bool = False)
     return model
 
 
+@pytest.mark.parametrize("logits", [1, 100, 2**19])
+def test_attention_in_blocks_is_attention(monkeypatch, logits):
+    """Without gradients queries are read some at a time, which changes nothing but the time."""
+    model, given_ = transformer(trained=True), inputs()
+    whole = model(*given_)
+    monkeypatch.setattr("metaformer.transformer.BLOCK_LOGITS", logits)
+    with torch.inference_mode():
+        blocks = model(*given_)
+    for name in ("correction", "gate", "residual", "rebuilt"):
+        torch.testing.assert_close(getattr(blocks, name), getattr(whole, name))
+
+
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000))
 def test_it_starts_without_a_say_whatever_the_response(seed: int) -> None:

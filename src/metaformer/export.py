@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -97,6 +99,7 @@ def export_detector(
     Raises:
         ExportRefusedError: the model does not say what PyTorch says, or lower precision costs too
             much; nothing is written.
+        PrecisionError: this processor has no bf16, so its cost cannot be measured.
         MissingExtraError: a package of the ``export`` extra is not installed.
         ValueError: a combination that does not exist, a wrong ending, too few images.
         OSError: the file cannot be written.
@@ -200,6 +203,18 @@ def write_openvino(model: Any, output: Path, metadata: dict[str, Any]) -> tuple[
     return output, weights
 
 
+@contextmanager
+def quiet_logging() -> Iterator[None]:
+    """Without onnxruntime's advice to its programmers, which it logs as warnings of the root."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(before)
+
+
 class CalibrationImages:
     """Images one by one, as onnxruntime asks for them."""
 
@@ -219,12 +234,13 @@ def quantise(model: Any, images: Sequence[Image]) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "f32.onnx", Path(folder) / "int8.onnx"
         onnx.save(model, before)
-        quantization.quantize_static(
-            before,
-            after,
-            CalibrationImages(images),
-            per_channel=True,
-            op_types_to_quantize=["Conv"],
-            nodes_to_exclude=convolutions[-2:],  # the blur of the finished map
-        )
+        with quiet_logging():
+            quantization.quantize_static(
+                before,
+                after,
+                CalibrationImages(images),
+                per_channel=True,
+                op_types_to_quantize=["Conv"],
+                nodes_to_exclude=convolutions[-2:],  # the blur of the finished map
+            )
         return onnx.load(after)

@@ -59,7 +59,8 @@ class Differences:
     verdicts: int
     """Images on the other side of the threshold."""
     rank_agreement: float | None
-    """Spearman correlation of the raw scores; None if there are fewer than three images."""
+    """Spearman correlation of the scores, those that moved by ``SCORE_TOLERANCE`` at most taken as
+    unmoved; None if there are fewer than three images."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -181,11 +182,19 @@ def measure(comparisons: Sequence[Comparison]) -> Differences:
 
 
 def rank_agreement(comparisons: Sequence[Comparison]) -> float:
-    """Spearman correlation of the raw scores."""
+    """Spearman correlation of the scores.
+
+    What moved no further than a float32 model may counts as unmoved: of images that score alike
+    (detectors know their own) the order is chance, and would be held against the model.
+    """
     from scipy.stats import spearmanr
 
-    expected = [c.expected.raw_score for c in comparisons]
-    return float(spearmanr(expected, [float(c.found["raw_score"]) for c in comparisons]).statistic)
+    expected = [c.expected.score for c in comparisons]
+    found = [
+        c.expected.score if c.score <= SCORE_TOLERANCE else float(c.found["score"])
+        for c in comparisons
+    ]
+    return float(spearmanr(expected, found).statistic)
 
 
 def refuse_if_wrong(comparisons: Sequence[Comparison]) -> None:

@@ -6,7 +6,7 @@ Whatever the runtime, a model is a function from the input array to its outputs 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,10 @@ from metaformer.onnx_graph import need
 Runtime = Literal["onnxruntime", "openvino"]
 Precision = Literal["f32", "bf16", "int8"]
 RunModel = Callable[[NDArray[Any]], dict[str, NDArray[Any]]]
+
+
+class PrecisionError(ValueError):
+    """The processor cannot compute in the precision that was asked for."""
 
 
 def compile_model(
@@ -32,6 +36,7 @@ def compile_model(
 
     Raises:
         MissingExtraError: the runtime is not installed.
+        PrecisionError: this processor has no bf16.
     """
     if runtime == "onnxruntime":
         return compile_onnxruntime(model, threads)
@@ -64,6 +69,8 @@ def compile_openvino(model: bytes | Path, threads: int, precision: Precision) ->
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
     core = openvino.Core()
+    if precision == "bf16":
+        check_bf16(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     network = core.read_model(model)
     compiled = core.compile_model(network, "CPU", settings)
     names = [output.get_any_name() for output in compiled.outputs]
@@ -75,6 +82,19 @@ def compile_openvino(model: bytes | Path, threads: int, precision: Precision) ->
             return {name: np.array(results[name]) for name in names}
 
     return run
+
+
+def check_bf16(capabilities: Sequence[str]) -> None:
+    """Raises: PrecisionError: the processor has no bf16.
+
+    OpenVINO then computes in float32 without a word, and a measurement would find no cost.
+    """
+    if "BF16" not in capabilities:
+        raise PrecisionError(
+            f"this processor cannot compute in bf16 (OpenVINO names {', '.join(capabilities)}), so "
+            f"what bf16 costs cannot be measured here. Export on a machine like the one that will "
+            f"run the model, or use --precision f32."
+        )
 
 
 def versions(runtime: Runtime) -> dict[str, str]:
