@@ -8,11 +8,13 @@ DOCS_STAMP := .venv/.installed-docs
 .PHONY: demo test lint slow docs clean
 
 $(STAMP): pyproject.toml constraints.txt
+	@echo "Setting up .venv: PyTorch and other packages, some minutes the first time."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
 	touch $(STAMP)
 
 $(DEV_STAMP): $(STAMP)
+	@echo "Installing what the tests need."
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $(DEV_STAMP)
 

@@ -117,9 +117,9 @@ class Calibration:
         if self.rule == "tail":
             return (
                 f"{n} normal images cannot guarantee a false-alarm rate of {rate:.1%} "
-                f"({needed} could). The threshold assumes that normal scores are roughly Gaussian; "
-                f"the rate is an estimate. The best guaranteed rate with {n} images is "
-                f"{1 / (n + 1):.1%}."
+                f"({needed} could). It is an estimate: the threshold takes the scores of normal "
+                f"images to be spread as a bell curve. The best rate that {n} images can "
+                f"guarantee is {1 / (n + 1):.1%}."
             )
         return (
             f"One normal image shows nothing of how good parts differ. The threshold comes from "

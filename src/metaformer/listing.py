@@ -9,6 +9,12 @@ from pathlib import Path
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 """Endings (lower case) of the files taken for images; case does not matter."""
 
+OTHER_IMAGE_SUFFIXES = frozenset(
+    {".avif", ".heic", ".heif", ".jp2", ".jxl", ".gif", ".raw"}
+    | {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"}
+)
+"""Endings of images that are not read: telephones and cameras write some of them."""
+
 _CLUTTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 
@@ -60,6 +66,33 @@ def list_images(folder: Path | str, *, recursive: bool = False) -> list[Path]:
         # Sorted, so that which of two links to one folder is kept does not depend on the disk.
         folders[:] = sorted((name for name in folders if is_visible(name)), key=natural_key)
     return sorted(found, key=lambda path: natural_key(path.relative_to(folder)))
+
+
+def count_passed_over(folder: Path | str, *, recursive: bool = False) -> dict[str, int]:
+    """How many images of ``folder`` are of a kind that is not read: ending -> count.
+
+    Raises: as ``list_images``.
+    """
+    counts: dict[str, int] = {}
+    for _, folders, files in os.walk(check_folder(folder)):
+        for name in files:
+            suffix = Path(name).suffix.lower()
+            if suffix in OTHER_IMAGE_SUFFIXES and is_visible(name):
+                counts[suffix] = counts.get(suffix, 0) + 1
+        if not recursive:
+            break
+        folders[:] = [name for name in folders if is_visible(name)]
+    return dict(sorted(counts.items()))
+
+
+def describe_passed_over(counts: dict[str, int]) -> str:
+    """What ``count_passed_over`` has found and what to do about it; empty if it found nothing."""
+    if not counts:
+        return ""
+    files = ", ".join(
+        f"{count} {suffix} file{'' if count == 1 else 's'}" for suffix, count in counts.items()
+    )
+    return f"{files} cannot be read here; convert to PNG, JPEG or TIFF."
 
 
 def list_folders(folder: Path | str) -> list[Path]:

@@ -18,12 +18,17 @@ from PIL import Image as PillowImage
 
 from metaformer.adaptation import SupportScore
 from metaformer.images import IMAGE_SUFFIXES, ImageError, list_images
+from metaformer.listing import count_passed_over, describe_passed_over
 
 ImageSource = Path | str | bytes | NDArray[Any] | PillowImage.Image
 
 
 class OddSupportWarning(UserWarning):
     """A support image looks unlike the rest: perhaps a defect, perhaps another product."""
+
+
+class PassedOverWarning(UserWarning):
+    """Some files of a folder are images of a kind that is not read."""
 
 
 class DuplicateSupportWarning(UserWarning):
@@ -40,13 +45,15 @@ def support_sources(images: Path | str | Sequence[ImageSource]) -> Sequence[Imag
     if not isinstance(images, (str, Path)):
         return list(images)
     sources = list_images(images)
+    passed_over = describe_passed_over(count_passed_over(images))
     if not sources:
         endings = ", ".join(sorted(IMAGE_SUFFIXES))
+        advice = passed_over or "Give the folder that holds the normal images itself."
         raise ImageError(
-            str(images),
-            f"no images in this folder (by their endings: {endings}). Give the folder that "
-            f"holds the normal images itself.",
+            str(images), f"no images in this folder (by their endings: {endings}). {advice}"
         )
+    if passed_over:
+        warnings.warn(f"{images}: {passed_over}", PassedOverWarning, stacklevel=3)
     return sources
 
 

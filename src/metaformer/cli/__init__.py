@@ -9,11 +9,22 @@ all results); 130 stopped by Ctrl-C (``watch``: or SIGTERM), what was finished i
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
+from typing import Annotated
 
 import typer
 
-from metaformer.cli import data, detecting, exporting, measuring, pretraining, serving, watching
+from metaformer.cli import (
+    data,
+    detecting,
+    exporting,
+    measuring,
+    predicting,
+    pretraining,
+    serving,
+    watching,
+)
 
 app = typer.Typer(
     name="metaformer",
@@ -23,8 +34,30 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"metaformer-ad {importlib.metadata.version('metaformer-ad')}")
+        raise typer.Exit
+
+
+@app.callback(no_args_is_help=True)
+def metaformer(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=show_version, is_eager=True
+        ),
+    ] = False,
+) -> None: ...
+
+
 app.command()(detecting.adapt)
-app.command()(detecting.predict)
+app.command(
+    epilog="Exit code: 0 all scored; 3 some images could not be read and are listed; 1 nothing "
+    "could be done; 130 stopped by Ctrl-C, the same command goes on."
+)(predicting.predict)
 app.command()(measuring.evaluate)
 app.command()(detecting.info)
 app.command()(detecting.demo)

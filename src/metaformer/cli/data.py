@@ -15,7 +15,9 @@ app = typer.Typer(help="Public data sets for benchmarking.", no_args_is_help=Tru
 @app.command("fetch")
 def data_fetch(
     name: Annotated[str, typer.Argument(help="Which set; `metaformer data list` names them.")],
-    destination: Annotated[Path, typer.Option("--output", "-o", help="Folder to put it in.")],
+    destination: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder to put it in; made if need be.")
+    ] = Path("data"),
     quiet: Quiet = False,
 ) -> None:
     """Download a public data set, checked, where its licence and address allow it."""
@@ -34,3 +36,5 @@ def data_list() -> None:
     for name, public in sorted(PUBLIC_SETS.items()):
         how = "fetched" if public.url else "by hand"
         typer.echo(f"{name:<16} {how:<8} {public.licence:<{width}}  {public.homepage}")
+    typer.echo("\nfetched: `metaformer data fetch NAME` downloads, checks and unpacks it.")
+    typer.echo("by hand: the same command says what to download, then checks and unpacks that.")

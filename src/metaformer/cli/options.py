@@ -43,47 +43,68 @@ class EngineOption(StrEnum):
     ray = "ray"
 
 
-Preset = Annotated[PresetName, typer.Option(help="Which universal model to adapt.")]
+RARE = "Rarely needed"
+"""Panel of the help for options that a first user passes over."""
+
+Preset = Annotated[
+    PresetName,
+    typer.Option(help="feature: the usual one; pixel: the paper's own, slower and behind it."),
+]
 Resolution = Annotated[
     int | None,
-    typer.Option(help="Working size in pixels; more finds smaller defects. The preset's if unset."),
+    typer.Option(
+        help="Working size in pixels, 256 if unset; more finds smaller defects, and takes longer."
+    ),
 ]
 Aligned = Annotated[
-    bool, typer.Option(help="Parts stand in the same place on every image: compare by place.")
+    bool,
+    typer.Option(
+        "--aligned", help="Parts stand in the same place on every image: compare by place."
+    ),
 ]
 Backbone = Annotated[
     str,
     typer.Option(
         help="Of the feature preset: the one inside the package, or a model of timm "
-        "(docs/backbones.md)."
+        "(docs/backbones.md).",
+        rich_help_panel=RARE,
     ),
 ]
 BackboneWeights = Annotated[
     Path | None,
     typer.Option(
         help="Safetensors file with the weights of a backbone of timm; looked for in the folder "
-        "$METAFORMER_WEIGHTS and in the Hugging Face cache if not given."
+        "$METAFORMER_WEIGHTS and in the Hugging Face cache if not given.",
+        rich_help_panel=RARE,
     ),
 ]
 Download = Annotated[
     bool,
-    typer.Option("--download", help="Fetch the backbone's weights if they are not on the machine."),
+    typer.Option(
+        "--download",
+        help="Fetch the backbone's weights if they are not on the machine.",
+        rich_help_panel=RARE,
+    ),
 ]
 Mode = Annotated[
     ModeName,
-    typer.Option(help="Of the pixel preset: long also trains T on your images, for minutes."),
+    typer.Option(
+        help="Of the pixel preset: long also trains T on your images, for minutes.",
+        rich_help_panel=RARE,
+    ),
 ]
 UniversalWeights = Annotated[
     Path | None,
     typer.Option(
         help="Of the pixel preset: folder that `metaformer pretrain universal` wrote, instead of "
-        "the weights inside the package."
+        "the weights inside the package.",
+        rich_help_panel=RARE,
     ),
 ]
 FalseAlarmRate = Annotated[
     float, typer.Option(help="Share of good parts that may be flagged, between 0 and 1.")
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", rich_help_panel=RARE)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no chatter.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Results as JSON on standard output.")]
 

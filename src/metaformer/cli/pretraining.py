@@ -15,7 +15,9 @@ app = typer.Typer(help="Train what is shipped with the package.", no_args_is_hel
 @app.command("prior")
 def pretrain_prior(
     config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
-    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train the instance-prior generator P from unlabelled photos."""
@@ -28,7 +30,9 @@ def pretrain_prior(
 @app.command("autoencoder")
 def pretrain_autoencoder_command(
     config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
-    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
+    ] = False,
 ) -> None:
     """Train A to reconstruct unlabelled photos, the start of the pixel preset."""
     with clear_errors():
@@ -40,7 +44,9 @@ def pretrain_autoencoder_command(
 @app.command("universal")
 def pretrain_universal(
     config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
-    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Meta-train A (MAML) and T on tasks made from unlabelled photos."""

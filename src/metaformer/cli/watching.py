@@ -36,7 +36,7 @@ def watch(
     webhook: Annotated[
         str | None, typer.Option(metavar="URL", help="Address to POST each result to, as JSON.")
     ] = None,
-    recursive: Annotated[bool, typer.Option(help="Watch sub-folders too.")] = False,
+    recursive: Annotated[bool, typer.Option("--recursive", help="Watch sub-folders too.")] = False,
     once: Annotated[
         bool, typer.Option("--once", help="End when the images that are there have been scored.")
     ] = False,
