@@ -146,6 +146,35 @@ def fuzz() -> str:
         ("answers that break it", len(openapi["failures"])),
         ("tracebacks in the server's log", found["tracebacks_in_server_log"]),
     ]
+    return as_table(rows)
+
+
+def load() -> str:
+    """What many clients at once saw."""
+    found = result("load.json")
+    memory = found["resident_megabytes"]
+    answers = ", ".join(f"{count} x {status}" for status, count in found["statuses"].items())
+    rows = [
+        ("clients, seconds", f"{found['clients']}, {found['seconds']:.0f}"),
+        ("machine", f"{found['machine']['processor']}, {found['machine']['cpus']} processors"),
+        ("requests", found["requests"]),
+        ("answers", answers),
+        ("requests without an answer", sum(found["broken"].values())),
+        ("images a second", found["images_per_second"]),
+        ("seconds to an answer, median", found["seconds_p50"]),
+        ("99 in 100 came within", f"{found['seconds_p99']} s"),
+        ("the slowest", f"{found['seconds_most']} s"),
+        ("memory at the start, at most, at the end", megabytes(memory)),
+        ("last third of the run over the second", f"{found['memory_growth']:+.1%}"),
+    ]
+    return as_table(rows)
+
+
+def megabytes(memory: list[float]) -> str:
+    return f"{memory[0]:.0f}, {max(memory):.0f}, {memory[-1]:.0f} MB"
+
+
+def as_table(rows: list[tuple[str, Any]]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {words} | {value} |" for words, value in rows)])
 
 
@@ -163,6 +192,12 @@ TABLES: dict[str, tuple[str, Callable[[], str], str]] = {
     ),
     "speed": ("speed.json", lambda: readme_tables.speed(), "python -m benchmarks.speed"),
     "engines": ("engines.md", lambda: written("engines.md"), "python -m benchmarks.engines"),
+    "load": ("load.json", load, "python -m benchmarks.load --clients 32 --seconds 300"),
+    "precision": (
+        "precision.md",
+        lambda: written("precision.md"),
+        "python -m benchmarks.precision",
+    ),
     "fuzz": ("fuzz.json", fuzz, "python -m benchmarks.fuzz"),
 }
 
