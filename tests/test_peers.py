@@ -10,14 +10,18 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is not in the package
 
+from benchmarks.baselines.feature_cache import Remembering
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers import speed
 from benchmarks.peers.anomaly_dino import AnomalyDino
-from benchmarks.peers.summary import comparison
+from benchmarks.peers.summary import UNIFIED, comparison, one_for_all
+
+from metaformer.backbone import EfficientNetLite0
 
 Image = NDArray[np.uint8]
 
@@ -66,6 +70,48 @@ def test_ours_stands_beside_the_best_peer_of_each_metric() -> None:
     last = comparison(rows).splitlines()[-1]
     assert "90.0 / 95.0 a" in last and "80.0 / 75.0 b" in last and last.endswith("| – | – |")
     assert comparison(rows[1:]).count("| d |") == 0  # nothing to compare with
+
+
+def test_one_detector_for_all_stands_beside_one_for_each() -> None:
+    common = {"seeds": [0, 1], "test_limit": 9}
+    own = result("feature", 0.9) | common | {"category": "d"}
+    other_seeds = own | {"seeds": [0]}
+    joint = result("feature", 0.8) | common | {"data": UNIFIED, "categories": {"d": own}}
+    joint["categories"] = {"d": result("feature", 0.85)}
+    assert one_for_all([own, other_seeds]) == ""
+    rows = [
+        line for line in one_for_all([own, other_seeds, joint]).splitlines() if "feature" in line
+    ]
+    assert rows == ["| feature | 4 | d | 85.0 / 90.0 | – | – | – |"]
+
+
+def test_features_are_computed_once_an_image_and_the_oldest_are_forgotten() -> None:
+    network = EfficientNetLite0(deepest=16).eval()
+    calls = []
+    network.register_forward_hook(lambda *_: calls.append(1))
+    images = torch.rand(3, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    expected = network(images)
+    calls.clear()
+    remembering = Remembering(network, budget=2**20)
+    for batch in (images, images[1:], images.flip(0)):
+        features = remembering(batch)
+    assert len(calls) == 3 and set(features) == {8, 16}
+    assert torch.allclose(features[16].flip(0), expected[16], atol=1e-5)
+    assert features[16].shape[1:] == expected[16].shape[1:]
+    small = Remembering(network, budget=1)
+    for _ in range(2):
+        small(images[:2])
+    assert len(calls) == 3 + 4 and len(small.kept) == 1
+
+
+def test_anomalibs_blur_in_two_passes_is_its_blur() -> None:
+    pytest.importorskip("anomalib")
+    from anomalib.models.components import GaussianBlur2d
+    from benchmarks.peers.anomalib_methods import SeparableBlur
+
+    blur = GaussianBlur2d(kernel_size=(33, 33), sigma=(4.0, 4.0), channels=1)
+    maps = torch.rand(2, 1, 64, 80, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(SeparableBlur(blur)(maps), blur(maps), atol=1e-6)
 
 
 def test_a_stopped_run_goes_on_and_computes_nothing_twice(tmp_path: Path) -> None:

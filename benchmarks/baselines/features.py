@@ -6,14 +6,15 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from metaformer.backbone import EfficientNetLite0, load_backbone
+from benchmarks.baselines.feature_cache import remembering
+from metaformer.backbone import load_backbone
 
 
 @cache
-def _backbone(deepest: int) -> EfficientNetLite0:
-    return load_backbone(deepest)
+def _backbone(deepest: int) -> nn.Module:
+    return remembering(load_backbone(deepest))
 
 
 @torch.no_grad()

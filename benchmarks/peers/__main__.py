@@ -11,18 +11,19 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.baselines import PaDiM, PatchCore
-from benchmarks.few_shot import markdown
+from benchmarks.baselines.feature_cache import keep_features, remembering
 from benchmarks.peers.anomaly_dino import AnomalyDino
-from benchmarks.peers.summary import comparison
+from benchmarks.peers.summary import UNIFIED, report
 from metaformer.benchmark import Method, Shots, evaluate, save_results
-from metaformer.datasets import load_categories
+from metaformer.datasets import Category, load_categories
 from metaformer.detector_method import DetectorMethod
 from metaformer.files import write_text
 
@@ -41,13 +42,18 @@ def _anomalib_padim() -> Method:
     return AnomalibPadim()
 
 
+def _ours(name: str, **settings: Any) -> Method:
+    method = DetectorMethod("feature", name=name, **settings)
+    model: Any = method.universal.model
+    model.backbone = remembering(model.backbone)
+    return method
+
+
 METHODS: dict[str, Callable[[], Method]] = {
-    "feature": lambda: DetectorMethod("feature"),
+    "feature": lambda: _ours("feature"),
     # PaDiM, too, compares place by place: its fair rival where parts stand still.
-    "feature-aligned": lambda: DetectorMethod("feature", aligned=True, name="feature-aligned"),
-    "feature-aligned-512": lambda: DetectorMethod(
-        "feature", aligned=True, resolution=512, name="feature-aligned-512"
-    ),
+    "feature-aligned": lambda: _ours("feature-aligned", aligned=True),
+    "feature-aligned-512": lambda: _ours("feature-aligned-512", aligned=True, resolution=512),
     # The control of every learned method on these features: distance alone, no learning.
     "nearest-patch": lambda: PatchCore(
         name="nearest-patch", strides=(16,), standardise=True, neighbours=0
@@ -73,29 +79,50 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
     torch.set_num_threads(options.threads)
     results = json.loads(options.output.read_text())["results"] if options.output.exists() else []
-    for root in options.roots:
-        categories = load_categories(root)
-        all_paired = all(category.is_paired for category in categories)
-        for shots in (1,) if all_paired else options.shots:
+    keep_features(options.keep)
+    loaded = {root.name: load_categories(root) for root in options.roots}
+    if options.unified:
+        loaded = {UNIFIED: [c for categories in loaded.values() for c in categories]}
+    for data, shots, name in _jobs(loaded, options):
+        method = METHODS[name]()
+        key = (data, name, shots)
+        same = [r for r in results if (r["data"], r["preset"], r["shots"]) == key]
+        if same and _is_same(same[0], method, options):
+            continue
+        started = time.perf_counter()
+        result = {"data": data} | evaluate(
+            loaded[data],
+            method,
+            shots=shots,
+            seeds=options.seeds,
+            unified=options.unified,
+            test_limit=options.limit,
+            quiet=options.quiet,
+        )
+        _without_times(result)
+        print(f"{data}, {name}, {shots} shots: {time.perf_counter() - started:.0f} s", flush=True)
+        results = [r for r in results if r not in same] + [result]
+        save_results({"packages": _versions(), "results": results}, options.output)
+        write_text(options.output.with_suffix(".md"), report(results, _versions()))
+
+
+def _jobs(
+    loaded: dict[str, list[Category]], options: argparse.Namespace
+) -> Iterator[tuple[str, Shots, str]]:
+    """Data, shots, method; by shots first, so that what is asked for first is whole first."""
+    for i, shots in enumerate(options.shots):
+        for data, categories in loaded.items():
+            is_paired = all(category.is_paired for category in categories)
+            if is_paired and i > 0:
+                continue  # a template is one image, whatever the shots
             for name in options.methods:
-                method = METHODS[name]()
-                key = (root.name, name, shots)
-                same = [r for r in results if (r["data"], r["preset"], r["shots"]) == key]
-                if same and _is_same(same[0], method, options):
-                    continue
-                print(f"{root.name}, {name}, {shots} shots", flush=True)
-                result = {"data": root.name} | evaluate(
-                    categories,
-                    method,
-                    shots=shots,
-                    seeds=options.seeds,
-                    test_limit=options.limit,
-                    quiet=options.quiet,
-                )
-                results = [r for r in results if r not in same] + [result]
-                save_results({"packages": _versions(), "results": results}, options.output)
-                table = f"{comparison(results)}\n{markdown(results)}"
-                write_text(options.output.with_suffix(".md"), table)
+                yield data, 1 if is_paired else shots, name
+
+
+def _without_times(result: dict[str, Any]) -> None:
+    """Features are kept between fits, so the times are not those of the methods."""
+    for summary in (result, *result.get("categories", {}).values()):
+        del summary["seconds"]
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -106,6 +133,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shots", type=_shots, default=[1, 4, 10], help='as 1,4,10 or "full"')
     parser.add_argument("--seeds", type=_numbers, default=[0, 1, 2], help="as 0,1,2")
     parser.add_argument("--limit", type=int, help="at most so many test images a category")
+    parser.add_argument("--unified", action="store_true", help="one detector for all roots")
+    parser.add_argument("--keep", type=int, default=3000, help="MB of features kept a backbone")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(arguments)

@@ -177,19 +177,17 @@ class PixelMetrics:
                 f"maps must be finite."
             )
         index = self._bin(values)  # (H, W)
-        size = len(self._cells) << self._bits
-        here = np.bincount(index.ravel(), minlength=size).astype(np.float64)
+        normal = index.ravel()
         if mask.any():
-            defective = index[mask]
+            defective, normal = index[mask], index[~mask]
             found, region = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
             region = region[mask]
             share = 1 / np.bincount(region, minlength=found)[region]
-            hits = np.bincount(defective, minlength=size)
-            here -= hits
-            self._counts[1, :size] += hits
-            self._counts[2, :size] += np.bincount(defective, weights=share, minlength=size)
+            np.add.at(self._counts[1], defective, 1.0)
+            np.add.at(self._counts[2], defective, share)
             self.regions += found - 1  # label 0 is the background
-        self._counts[0, :size] += here
+        # An image has far fewer pixels than there are bins: only theirs are touched.
+        np.add.at(self._counts[0], normal, 1.0)
         self.images += 1
 
     def _bin(self, values: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -205,7 +203,7 @@ class PixelMetrics:
             self._slot[new] = len(self._cells) + np.arange(len(new))
             self._cells.extend(new.tolist())
             while len(self._cells) << self._bits > MAX_BINS:
-                halves = self._counts.reshape(3, MAX_BINS // 2, 2).sum(axis=2)
+                halves = self._counts[:, ::2] + self._counts[:, 1::2]
                 self._counts[:, : MAX_BINS // 2] = halves
                 self._counts[:, MAX_BINS // 2 :] = 0
                 self._bits -= 1
