@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -65,6 +66,7 @@ def main() -> None:
 
 
 def measure(folder: Path, clients: int, seconds: float, seed: int) -> dict[str, Any]:
+    busy_before = os.getloadavg()[0]
     with live_service(folder / "store") as service:
         detector = make_detector(service.address)
         record = Record()
@@ -88,6 +90,7 @@ def measure(folder: Path, clients: int, seconds: float, seed: int) -> dict[str, 
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
+        "load_average_before": round(busy_before, 2),
         "versions": {
             name: version(name) for name in ("metaformer-ad", "torch", "fastapi", "uvicorn")
         },

@@ -213,7 +213,6 @@ def test_links_lead_somewhere(page):
             assert ((ROOT / page).parent / path).exists(), f"{page}: {target}"
 
 
-@pytest.mark.slow
 def test_the_names_of_the_reference_are_there():
     """Also where mkdocs, which would complain, is not installed."""
     names = re.findall(r"^::: (\S+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
@@ -225,6 +224,7 @@ def test_the_names_of_the_reference_are_there():
         assert source in (module, name), f"{name} is defined in {source}"
 
 
+@pytest.mark.slow
 def test_the_site_builds(tmp_path):
     """Without a warning, and its pages load nothing from elsewhere."""
     for name in ("mkdocs", "material", "mkdocstrings"):

@@ -430,8 +430,27 @@ def test_from_the_command_line_to_the_edge(
     expected = detectors["feature"].predict(image)
     assert float(score) == pytest.approx(expected.score, abs=1e-3)
     assert verdict == str(expected.is_anomalous).lower()
-    heat = read_image(tmp_path / "maps" / f"{image.name}.png")
-    assert heat.shape == (640, 640, 3)
+    levels = np.fromfile(tmp_path / "maps" / f"{image.name}.pgm", np.uint8)[-640 * 640 :]
+    heat = levels.reshape(640, 640) / 255
+    assert np.abs(heat - expected.anomaly_map).max() < 0.01
+
+    # A frame needs neither Pillow nor any of this package's other dependencies.
+    frame = tmp_path / "frame.npy"
+    np.save(frame, read_image(image))
+    alone = (
+        "import runpy, sys\n"
+        "sys.modules.update(dict.fromkeys(['PIL', 'torch', 'cv2', 'metaformer']))\n"
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    program = str(ROOT / "examples/edge/score.py")
+    command = [sys.executable, "-c", alone, program, str(model), str(frame)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(ran.stdout.splitlines()[-1].split(",")[1]) == pytest.approx(float(score), abs=1e-3)
+
+
+def test_the_edge_program_is_short() -> None:
+    lines = (ROOT / "examples/edge/score.py").read_text(encoding="utf-8").splitlines()
+    assert sum(bool(line.strip()) for line in lines) <= 30
 
 
 def test_predict_with_another_engine(tmp_path: Path, detectors: dict[str, Detector]) -> None:

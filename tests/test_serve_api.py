@@ -16,6 +16,7 @@ import service
 import trees
 from metaformer.batch import write_map
 from metaformer.detector import Detector
+from metaformer.engines import engine_name
 from metaformer.images import ImageError
 
 
@@ -228,6 +229,22 @@ def test_many_at_once_get_what_each_would_get_alone(http, made, detector):
 
     with ThreadPoolExecutor(12) as pool:
         assert list(pool.map(ask, range(12))) == alone
+
+
+def test_another_engine_says_the_same_also_after_a_restart(tmp_path, made, http):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    files = service.images(*(service.png(boards.defective(i)) for i in range(3)))
+    expected = [entry["score"] for entry in predict(http, made, files)["predictions"]]
+    with service.client(tmp_path, engine="onnxruntime") as fast:
+        same = service.adapt(fast, 3)
+        found = [entry["score"] for entry in predict(fast, same, files)["predictions"]]
+        assert engine_name(fast.app.state.service.store.get(same["id"])) == "onnxruntime"
+    assert found == pytest.approx(expected, abs=1e-5)
+    with service.client(tmp_path, engine="onnxruntime") as again:
+        found = [entry["score"] for entry in predict(again, same, files)["predictions"]]
+        assert engine_name(again.app.state.service.store.get(same["id"])) == "onnxruntime"
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_detector_of_each_kind_is_safe_in_many_threads():

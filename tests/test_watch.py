@@ -534,6 +534,19 @@ def test_once_with_everything_readable(detector_file, tmp_path):
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+def test_another_engine_says_the_same(detector_file, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    folder = boards.write_mixed(tmp_path / "in", 3)
+    scores = []
+    for engine in ("torch", "onnxruntime"):
+        file = tmp_path / f"{engine}.jsonl"
+        words = (detector_file, folder, "--once", "--poll", POLL, "--jsonl", file)
+        assert run(*words, "--engine", engine).exit_code == 0
+        scores.append({entry["path"]: entry["score"] for entry in entries(file, "score")})
+    assert len(scores[0]) == 3 and scores[1] == pytest.approx(scores[0], abs=1e-5)
+
+
 def test_results_that_a_webhook_did_not_get_show_in_the_exit_code(detector_file, tmp_path):
     folder = boards.write_good(tmp_path / "in", 1)
     options = ["--once", "--poll", POLL]

@@ -31,6 +31,8 @@ EXPORTED = (
     "metaformer-openvino",
     "anomalib-patchcore-onnxruntime",
     "anomalib-patchcore-openvino",
+    "anomalib-efficientad-onnxruntime",
+    "anomalib-efficientad-openvino",
 )
 SUBJECTS = TORCH + EXPORTED
 RESOLUTION = 256
@@ -135,12 +137,11 @@ def efficientad(support: Sequence[Image]) -> Score:
     Its teacher and the photos it is trained beside cannot be had offline.
     """
     import torch
-    from anomalib.models.image.efficient_ad.lightning_model import EfficientAd
 
     from benchmarks.baselines.imaging import to_image_size
 
-    module = EfficientAd(model_size="small", evaluator=False, visualizer=False).eval()
-    transform = EfficientAd.configure_pre_processor(image_size=(RESOLUTION, RESOLUTION)).transform
+    module = efficientad_module()
+    transform = module.pre_processor.transform
 
     @torch.no_grad()
     def score(images: Sequence[Image]) -> object:
@@ -152,18 +153,35 @@ def efficientad(support: Sequence[Image]) -> Score:
     return score
 
 
+def efficientad_module() -> Any:
+    from anomalib.models.image.efficient_ad.lightning_model import EfficientAd
+
+    return EfficientAd(
+        model_size="small",
+        pre_processor=EfficientAd.configure_pre_processor(image_size=(RESOLUTION, RESOLUTION)),
+        evaluator=False,
+        visualizer=False,
+        post_processor=False,
+    ).eval()
+
+
 # --------------------------------------------------------------------------------------- exported
 
 
 def prepare(support: Sequence[Image], folder: Path) -> dict[str, str]:
     """Adapt and export what is scored from files; returns what could not be, and why."""
     failures = {}
-    for name, export in (("metaformer", export_metaformer), ("anomalib", export_anomalib)):
+    for name, export in EXPORTS.items():
         try:
             export(support, folder)
         except Exception as error:  # a failed export is a result
             failures[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     return failures
+
+
+def exported_from(name: str) -> str:
+    """The exported model that a subject runs."""
+    return name.rsplit("-", 1)[0]
 
 
 def export_metaformer(support: Sequence[Image], folder: Path) -> None:
@@ -174,17 +192,32 @@ def export_metaformer(support: Sequence[Image], folder: Path) -> None:
     export_detector(detector, folder / "metaformer.onnx")  # OpenVINO reads it too
 
 
-def export_anomalib(support: Sequence[Image], folder: Path) -> None:
-    """By anomalib's own ``to_onnx``, at fixed batches: its default asks for a free batch and gives
-    a model that takes two images and no other number. OpenVINO reads the same file, which is what
-    anomalib's ``to_openvino`` converts."""
+def export_patchcore(support: Sequence[Image], folder: Path) -> None:
     from benchmarks.peers.anomalib_methods import AnomalibPatchCore
 
     module = AnomalibPatchCore(resolution=RESOLUTION).fit(support, 0).module
+    export_anomalib(module, folder / "anomalib-patchcore")
+
+
+def export_efficientad(support: Sequence[Image], folder: Path) -> None:
+    export_anomalib(efficientad_module(), folder / "anomalib-efficientad")
+
+
+def export_anomalib(module: Any, folder: Path) -> None:
+    """By anomalib's own ``to_onnx``, at fixed batches: its default asks for a free batch and gives
+    a model that takes two images and no other number. OpenVINO reads the same file, which is what
+    anomalib's ``to_openvino`` converts."""
     side = (RESOLUTION, RESOLUTION)
     for batch in (1, BATCH):
         shapes = {"dynamic_shapes": ({0: batch},)} if batch > 1 else {"dynamic_axes": None}
-        module.to_onnx(folder / f"anomalib-{batch}", input_size=side, opset_version=18, **shapes)
+        module.to_onnx(folder / str(batch), input_size=side, opset_version=18, **shapes)
+
+
+EXPORTS: dict[str, Callable[[Sequence[Image], Path], None]] = {
+    "metaformer": export_metaformer,
+    "anomalib-patchcore": export_patchcore,
+    "anomalib-efficientad": export_efficientad,
+}
 
 
 def load_exported(name: str, folder: Path, threads: int) -> Score:
@@ -195,7 +228,8 @@ def load_exported(name: str, folder: Path, threads: int) -> Score:
     if name.startswith("metaformer"):
         run = compile_model(folder / "metaformer.onnx", runtime, threads=threads)
         return lambda images: run(np.stack(images))
-    files = {n: folder / f"anomalib-{n}" / "weights" / "onnx" / "model.onnx" for n in (1, BATCH)}
+    own = folder / exported_from(name)
+    files = {n: own / str(n) / "weights" / "onnx" / "model.onnx" for n in (1, BATCH)}
     models = {n: compile_model(file, runtime, threads=threads) for n, file in files.items()}
 
     def score(images: Sequence[Image]) -> object:

@@ -1,6 +1,6 @@
-"""Score images with an exported detector. Needs onnxruntime, numpy and Pillow, nothing else.
+"""Score frames with an exported detector. Needs onnxruntime and numpy; for files also Pillow.
 
-python score.py bracket.onnx photo.jpg another.png --maps out/
+python score.py bracket.onnx frame.npy photo.jpg --maps out/
 """
 
 import argparse
@@ -9,7 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageOps
+
+
+def read(path):  # -> (H, W, 3) uint8 RGB
+    if path.suffix == ".npy":
+        return np.load(path)
+    from PIL import Image, ImageOps  # only files need a decoder; a camera gives arrays
+
+    return np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("model", type=Path)
@@ -18,15 +26,14 @@ parser.add_argument("--maps", type=Path, help="folder for heat maps; 128 is the 
 options = parser.parse_args()
 
 session = onnxruntime.InferenceSession(options.model, providers=["CPUExecutionProvider"])
-about = json.loads(session.get_modelmeta().custom_metadata_map["metaformer"])
-print(f"# {about['guarantee']}")
+print("#", json.loads(session.get_modelmeta().custom_metadata_map["metaformer"])["guarantee"])
 print("image,score,is_anomalous")
 for path in options.images:
-    pixels = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))  # (H, W, 3)
     outputs = ["score", "is_anomalous", "anomaly_map"]
-    score, is_anomalous, anomaly_map = session.run(outputs, {"images": pixels[None]})
+    score, is_anomalous, anomaly_map = session.run(outputs, {"images": read(path)[None]})
     print(f"{path},{score[0]:.4f},{'true' if is_anomalous[0] else 'false'}")
     if options.maps:
         options.maps.mkdir(parents=True, exist_ok=True)
         levels = np.rint(anomaly_map[0] * 255).astype(np.uint8)
-        Image.fromarray(levels).save(options.maps / f"{path.name}.png")
+        header = b"P5 %d %d 255\n" % levels.shape[::-1]
+        (options.maps / f"{path.name}.pgm").write_bytes(header + levels.tobytes())

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from metaformer.cli.options import Quiet, clear_errors
+
+
+class ServeEngineOption(StrEnum):
+    torch = "torch"
+    onnxruntime = "onnxruntime"
 
 
 def serve(
@@ -39,6 +45,10 @@ def serve(
         int | None,
         typer.Option(help="Images scored at once; one a processor, at most 4, if unset.", min=1),
     ] = None,
+    engine: Annotated[
+        ServeEngineOption,
+        typer.Option(help="What computes; onnxruntime is faster and needs the `export` extra."),
+    ] = ServeEngineOption.torch,
     max_body: Annotated[int, typer.Option(help="Largest request body, in megabytes.", min=1)] = 256,
     max_megapixels: Annotated[
         float, typer.Option(help="Largest image, in millions of pixels.", min=0.001, max=100)
@@ -106,6 +116,7 @@ def serve(
             token=token,
             limits=limits,
             workers=workers or min(4, os.cpu_count() or 1),
+            engine=engine.value,
             log_requests=not quiet,
             on_ready=on_ready,
         )

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,13 @@ from metaformer.cli.options import (
     Quiet,
     clear_errors,
 )
+
+
+class WatchEngineOption(StrEnum):
+    auto = "auto"
+    torch = "torch"
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
 
 
 def watch(
@@ -57,6 +65,12 @@ def watch(
     false_alarm_rate: Annotated[
         float | None, typer.Option(help="Another rate than the detector was made with.")
     ] = None,
+    engine: Annotated[
+        WatchEngineOption,
+        typer.Option(
+            help="What computes; auto: the fastest that is installed (with --once torch)."
+        ),
+    ] = WatchEngineOption.auto,
     backbone_weights: BackboneWeights = None,
     quiet: Quiet = False,
 ) -> None:
@@ -82,6 +96,10 @@ def watch(
         detector = Detector.load(detector_file, backbone_weights=backbone_weights)
         if false_alarm_rate is not None:
             detector = detector.with_false_alarm_rate(false_alarm_rate)
+        if not (engine is WatchEngineOption.torch or (engine is WatchEngineOption.auto and once)):
+            from metaformer.engines import with_engine
+
+            detector = with_engine(detector, engine.value)
 
         def show(entry: dict[str, Any]) -> None:
             if entry["event"] == "drift":

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import metaformer
 from metaformer.detector_file import DetectorFileError
+from metaformer.onnx_graph import need
 from metaformer.serve import page_files, routes
 from metaformer.serve.document import fit_document
 from metaformer.serve.jobs import Adaptations
@@ -28,7 +29,12 @@ from metaformer.serve.metrics import Metrics
 from metaformer.serve.scoring import ClientGone, Workers
 from metaformer.serve.security import ANSWER_POLICY, refusal
 from metaformer.serve.service import Service
-from metaformer.serve.store import DetectorStore, NoSuchDetectorError, StoreFullError
+from metaformer.serve.store import (
+    DetectorStore,
+    NoSuchDetectorError,
+    ServeEngine,
+    StoreFullError,
+)
 
 CLIENT_GONE = 499
 """Counted, never seen: there is nobody left to see it. The number is the usual one for this."""
@@ -42,6 +48,7 @@ def create_app(
     token: str | None = None,
     workers: int | None = None,
     allowed_hosts: frozenset[str] | None = None,
+    engine: ServeEngine = "torch",
 ) -> FastAPI:
     """The service over the detectors in ``folder``, ready for any ASGI server.
 
@@ -52,14 +59,19 @@ def create_app(
         token: what they must send as a bearer token; None for an open server.
         workers: images scored at once; one a processor, at most 4, if None.
         allowed_hosts: names the server goes by (in lower case, without port); None for any.
+        engine: what computes, on as many threads as PyTorch.
 
     Raises:
+        MissingExtraError: the engine is not installed.
         StoreError: another service uses the folder.
         DetectorFileError: one of ``detectors`` is no detector.
         OSError: the folder cannot be made or written to.
     """
     limits = limits or Limits()
-    store = DetectorStore(Path(folder), most=limits.detectors, loaded=limits.loaded)
+    if engine == "onnxruntime":
+        for package in ("onnx", "onnxruntime"):
+            need(package)  # now, not at the first request
+    store = DetectorStore(Path(folder), most=limits.detectors, loaded=limits.loaded, engine=engine)
     try:
         for path in detectors:
             store.take_in(path)

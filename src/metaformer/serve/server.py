@@ -19,6 +19,7 @@ from uvicorn.config import LOGGING_CONFIG
 from metaformer.serve.app import create_app
 from metaformer.serve.limits import Limits
 from metaformer.serve.security import LOOPBACK, is_loopback
+from metaformer.serve.store import ServeEngine
 from metaformer.support import OddSupportWarning
 
 CONNECTIONS = 500
@@ -37,6 +38,7 @@ def serve(
     token: str | None,
     limits: Limits,
     workers: int,
+    engine: ServeEngine,
     log_requests: bool,
     on_ready: Callable[[str], None],
 ) -> None:
@@ -51,6 +53,7 @@ def serve(
         OSError: the address cannot be bound, or the folder not be written to.
         StoreError: another server uses the folder.
         DetectorFileError: one of ``detectors`` is no detector.
+        MissingExtraError: the engine is not installed.
     """
     listener = listen(host, port)
     # Each worker thread scores an image of its own: the processors are shared between them.
@@ -65,6 +68,7 @@ def serve(
         token=token,
         workers=workers,
         allowed_hosts=allowed,
+        engine=engine,
     )
     for line in app.state.service.store.unreadable:
         warnings.warn(line, stacklevel=2)

@@ -16,7 +16,7 @@ import sys
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from safetensors import SafetensorError, safe_open
 
@@ -25,6 +25,7 @@ from metaformer.detector import Detector
 from metaformer.detector_file import DetectorFileError
 from metaformer.serve.models import DetectorSummary
 
+ServeEngine = Literal["torch", "onnxruntime"]
 ID = re.compile(r"[0-9a-f]{32}")
 SUFFIX = ".metaformer"
 INCOMING = ".incoming-"
@@ -58,17 +59,21 @@ class DetectorStore:
         folder: made if it is not there; nothing else should be kept in it.
         most: detectors the folder may hold.
         loaded: detectors held in memory.
+        engine: what computes; see ``computed_by``.
 
     Raises:
         StoreError: another server uses the folder.
         OSError: the folder cannot be made or written to.
     """
 
-    def __init__(self, folder: Path, *, most: int, loaded: int) -> None:
+    def __init__(
+        self, folder: Path, *, most: int, loaded: int, engine: ServeEngine = "torch"
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.most = most
         self.loaded = loaded
+        self.engine = engine
         self.unreadable: list[str] = []
         """Files in the folder that are no detectors, with the reason."""
         self._lock = threading.Lock()
@@ -142,9 +147,10 @@ class DetectorStore:
             incoming.unlink(missing_ok=True)
         force_to_disk(self.folder)
         summary = read_summary(self._path(id))
+        ready = computed_by(named, self.engine)
         with self._lock:
             self._index[id] = summary
-            self._remember(id, named)
+            self._remember(id, ready)
         return summary
 
     def take_in(self, path: Path) -> DetectorSummary:
@@ -177,7 +183,7 @@ class DetectorStore:
                 if id in self._memory:
                     return self._memory[id]
             try:
-                detector = Detector.load(self._path(id))
+                detector = computed_by(Detector.load(self._path(id)), self.engine)
             except FileNotFoundError:
                 raise NoSuchDetectorError(f"no detector has the id {id}.") from None
             with self._lock:
@@ -221,6 +227,26 @@ class DetectorStore:
         if not ID.fullmatch(id):
             raise NoSuchDetectorError("no detector has an id like this.")
         return self.folder / f"{id}{SUFFIX}"
+
+
+def computed_by(detector: Detector, engine: ServeEngine) -> Detector:
+    """The same detector, computed by ``engine``, or by PyTorch if it cannot leave it.
+
+    OpenVINO is not offered: it would score one image at a time, whatever the number of workers.
+
+    Raises:
+        MissingExtraError: the engine is not installed.
+        EngineError: its results are not PyTorch's.
+    """
+    if engine == "torch":
+        return detector
+    from metaformer.engines import with_engine
+    from metaformer.onnx_maps import UnsupportedExportError
+
+    try:
+        return with_engine(detector, engine)
+    except UnsupportedExportError:
+        return detector
 
 
 def read_summary(path: Path) -> DetectorSummary:
