@@ -11,7 +11,7 @@ from metaformer.camera import develop, draw_rig, draw_shot
 from metaformer.defects import VISIBLE
 from metaformer.episodes import MAKERS, Episode, EpisodeConfig, episode, prefetch
 from metaformer.images import ImageError
-from metaformer.novelty import novelty_tasks
+from metaformer.novelty import mixed_task, novelty_tasks
 from metaformer.parts import outline
 from metaformer.photo_pool import PhotoPool, family, look, regularity
 
@@ -347,6 +347,17 @@ def test_novelty_tasks_are_balanced_and_deterministic(photos):
                 assert mask.mean() < 0.4
                 change = np.abs(query.astype(int) - twin).max(2)
                 assert change[mask].mean() > 3 * change[~mask].mean()
+
+
+def test_a_share_of_the_episodes_is_novel_at_any_time(photos):
+    pool = PhotoPool.load(photos, quiet=True)
+    kinds = [mixed_task(pool, SMALL, 0, i, novel_share=0.5).kind for i in range(12)]
+    novel = [i for i, kind in enumerate(kinds) if kind.startswith("novel")]
+    assert 0 < len(novel) < 12
+    expected = list(novelty_tasks(pool, SMALL, 0, 12))
+    for i in (novel[0], novel[-1]):
+        assert same(mixed_task(pool, SMALL, 0, i, novel_share=0.5), expected[i])
+    assert same(mixed_task(pool, SMALL, 0, 3, novel_share=0.0), episode(pool, SMALL, 0, 3))
 
 
 def test_novelty_needs_two_kinds(tmp_path):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from metaformer.autoencoder import Autoencoder, Moments
+from metaformer.memory import cosine_distance
 from metaformer.model import (
     CELL,
     FINE,
@@ -25,6 +26,7 @@ from metaformer.model import (
     know,
     read,
     respond,
+    spread,
     typical_distance,
 )
 from metaformer.prior import InstancePrior, load_prior
@@ -389,3 +391,32 @@ def test_values_of_the_map_and_tokens_fit() -> None:
     found = model.find(query, know([support]))
     block = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).repeat(16, 16)
     torch.testing.assert_close(found.anomaly[0] - found.first[0], block, rtol=0, atol=1e-5)
+
+
+def test_without_a_response_the_map_is_that_before_t(trained: UniversalModel) -> None:
+    model = trained
+    x = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    with torch.no_grad():
+        stages, rebuilt, _ = model.autoencoder.read(x)
+    whole = read(x, stages, rebuilt, torch.ones_like(x[:, :1]))
+    plain = read(x, stages, rebuilt, None)
+    found = model.find(plain, know([plain]))
+    assert torch.equal(found.anomaly, model.find(whole, know([whole])).first)
+    assert torch.equal(found.anomaly, found.first)
+    assert not len(know([plain]).tokens)
+    with pytest.raises(ValueError, match="T needs R"):
+        plain.tokens()
+
+
+def test_typical_distance_is_that_to_the_other_images() -> None:
+    """As by putting the others together, which copies them for each image."""
+    g = torch.Generator().manual_seed(0)
+    images = [
+        torch.nn.functional.normalize(torch.randn(n, 8, generator=g), dim=1)
+        for n in (5000, 3000, 4000)
+    ]
+    expected = []
+    for i, image in enumerate(images):
+        others = torch.cat([other for j, other in enumerate(images) if j != i])
+        expected.append(cosine_distance(spread(image, 320), spread(others, 8192)))
+    assert torch.equal(typical_distance(images), torch.cat(expected).mean())

@@ -12,7 +12,7 @@ from torch import Tensor
 import metaformer.pixel_long as pixel_long
 from metaformer.inner_loop import InnerRates
 from metaformer.model import UniversalModel
-from metaformer.pixel_fit import fit, support_moments
+from metaformer.pixel_fit import fit, read_support
 from metaformer.pixel_model import AdaptedPixel, PixelConfig, PixelModel, UniversalWeightsError
 from metaformer.prior import InstancePrior
 
@@ -45,7 +45,7 @@ def adapted(model: PixelModel) -> AdaptedPixel:
 def test_padding_is_cut_off_again(model: PixelModel, adapted: AdaptedPixel) -> None:
     prepared = model.prepare(stripes(0))
     assert prepared.pixels.shape == (1, 3, 128, 256)
-    assert prepared.response.shape == (1, 1, 128, 256)
+    assert prepared.response is None, "T has no say in the fast mode"
     assert adapted.anomaly_map(prepared).shape == (96 // 4, 144 // 4)
 
 
@@ -77,11 +77,23 @@ def test_adapting_lowers_the_reconstruction_error(model: PixelModel) -> None:
 
     @torch.no_grad()
     def error(universal: UniversalModel) -> float:
-        moments = support_moments(universal.autoencoder, images, torch.Generator())
+        moments, _ = read_support(universal.autoencoder, images, torch.Generator())
         x = model.prepare(stripes(7)).pixels
         return float(F.mse_loss(universal.autoencoder(x, moments), x))
 
     assert error(fitted) < error(model.universal)
+
+
+def test_the_pass_for_the_moments_is_the_reading_by_them(model: PixelModel) -> None:
+    autoencoder = model.universal.autoencoder
+    images = [model.prepare(stripes(s, width=w)).pixels for s, w in ((0, 144), (1, 96), (2, 144))]
+    moments, passes = read_support(autoencoder, images, torch.Generator())
+    assert sorted(passes) == [0, 1, 2]
+    for i, image in enumerate(images):
+        with torch.no_grad():
+            stages, rebuilt, _ = autoencoder.read(image, moments)
+        for one, other in zip([*stages, rebuilt], [*passes[i][0], passes[i][1]], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
 def test_state_restores_the_same_map(model: PixelModel, adapted: AdaptedPixel) -> None:

@@ -133,9 +133,17 @@ class Autoencoder(nn.Module):
         Returns:
             Layer name -> (mean, variance), each (C,). Empty for ``group``.
         """
+        return self.read_support(*support)[1]
+
+    def read_support(
+        self, *support: Tensor
+    ) -> tuple[list[tuple[list[Tensor], Tensor]], dict[str, tuple[Tensor, Tensor]]]:
+        """``read`` of each batch of ``support_moments``, and the moments over all, in one pass."""
         record: dict[str, tuple[Tensor, Tensor]] = {}
-        self._decode(self._encode(list(support), None, record)[-1], None, record)
-        return record
+        *stages, code = self._encode(list(support), None, record)
+        rebuilt = self._decode(code, None, record)
+        batches = [([stage[i] for stage in stages], x) for i, x in enumerate(rebuilt)]
+        return batches, record
 
     def read(
         self, x: Tensor, moments: Moments | None = None

@@ -63,6 +63,7 @@ def episode_loss(
     step_weights: list[float],
     second_order: bool,
     bfloat16: bool,
+    only_transformer: bool = False,
 ) -> dict[str, Tensor]:
     """Parts of the outer loss of one task, each weighted; their sum is the loss.
 
@@ -70,23 +71,30 @@ def episode_loss(
         step_weights: of the reconstruction after each inner step (multi-step loss of MAML++);
             T reads the state after the last one.
         bfloat16: A's convolutions in bfloat16 autocast.
+        only_transformer: no gradient reaches A and the rates; a third of the time is saved.
     """
+    # An image that is anomalous all over holds nothing of its good twin that could be rebuilt.
+    twinned = task.masks.flatten(1).amin(1) == 0  # (Q,)
+    good = task.clean_query[twinned]
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         history = adapt(model.autoencoder, rates, task.support, second_order=second_order).weights
         early = [
             weight
             * F.mse_loss(
-                reconstruct(model.autoencoder, fast, task.support, task.query).float(),
-                task.clean_query,
+                reconstruct(model.autoencoder, fast, task.support, task.query[twinned]).float(),
+                good,
             )
             for weight, fast in zip(step_weights[:-1], history[1:-1], strict=True)
-            if weight
+            if weight and not only_transformer
         ]
-    support, query = read_episode(model, prior, history[-1], task, bfloat16=bfloat16)
-    rebuild = step_weights[-1] * F.mse_loss(query.rebuilt, task.clean_query)
+    with torch.set_grad_enabled(not only_transformer):
+        support, query = read_episode(model, prior, history[-1], task, bfloat16=bfloat16)
+    rebuild = step_weights[-1] * F.mse_loss(query.rebuilt[twinned], good)
     losses = {"rebuild": loss_weights.rebuild * (rebuild + sum(early))}
     if loss_weights != LossWeights(loss_weights.rebuild, 0, 0, 0, 0):
         finding = model.find(query, know([support]))
+        refined = F.l1_loss(finding.refined[twinned], good)
+        losses["refine"] = loss_weights.refine * refined
         losses |= defect_losses(model, finding, task, loss_weights)
     return losses
 
@@ -107,12 +115,11 @@ def read_episode(
 def defect_losses(
     model: UniversalModel, finding: Finding, task: Task, loss_weights: LossWeights
 ) -> dict[str, Tensor]:
-    """Losses of T's map and refined reconstruction, weighted."""
+    """Losses of the maps before and after T, weighted."""
     target = F.avg_pool2d(task.masks[:, None], FINE)[:, 0]  # (Q, H / 4, W / 4) in [0, 1]
     logits = model.logits(finding.anomaly)
     is_defective = task.masks.flatten(1).amax(1) > 0  # (Q,)
     return {
-        "refine": loss_weights.refine * F.l1_loss(finding.refined, task.clean_query),
         "locate": loss_weights.locate * location_loss(logits, target),
         "first": loss_weights.first * location_loss(model.logits(finding.first), target),
         "rank": loss_weights.rank * ranking_loss(image_logits(logits), is_defective),

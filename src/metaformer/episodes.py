@@ -194,6 +194,10 @@ def draw_film(rng: Generator, config: EpisodeConfig, size: int) -> Film:
     return Film(rig=draw_rig(rng, size), grey=grey, channels=channels)
 
 
+Make = Callable[[PhotoPool, EpisodeConfig, int, int], Episode]
+"""``episode``, or another function of the same arguments."""
+
+
 def prefetch(
     pool: PhotoPool,
     config: EpisodeConfig,
@@ -204,6 +208,7 @@ def prefetch(
     step: int = 1,
     workers: int = 1,
     ahead: int = 8,
+    make: Make = episode,
 ) -> Stream[Episode, None, None]:
     """Episodes ``start``, ``start + step``... in order, made by threads ahead of their use.
 
@@ -215,6 +220,7 @@ def prefetch(
         stop: first index not made; endless by default.
         workers: number of threads.
         ahead: episodes kept ready or in the making.
+        make: what makes one of pool, config, seed and index.
 
     Raises:
         ValueError: ``workers``, ``ahead`` or ``step`` is below 1; else as ``episode``.
@@ -223,7 +229,7 @@ def prefetch(
         raise ValueError(
             f"workers, ahead, step: found {workers}, {ahead}, {step}; accepted are numbers >= 1."
         )
-    return _prefetched(pool, config, seed, start, stop, step, workers, ahead)
+    return _prefetched(pool, config, seed, start, stop, step, workers, ahead, make)
 
 
 def _prefetched(
@@ -235,6 +241,7 @@ def _prefetched(
     step: int,
     workers: int,
     ahead: int,
+    make: Make,
 ) -> Stream[Episode, None, None]:
     executor = ThreadPoolExecutor(workers, thread_name_prefix="episodes")
     waiting: deque[Future[Episode]] = deque()
@@ -242,7 +249,7 @@ def _prefetched(
     try:
         while True:
             while len(waiting) < ahead and (stop is None or index < stop):
-                waiting.append(executor.submit(episode, pool, config, seed, index))
+                waiting.append(executor.submit(make, pool, config, seed, index))
                 index += step
             if not waiting:
                 return

@@ -80,14 +80,21 @@ class Reading:
     features: dict[int, Tensor]
     """Stride -> (B, C, h, w), unit length over C."""
     gap: Tensor
-    """(B, GAP_CHANNELS, H / 4, W / 4), see ``gap_channels``."""
+    """(B, GAP_CHANNELS, H / 4, W / 4), see ``gap_channels``; where T is not to be asked, the
+    absolute difference alone, (B, 3, H / 4, W / 4)."""
     rebuilt: Tensor
     """(B, 3, H, W) in [-1, 1]."""
-    response: Tensor
-    """(B, H / 8, W / 8): R in [0, 1]."""
+    response: Tensor | None
+    """(B, H / 8, W / 8): R in [0, 1]; None where T is not to be asked."""
 
     def tokens(self) -> Tensor:
-        """(B, N, TOKEN_CHANNELS), N = H / 8 * W / 8, row by row."""
+        """(B, N, TOKEN_CHANNELS), N = H / 8 * W / 8, row by row.
+
+        Raises:
+            ValueError: the images were read without R.
+        """
+        if self.response is None:
+            raise ValueError("T needs R and all of the gap: read the images with a response.")
         size = self.response.shape[1:]
         parts = [
             F.interpolate(grid, size, mode="area" if level < CELL else "bilinear")
@@ -103,7 +110,7 @@ class Known:
     """What is kept of a support."""
 
     tokens: Tensor
-    """(M, TOKEN_CHANNELS) for T's attention."""
+    """(M, TOKEN_CHANNELS) for T's attention; none, M = 0, where T is not to be asked."""
     places: Tensor
     """(M, 2)."""
     response: Tensor
@@ -150,15 +157,15 @@ class UniversalModel(nn.Module):
         """Map, any shape -> logit of a defect, the same shape."""
         return F.softplus(self.slope) * (anomaly - self.offset)
 
-    def find(self, query: Reading, known: Known, *, correct: bool = True) -> Finding:
-        """Compare images with a support; without ``correct`` T is left out."""
+    def find(self, query: Reading, known: Known) -> Finding:
+        """Compare images with a support; T is left out where they were read without R."""
         ratios = self.ratios(query, known)  # levels + 1 maps (B, h, w), each at its stride
         fine = query.gap.shape[2:]
         shares = self.mix.softmax(0)
         # A doubling counts as much at any level; 1 where a ratio is 1.
         layers = torch.stack([torch.log2(1 + _resize(ratio, fine)) for ratio in ratios], dim=1)
         first = (layers * shares[:, None, None]).sum(1)  # (B, H / 4, W / 4)
-        if self.transformer is None or not correct:
+        if self.transformer is None or query.response is None:
             return Finding(first, first, query.rebuilt)
 
         rows, columns = size = query.response.shape[1:]
@@ -192,22 +199,27 @@ class UniversalModel(nn.Module):
         return maps
 
 
-def read(images: Tensor, stages: Sequence[Tensor], rebuilt: Tensor, response: Tensor) -> Reading:
-    """Put together what A and P say.
+def read(
+    images: Tensor, stages: Sequence[Tensor], rebuilt: Tensor, response: Tensor | None
+) -> Reading:
+    """Put together what A and P say; what only T reads is left out without ``response``.
 
     Args:
         images: (B, 3, H, W) in [-1, 1].
         stages: A's encoder stages, (B, C, H / 2^(i+1), W / 2^(i+1)).
         rebuilt: (B, 3, H, W).
-        response: R, (B, 1, H, W) in [0, 1].
+        response: R, (B, 1, H, W) in [0, 1], or None.
     """
+    rebuilt = rebuilt.float()
     features = {
         stride: F.normalize(stage.float(), dim=1)
         for stride, stage in zip(STAGES, stages, strict=True)
         if stride in LEVELS
     }
-    gap = F.avg_pool2d(gap_channels(images, rebuilt.float()), FINE)
-    return Reading(features, gap, rebuilt.float(), F.avg_pool2d(response.float(), CELL)[:, 0])
+    if response is None:
+        return Reading(features, F.avg_pool2d((images - rebuilt).abs(), FINE), rebuilt, None)
+    gap = F.avg_pool2d(gap_channels(images, rebuilt), FINE)
+    return Reading(features, gap, rebuilt, F.avg_pool2d(response.float(), CELL)[:, 0])
 
 
 def crop(reading: Reading, height: int, width: int) -> Reading:
@@ -219,7 +231,9 @@ def crop(reading: Reading, height: int, width: int) -> Reading:
         },
         reading.gap[:, :, : height // FINE, : width // FINE],
         reading.rebuilt[:, :, :height, :width],
-        reading.response[:, : height // CELL, : width // CELL],
+        None
+        if reading.response is None
+        else reading.response[:, : height // CELL, : width // CELL],
     )
 
 
@@ -233,18 +247,20 @@ def know(support: Sequence[Reading]) -> Known:
     }
     gap = torch.cat([main_gap(reading).flatten() for reading in support]).mean()
     distances = [typical_distance(features[level]) for level in LEVELS]
+    tokens, places, response = [gap.new_zeros(0, TOKEN_CHANNELS)], [gap.new_zeros(0, 2)], []
+    for reading in support:
+        if reading.response is not None:
+            tokens.append(reading.tokens().flatten(0, 1))
+            grid = grid_places(*reading.response.shape[1:])
+            places.append(grid.repeat(len(reading.response), 1))
+            response.append(reading.response.flatten())
     return Known(
-        tokens=torch.cat([reading.tokens().flatten(0, 1) for reading in support]),
-        places=torch.cat(
-            [
-                grid_places(*reading.response.shape[1:]).repeat(len(reading.response), 1)
-                for reading in support
-            ]
-        ),
-        response=torch.cat([reading.response.flatten() for reading in support]),
+        tokens=torch.cat(tokens),
+        places=torch.cat(places),
+        response=torch.cat([gap.new_zeros(0), *response]),
         memory={level: torch.cat(images) for level, images in features.items()},
         typical=torch.stack([*distances, gap]) + LEAST_TYPICAL,
-        images=sum(len(reading.response) for reading in support),
+        images=sum(len(reading.rebuilt) for reading in support),
     )
 
 
@@ -256,11 +272,12 @@ def typical_distance(images: Sequence[Tensor]) -> Tensor:
     if len(images) == 1:
         half = len(images[0]) // 2
         images = [images[0][:half], images[0][half:]]
-    distances = []
-    for i, image in enumerate(images):
-        others = torch.cat([other for j, other in enumerate(images) if j != i])
-        queries, memory = spread(image, TYPICAL_QUERIES), spread(others, TYPICAL_MEMORY)
-        distances.append(cosine_distance(queries, memory))
+    distances, rows, start = [], torch.cat(list(images)), 0
+    for image in images:
+        others = spread(torch.arange(len(rows) - len(image)), TYPICAL_MEMORY)
+        others = others + len(image) * (others >= start)  # this image's own rows are skipped
+        distances.append(cosine_distance(spread(image, TYPICAL_QUERIES), rows[others]))
+        start += len(image)
     return torch.cat(distances).mean()
 
 
@@ -271,7 +288,8 @@ def spread(rows: Tensor, most: int) -> Tensor:
 
 def main_gap(reading: Reading) -> Tensor:
     """(B, H / 4, W / 4): mean absolute difference of image and reconstruction."""
-    return reading.gap[:, 6:9].mean(1)
+    difference = reading.gap if reading.response is None else reading.gap[:, 6:9]
+    return difference.mean(1)
 
 
 def respond(prior: InstancePrior, images: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""Validation tasks whose anomalies are real photos, not synthetic defects.
+"""Tasks whose anomalies are real photos, not synthetic defects.
 
 A model that learned what synthetic defects look like does well on held-out episodes and badly on
 real defects. These tasks hold nothing it could have learned that way: the anomaly is another real
-material or other real goods, as a region with a soft edge or as a whole image. They choose settings
-without a look at any benchmark.
+material or other real goods, as a region with a soft edge or as a whole image. On photos held out
+they choose settings without a look at any benchmark; on those of training they are a share of the
+episodes, so that a model does not learn synthetic defects alone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.random import Generator
 
 from metaformer.defect_shapes import blob, cloud, rectangle
-from metaformer.episodes import Episode, EpisodeConfig, Film, TaskKind, draw_film
+from metaformer.episodes import Episode, EpisodeConfig, Film, TaskKind, draw_film, episode
 from metaformer.photo_pool import PhotoPool, family, look
 from metaformer.specimens import Image, Product, goods, pick, surface
 
@@ -46,6 +47,19 @@ def novelty_tasks(
     """
     for index in range(count):
         yield _novelty_task(pool, config, seed, index)
+
+
+def mixed_task(
+    pool: PhotoPool, config: EpisodeConfig, seed: int, index: int, *, novel_share: float
+) -> Episode:
+    """``episode`` or, with chance ``novel_share``, a novelty task; a pure function of all of these.
+
+    Raises:
+        ValueError: as ``episode`` or ``novelty_tasks``.
+    """
+    if np.random.default_rng((seed, index, 2)).random() < novel_share:
+        return _novelty_task(pool, config, seed, index)
+    return episode(pool, config, seed, index)
 
 
 def _novelty_task(pool: PhotoPool, config: EpisodeConfig, seed: int, index: int) -> Episode:

@@ -31,7 +31,7 @@ from metaformer.model import (
     read,
     respond,
 )
-from metaformer.pixel_fit import choose, fit, support_moments
+from metaformer.pixel_fit import choose, fit, read_support
 from metaformer.prior import InstancePrior, PriorConfig, load_prior
 
 WEIGHTS, CARD = "universal.safetensors", "universal.json"
@@ -73,8 +73,8 @@ class PreparedImage:
 
     pixels: Tensor
     """(1, 3, H, W) in [-1, 1], sides multiples of 128."""
-    response: Tensor
-    """(1, 1, H, W) in [0, 1]; 1 throughout where T has no say."""
+    response: Tensor | None
+    """(1, 1, H, W) in [0, 1]; None where T has no say."""
     height: int
     """Rows that are image; the rest is padding, on the bottom."""
     width: int
@@ -115,20 +115,20 @@ class PixelModel:
     def prepare(self, image: Tensor) -> PreparedImage:
         """Pad one image (1, 3, H, W) in [0, 1]; if T has its say, ask P where the object is."""
         pixels = image * 2 - 1
-        if self.config.corrects:
-            response = respond(self.prior, pixels)
-        else:
-            response = torch.ones_like(pixels[:, :1])  # nothing reads it
-        return PreparedImage(padded(pixels), padded(response), *image.shape[2:])
+        response = padded(respond(self.prior, pixels)) if self.config.corrects else None
+        return PreparedImage(padded(pixels), response, *image.shape[2:])
 
     def adapt(self, support: Sequence[PreparedImage], *, seed: int) -> AdaptedPixel:
         """The meta-learned steps of a copy of A on the support, then remember the support."""
         generator = torch.Generator().manual_seed(seed)
         images = [image.pixels for image in support]
         fitted = fit(self.universal, self.rates, images, generator)
-        moments = support_moments(fitted.autoencoder, images, generator)
+        moments, passes = read_support(fitted.autoencoder, images, generator)
         adapted = AdaptedPixel(self.config, fitted, self.prior, moments, None)
-        adapted.readings = [adapted.read(image) for image in support]
+        adapted.readings = [
+            adapted.read(image) if i not in passes else reading_of(image, *passes.pop(i))
+            for i, image in enumerate(support)
+        ]
         adapted.known = adapted.know(adapted.readings, generator)
         return adapted
 
@@ -138,6 +138,12 @@ def padded(image: Tensor) -> Tensor:
     bottom, right = (-side % SIZE_MULTIPLE for side in image.shape[2:])
     image = F.pad(image, (0, right, 0, bottom), mode="replicate")
     return image.contiguous(memory_format=torch.channels_last)
+
+
+def reading_of(image: PreparedImage, stages: Sequence[Tensor], rebuilt: Tensor) -> Reading:
+    """What A's encoder stages and reconstruction say of one image, padding cut off."""
+    reading = read(image.pixels, stages, rebuilt, image.response)
+    return crop(reading, image.height, image.width)
 
 
 def load_universal(folder: Path | None = None) -> tuple[UniversalModel, InnerRates]:
@@ -217,8 +223,7 @@ class AdaptedPixel:
     def read(self, image: PreparedImage) -> Reading:
         """What A and P say of one image, padding cut off."""
         stages, rebuilt, _ = self.universal.autoencoder.read(image.pixels, self.moments)
-        reading = read(image.pixels, stages, rebuilt, image.response)
-        return crop(reading, image.height, image.width)
+        return reading_of(image, stages, rebuilt)
 
     def know(self, readings: Sequence[Reading], generator: torch.Generator) -> Known:
         """Keep readings, no more than the configured numbers of images and tokens of them."""
@@ -287,7 +292,7 @@ class AdaptedPixel:
         return self._find(self.read(image), self.known)
 
     def _find(self, reading: Reading, known: Known) -> Tensor:
-        return self.universal.find(reading, known, correct=self.config.corrects).anomaly[0]
+        return self.universal.find(reading, known).anomaly[0]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and settings to save; ``from_state`` restores the same scores bit for bit."""

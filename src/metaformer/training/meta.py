@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from metaformer.episodes import Episode, EpisodeConfig, episode, prefetch
 from metaformer.files import atomic_path, write_text
 from metaformer.inner_loop import InnerRates, step_weights
 from metaformer.model import UniversalModel
-from metaformer.novelty import novelty_tasks
+from metaformer.novelty import mixed_task, novelty_tasks
 from metaformer.photo_pool import PhotoPool
 from metaformer.pixel_model import CARD, WEIGHTS
 from metaformer.prior import InstancePrior, load_prior
@@ -67,6 +68,8 @@ class MetaLearner(nn.Module):
                     f"is inner_steps: {rates.shape[1]}."
                 )
             self.rates.rates.data.copy_(rates)
+        # A's weights need their gradients for the inner steps; the outer loss then leaves them out.
+        self.model.mix.requires_grad_(not config.only_transformer)
 
 
 def meta_train(config: MetaConfig, *, resume: bool = False, quiet: bool = False) -> Path:
@@ -147,6 +150,7 @@ def batches(
             step=workers.count,
             workers=config.workers,
             ahead=2 * share + 2,
+            make=partial(mixed_task, novel_share=config.novel_share),
         )
         with closing(made):
             for _ in range(start, stop):
@@ -194,6 +198,7 @@ def meta_step(
             step_weights=weights,
             second_order=step >= config.first_order_share * config.steps,
             bfloat16=config.bfloat16,
+            only_transformer=config.only_transformer,
         )
         torch.autograd.backward(torch.stack(list(parts.values())).sum() / len(tasks))
         for name, part in parts.items():

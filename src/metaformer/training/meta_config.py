@@ -34,6 +34,8 @@ class MetaConfig:
     queries: tuple[int, int] = (3, 4)
     wide_share: float = 0.0
     """Share of the steps whose images have twice the side, and at most two to a support."""
+    novel_share: float = 0.0
+    """Share of the episodes whose anomalies are real photos and not synthetic defects."""
     meta_batch: int = 4
     """Episodes a step, over all processes together."""
     steps: int = 1000
@@ -50,8 +52,11 @@ class MetaConfig:
     """Share of the steps over which the multi-step loss fades."""
     clip: float = 1.0
     ema: float = 0.995
-    bfloat16: bool = True
-    """Convolutions of A in bfloat16 autocast; weights, T and optimiser stay float32."""
+    bfloat16: bool = False
+    """Convolutions of A in bfloat16 autocast; weights, T and optimiser stay float32. Half the time
+    on processors that have bfloat16 (AVX-512 BF16 or AMX), ten times as long on those without."""
+    only_transformer: bool = False
+    """A, its rates and the map before T stay as they are; T alone learns."""
     seed: int = 0
     threads: int = 1
     workers: int = 1
@@ -69,6 +74,9 @@ class MetaConfig:
                 f"meta_batch, steps: found {self.meta_batch}, {self.steps}; accepted are 1 and "
                 f"more."
             )
+
+        if not 0 <= self.novel_share <= 1:
+            raise ValueError(f"novel_share: found {self.novel_share}; accepted are 0 to 1.")
 
     def episodes(self, step: int) -> EpisodeConfig:
         """What the episodes of a step are made of."""
