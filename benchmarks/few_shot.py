@@ -92,7 +92,8 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
     ]
     lines = [
         "Percent, mean ± standard deviation over seeds; time to adapt, and per image. Images are "
-        "all test images, or at most so many of a category.",
+        "all test images, or at most so many of a category. Times were taken in passing, on busy "
+        "machines, not always the same: compare times in the speed table only.",
         "",
     ]
     for data in dict.fromkeys(result["data"] for result in results):

@@ -55,19 +55,22 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engine", default="torch", help="of the server: torch, onnxruntime")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), options.clients, options.seconds, options.seed)
+        result = measure(
+            Path(folder), options.clients, options.seconds, options.seed, options.engine
+        )
     print(json.dumps({k: v for k, v in result.items() if k != "resident_megabytes"}, indent=2))
     if options.output:
         save_results(result, options.output)
     sys.exit(0 if result["passed"] else 1)
 
 
-def measure(folder: Path, clients: int, seconds: float, seed: int) -> dict[str, Any]:
+def measure(folder: Path, clients: int, seconds: float, seed: int, engine: str) -> dict[str, Any]:
     busy_before = os.getloadavg()[0]
-    with live_service(folder / "store") as service:
+    with live_service(folder / "store", "--engine", engine) as service:
         detector = make_detector(service.address)
         record = Record()
         ends = time.monotonic() + seconds
@@ -94,6 +97,7 @@ def measure(folder: Path, clients: int, seconds: float, seed: int) -> dict[str, 
         "versions": {
             name: version(name) for name in ("metaformer-ad", "torch", "fastapi", "uvicorn")
         },
+        "engine": engine,
         "clients": clients,
         "seconds": seconds,
         "seed": seed,

@@ -85,8 +85,8 @@ def speed() -> str:
         "pixel": "`pixel`",
     }
     lines = [
-        f"| {results['threads']} threads, 256 pixels | adapt to {results['shots']} images | one "
-        "image | peak memory |",
+        f"| {results['threads']} threads, {results['machine']['processor']}, 256 pixels "
+        f"| adapt to {results['shots']} images | one image | peak memory |",
         "|---|---|---|---|",
     ]
     for name, words in names.items():

@@ -150,11 +150,22 @@ def fuzz() -> str:
 
 
 def load() -> str:
-    """What many clients at once saw."""
-    found = result("load.json")
+    """What many clients at once saw, with each engine that was measured."""
+    files = [name for name in ("load.json", "load_onnxruntime.json") if (RESULTS / name).is_file()]
+    columns = [load_figures(result(name)) for name in files]
+    lines = ["| |" + " |" * len(columns), "|---|" + "---|" * len(columns)]
+    lines += [
+        f"| {rows[0][0]} | {' | '.join(str(value) for _, value in rows)} |"
+        for rows in zip(*columns, strict=True)
+    ]
+    return "\n".join(lines)
+
+
+def load_figures(found: Any) -> list[tuple[str, Any]]:
     memory = found["resident_megabytes"]
     answers = ", ".join(f"{count} x {status}" for status, count in found["statuses"].items())
-    rows = [
+    return [
+        ("engine", found.get("engine", "torch")),
         ("clients, seconds", f"{found['clients']}, {found['seconds']:.0f}"),
         ("machine", f"{found['machine']['processor']}, {found['machine']['cpus']} processors"),
         ("requests", found["requests"]),
@@ -166,8 +177,8 @@ def load() -> str:
         ("the slowest", f"{found['seconds_most']} s"),
         ("memory at the start, at most, at the end", megabytes(memory)),
         ("last third of the run over the second", f"{found['memory_growth']:+.1%}"),
+        ("load average before (other programs)", found["load_average_before"]),
     ]
-    return as_table(rows)
 
 
 def megabytes(memory: list[float]) -> str:
@@ -192,6 +203,11 @@ TABLES: dict[str, tuple[str, Callable[[], str], str]] = {
     ),
     "speed": ("speed.json", lambda: readme_tables.speed(), "python -m benchmarks.speed"),
     "engines": ("engines.md", lambda: written("engines.md"), "python -m benchmarks.engines"),
+    "peers speed": (
+        "peers_speed.md",
+        lambda: written("peers_speed.md"),
+        "python -m benchmarks.peers.speed",
+    ),
     "load": ("load.json", load, "python -m benchmarks.load --clients 32 --seconds 300"),
     "precision": (
         "precision.md",

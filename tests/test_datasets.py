@@ -79,6 +79,18 @@ def test_mvtec_root_in_natural_order(tmp_path):
     assert [category.name for category in found] == ["bracket", "part2", "part10"]
 
 
+def test_mpdd_root(tmp_path):
+    """Its six kinds of parts, in the layout of MVTec AD."""
+    parts = ["bracket_black", "bracket_brown", "bracket_white", "connector", "metal_plate", "tubes"]
+    for name in parts:
+        trees.write_mvtec(tmp_path / "MPDD" / name)
+    categories = load_categories(tmp_path / "MPDD")
+    assert [category.name for category in categories] == parts
+    for category in categories:
+        check(category)
+        assert category.has_masks and category.split == "the set's own"
+
+
 def test_mvtec_without_masks_and_with_some_missing(tmp_path):
     category = load_one(trees.write_mvtec(tmp_path / "cell", masks=False))
     assert not category.has_masks

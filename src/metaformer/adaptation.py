@@ -85,7 +85,8 @@ def adapt_to_support(
         raise ValueError("the support is empty: give at least one normal image.")
     if not 0 < false_alarm_rate < 1:
         raise ValueError(
-            f"false_alarm_rate must lie strictly between 0 and 1, got {false_alarm_rate}."
+            f"false_alarm_rate must lie strictly between 0 and 1 (0.05 is 5 %), "
+            f"got {false_alarm_rate}."
         )
     total = count + len(make_folds(count, model.max_folds)) + 1
     prepared = []

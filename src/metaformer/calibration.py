@@ -165,7 +165,8 @@ def calibrate(
     """
     if not 0 < false_alarm_rate < 1:
         raise ValueError(
-            f"false_alarm_rate must lie strictly between 0 and 1, got {false_alarm_rate}."
+            f"false_alarm_rate must lie strictly between 0 and 1 (0.05 is 5 %), "
+            f"got {false_alarm_rate}."
         )
     scores = np.sort(np.asarray(normal_scores, dtype=np.float64))
     if len(scores) < 2 or not np.isfinite(scores).all():

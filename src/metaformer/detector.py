@@ -298,7 +298,9 @@ class Detector:
         """
         rate = self.calibration.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
         if not 0 < rate < 1:
-            raise ValueError(f"false_alarm_rate must lie strictly between 0 and 1, got {rate}.")
+            raise ValueError(
+                f"false_alarm_rate must lie strictly between 0 and 1 (0.05 is 5 %), got {rate}."
+            )
         sources = support_sources(images)
         support = list(self.made["support"])
         known = {image["sha256"] for image in support}

@@ -199,7 +199,7 @@ def predict(
         earlier = f" ({result.resumed} of them before)" if result.resumed else ""
         images_scored = f"{result.scored} image{'' if result.scored == 1 else 's'} scored"
         typer.echo(f"{images_scored}{earlier}, {result.anomalous} anomalous.")
-        for score, name in sorted(worst, reverse=True):
+        for score, name in sorted(worst, key=lambda flagged: (-flagged[0], flagged[1])):
             typer.echo(f"  {format_score(score)}  {name}")
         if worst and result.anomalous > len(worst):
             typer.echo(f"  and {result.anomalous - len(worst)} more")
