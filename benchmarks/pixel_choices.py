@@ -48,24 +48,25 @@ def main() -> None:
         PixelConfig(resolution=options.side, mode="long"), options.weights
     )
     rows: list[dict[str, Any]] = []
-    for kind, drawn in episodes(pool, config, options.episodes):
+    # Saved after every episode: a run that is stopped has measured what it says.
+    for number, (kind, drawn) in enumerate(episodes(pool, config, options.episodes), start=1):
         for fit_images in options.fit_images:
             pixel_fit.FIT_IMAGES = fit_images
             found = measure(model, drawn, long=options.long and fit_images == options.fit_images[0])
             rows += [{"kind": kind, "fit_images": fit_images, **row} for row in found]
-    results = {
-        "shots": options.shots,
-        "side": options.side,
-        "episodes": options.episodes,
-        "weights": "the package's" if options.weights is None else options.weights.name,
-        "means": means(rows),
-        "machine": machine(),
-        "rows": rows,
-    }
-    for row in results["means"]:
+        results = {
+            "shots": options.shots,
+            "side": options.side,
+            "episodes": number,
+            "weights": "the package's" if options.weights is None else options.weights.name,
+            "means": means(rows),
+            "machine": machine(),
+            "rows": rows,
+        }
+        if options.output:
+            save_results(results, options.output)
+    for row in means(rows):
         print(row)
-    if options.output:
-        save_results(results, options.output)
 
 
 def episodes(pool: PhotoPool, config: EpisodeConfig, count: int) -> Iterator[tuple[str, Episode]]:
