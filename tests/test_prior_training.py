@@ -34,7 +34,7 @@ from metaformer.training.prior import (
     to_batch,
     train_prior,
 )
-from metaformer.training.prior_watch import LOG
+from metaformer.training.run_log import LOG
 from metaformer.training.saliency_sets import LAYOUTS, load_saliency_set
 
 

@@ -15,7 +15,6 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import torch
@@ -42,6 +41,7 @@ from metaformer.training.checkpoints import (
 from metaformer.training.distributed import Workers, average_gradients, join_workers
 from metaformer.training.meta_config import MetaConfig, describe
 from metaformer.training.meta_watch import to_task, validate
+from metaformer.training.run_log import RunLog
 
 VALIDATION_SEED = 1
 """Added to the seed: held-out episodes are drawn apart from those of training."""
@@ -75,6 +75,9 @@ class MetaLearner(nn.Module):
 def meta_train(config: MetaConfig, *, resume: bool = False, quiet: bool = False) -> Path:
     """Meta-train and return the path of the averaged weights and inner rates (safetensors).
 
+    Beside them go the checkpoint, ``log.jsonl`` and, where tensorboard is installed (extra
+    ``train``), its events, the adaptation gain on held-out photos among them.
+
     Raises:
         ImageError: a photo cannot be read.
         CheckpointError: ``resume`` without a usable checkpoint.
@@ -103,7 +106,11 @@ def meta_train(config: MetaConfig, *, resume: bool = False, quiet: bool = False)
         first = record["step"]
 
     started, waited = time.monotonic(), 0.0
-    with join_workers() as workers, closing(batches(train, config, first, workers)) as drawn:
+    with (
+        join_workers() as workers,
+        closing(batches(train, config, first, workers)) as drawn,
+        RunLog(config.output, from_step=first, active=workers.is_first) as log,
+    ):
         if config.meta_batch % workers.count:
             raise ValueError(
                 f"meta_batch: found {config.meta_batch}; accepted with {workers.count} processes "
@@ -117,16 +124,15 @@ def meta_train(config: MetaConfig, *, resume: bool = False, quiet: bool = False)
             done, last = step + 1, step + 1 == config.steps
             if not workers.is_first:
                 continue
+            seconds = time.monotonic() - started
             if done % config.log_every == 0 or last:
-                seconds = time.monotonic() - started
-                entry = {"step": done, **parts, "seconds": seconds, "waited": waited / seconds}
-                write_log(config.output, entry)
+                log.write_watch(done, seconds, {**parts, "waited": waited / seconds})
             if done % config.validate_every == 0 or last:
                 for kind, episodes in validation(held_out, config).items():
                     found = validate(
                         average.model, prior, average.rates, episodes, bfloat16=config.bfloat16
                     )
-                    write_log(config.output, {"step": done, "validation": kind, **found})
+                    log.write_watch(done, seconds, found, validation=kind)
             if done % config.checkpoint_every == 0 or last:
                 tensors = module_tensors("learner", learner) | module_tensors("average", average)
                 tensors |= optimiser_tensors("optimiser", optimiser)
@@ -231,12 +237,6 @@ def validation(pool: PhotoPool, config: MetaConfig) -> dict[str, Iterator[Episod
         "synthetic": (episode(pool, episodes, seed, index) for index in range(count)),
         "novelty": novelty_tasks(pool, episodes, seed, count),
     }
-
-
-def write_log(output: Path, entry: dict[str, Any]) -> None:
-    """One line of ``log.jsonl``."""
-    with (output / "log.jsonl").open("a", encoding="utf-8") as log:
-        log.write(json.dumps(entry) + "\n")
 
 
 def export(average: MetaLearner, config: MetaConfig, step: int) -> None:

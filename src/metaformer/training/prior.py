@@ -40,7 +40,8 @@ from metaformer.training.effect_photos import draw_effect_batch, draw_natural
 from metaformer.training.photo_bank import Photo, PhotoBank, load_bank
 from metaformer.training.prior_config import PriorTrainingConfig
 from metaformer.training.prior_export import export_prior
-from metaformer.training.prior_watch import Progress, RunLog, Watch
+from metaformer.training.prior_watch import Progress, Watch
+from metaformer.training.run_log import RunLog
 
 __all__ = ["CHECKPOINT", "EffectPool", "PriorTrainer", "PriorTrainingConfig", "train_prior"]
 

@@ -1,9 +1,7 @@
-"""Watching P learn: log, numbers on held-out photos, sample sheets, progress bar."""
+"""Watching P learn: numbers on held-out photos, sample sheets, progress bar."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -15,12 +13,11 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from torch import Tensor
 
-from metaformer.files import write_bytes, write_text
+from metaformer.files import write_bytes
 from metaformer.prior import EFFECTS, InstancePrior, apply_effects
 from metaformer.training.effect_photos import PhotoMix, draw_composed, draw_for_effect
 from metaformer.training.photo_bank import Side
 
-LOG = "log.jsonl"
 WATCHED = 96
 SHEET_COLUMNS = 12
 
@@ -81,77 +78,6 @@ class Watch:
         sheet = (torch.cat(rows, dim=1) * 255).byte().permute(1, 2, 0).numpy()
         _, png = cv2.imencode(".png", cv2.cvtColor(np.ascontiguousarray(sheet), cv2.COLOR_RGB2BGR))
         write_bytes(path, png.tobytes())
-
-
-class RunLog:
-    """``log.jsonl`` and, where tensorboard is installed, its events.
-
-    A resumed run drops the lines after its checkpoint: those steps are about to be done again.
-    """
-
-    def __init__(self, folder: Path, *, from_step: int, active: bool) -> None:
-        self.path, self.active = folder / LOG, active
-        self.pending: list[Mapping[str, Tensor | float]] = []
-        self.events = None
-        if not active:
-            return
-        if from_step and self.path.is_file():
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_text(self.path, "".join(x for x in lines if _step_of(x) <= from_step))
-        elif not from_step:
-            self.path.unlink(missing_ok=True)
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return
-        self.events = SummaryWriter(str(folder), purge_step=from_step or None)
-
-    def __enter__(self) -> RunLog:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.events is not None:
-            self.events.close()
-
-    def add(self, values: Mapping[str, Tensor | float]) -> None:
-        """Keep one step's values until the next ``write``."""
-        if self.active:
-            self.pending.append(values)
-
-    def write(self, step: int, seconds: float) -> None:
-        """Write the means of the values since the last time."""
-        if not self.pending:
-            return
-        means: dict[str, float] = {}
-        for name in sorted(set().union(*self.pending)):  # not every step has every value
-            present = [float(values[name]) for values in self.pending if name in values]
-            means[name] = sum(present) / len(present)
-        self.pending.clear()
-        self.write_watch(step, seconds, means)
-
-    def write_watch(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
-        """Write ``values`` as they are."""
-        if not self.active:
-            return
-        rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
-        line = {"step": step, "seconds": round(seconds, 1), **rounded}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        if self.events is not None:
-            for name, value in values.items():
-                self.events.add_scalar(name, value, step)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # a line cut short by a kill
-        return float("inf")
 
 
 class Progress:
