@@ -9,16 +9,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import boards
-from metaformer.feature_model import AdaptedFeature, FeatureConfig, FeatureModel
+from metaformer.feature_model import ALIGNED, AdaptedFeature, FeatureConfig, FeatureModel
 from metaformer.memory import QUERY_CHUNK, aligned_distance, cosine_distance, fit_grid
+from metaformer.metric import TokenMetric
 from metaformer.preprocess import to_tensor
 
 CONFIG = FeatureConfig(resolution=96)
+PLAIN = replace(CONFIG, learned=False)
 
 
 @pytest.fixture(scope="module")
 def model() -> FeatureModel:
+    """As users get it, with the learned metric."""
     return FeatureModel.from_pretrained(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def plain(model) -> FeatureModel:
+    """The comparison without learning."""
+    return FeatureModel(PLAIN, model.backbone)
+
+
+@pytest.fixture(scope="module")
+def aligned() -> FeatureModel:
+    return FeatureModel.from_pretrained(replace(ALIGNED, resolution=96))
 
 
 def tensor(pixels) -> torch.Tensor:
@@ -30,19 +44,28 @@ def unit(count: int, channels: int, seed: int) -> torch.Tensor:
     return F.normalize(torch.randn(count, channels, generator=generator), dim=1)
 
 
-def test_tokens_are_of_unit_length_at_each_level(model):
-    tokens = model.prepare(tensor(boards.good(0, height=64, width=96)))
-    assert {level: t.shape for level, t in tokens.items()} == {8: (40, 8, 12), 16: (112, 4, 6)}
-    for level_tokens in tokens.values():
-        lengths = level_tokens.norm(dim=0)
-        assert torch.allclose(lengths, torch.ones_like(lengths), atol=1e-5)
+def test_tokens_are_of_unit_length_in_each_reading(model, plain, aligned):
+    image = tensor(boards.good(0, height=64, width=96))
+    shapes = {"8": (40, 8, 12), "16": (112, 4, 6)}
+    expected = {
+        model: {**shapes, "pooled": (64, 8, 12)},
+        plain: shapes,
+        aligned: {"4": (24, 16, 24), "8": (40, 8, 12)},
+    }
+    for preset, sizes in expected.items():
+        tokens = preset.prepare(image)
+        assert {name: t.shape for name, t in tokens.items()} == sizes
+        for reading in tokens.values():
+            lengths = reading.norm(dim=0)
+            assert torch.allclose(lengths, torch.ones_like(lengths), atol=1e-5)
 
 
 def test_the_support_itself_is_at_distance_zero(model):
     tokens = [model.prepare(tensor(boards.good(seed))) for seed in range(2)]
     adapted = model.adapt(tokens, seed=0)
     for image in tokens:
-        assert float(adapted.anomaly_map(image).max()) < 1e-5
+        nothing = {name: torch.zeros(1, 1) for name in adapted.memory}
+        assert float(adapted.anomaly_map(image).max()) < 1.1 * float(model.metric.join(nothing))
 
 
 def test_a_real_defect_stands_out_where_it_is(model):
@@ -57,18 +80,36 @@ def test_a_real_defect_stands_out_where_it_is(model):
     assert abs(row - 5.5) <= 3 and abs(column - 5.5) <= 3
 
 
-def test_map_is_the_weighted_mean_of_the_levels(model):
-    image = model.prepare(tensor(boards.good(9)))
-    memory = {8: unit(50, 40, 0), 16: unit(50, 112, 1)}
-    adapted = AdaptedFeature(model, memory)
+def distances(image, memory) -> dict[str, torch.Tensor]:
+    """Reading -> (12, 12) 1 - cosine to the nearest, computed in another way."""
     parts = {}
-    for level in (8, 16):
-        flat = image[level].flatten(1).T  # (N, C)
-        nearest = torch.cdist(flat, memory[level]).min(dim=1).values
-        distance = (nearest**2 / 2).reshape(1, 1, *image[level].shape[1:])  # 1 - cosine
-        parts[level] = F.interpolate(distance, (12, 12), mode="bilinear")[0, 0]
-    expected = (0.5 * parts[8] + 1.0 * parts[16]) / 1.5
-    torch.testing.assert_close(adapted.anomaly_map(image), expected, rtol=1e-4, atol=1e-5)
+    for name, grid in image.items():
+        nearest = torch.cdist(grid.flatten(1).T, memory[name]).min(dim=1).values
+        distance = (nearest**2 / 2).reshape(1, 1, *grid.shape[1:])
+        parts[name] = F.interpolate(distance, (12, 12), mode="bilinear")[0, 0]
+    return parts
+
+
+def test_plain_map_is_the_weighted_mean_of_the_levels(plain):
+    image = plain.prepare(tensor(boards.good(9)))
+    memory = {"8": unit(50, 40, 0), "16": unit(50, 112, 1)}
+    parts = distances(image, memory)
+    expected = (0.5 * parts["8"] + 1.0 * parts["16"]) / 1.5
+    found = AdaptedFeature(plain, memory).anomaly_map(image)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_learned_map_is_the_weighted_geometric_mean_of_the_readings(model):
+    image = model.prepare(tensor(boards.good(9)))
+    memory = {"8": unit(50, 40, 0), "16": unit(50, 112, 1), "pooled": unit(50, 64, 2)}
+    parts = distances(image, memory)
+    floors, shares = model.metric.log_floors.exp(), model.metric.shares()
+    assert float(shares.sum()) == pytest.approx(1)
+    expected = torch.ones(12, 12)
+    for part, floor, share in zip(parts.values(), floors, shares, strict=True):
+        expected *= (part + floor) ** share
+    found = AdaptedFeature(model, memory).anomaly_map(image)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_more_normal_images_never_raise_the_map(model):
@@ -89,12 +130,12 @@ def test_order_of_the_support_does_not_matter(model):
 
 
 def test_large_memories_are_drawn_from_by_seed(model):
-    small = FeatureModel(replace(CONFIG, max_tokens=100), model.backbone)
+    small = FeatureModel(replace(CONFIG, max_tokens=100), model.backbone, model.metric)
     tokens = [model.prepare(tensor(boards.good(seed))) for seed in range(3)]
     whole = model.adapt(tokens, seed=0).memory
-    assert len(whole[8]) == 3 * 144 and len(whole[16]) == 3 * 36
+    assert len(whole["8"]) == 3 * 144 and len(whole["16"]) == 3 * 36
     first, again, other = (small.adapt(tokens, seed=seed).memory for seed in (1, 1, 2))
-    for level in (8, 16):
+    for level in whole:
         assert first[level].shape == (100, whole[level].shape[1])
         assert torch.equal(first[level], again[level])
         assert not torch.equal(first[level], other[level])
@@ -112,6 +153,31 @@ def test_state_restores_the_same_maps_bit_for_bit(model):
     query = model.prepare(tensor(boards.defective(1)))
     assert torch.equal(restored.anomaly_map(query), adapted.anomaly_map(query))
     assert restored.model.config == CONFIG
+
+
+def test_a_file_keeps_the_metric_it_was_made_with(model):
+    other = TokenMetric()
+    other.maps["8"].weight.data *= torch.linspace(0.5, 2, 40)
+    changed = FeatureModel(CONFIG, model.backbone, other.requires_grad_(False).eval())
+    adapted = changed.adapt([changed.prepare(tensor(boards.good(0)))], seed=0)
+    restored = AdaptedFeature.from_state(*adapted.state())
+    query = tensor(boards.defective(1))
+    found = restored.anomaly_map(restored.model.prepare(query))
+    assert torch.equal(found, adapted.anomaly_map(changed.prepare(query)))
+
+
+def test_a_file_from_before_the_metric_is_read_as_it_was(plain):
+    adapted = plain.adapt([plain.prepare(tensor(boards.good(0)))], seed=0)
+    tensors, settings = adapted.state()
+    del settings["config"]["learned"]
+    restored = AdaptedFeature.from_state(tensors, settings)
+    query = plain.prepare(tensor(boards.defective(1)))
+    assert torch.equal(restored.anomaly_map(query), adapted.anomaly_map(query))
+
+
+def test_the_metric_is_of_its_levels_alone():
+    with pytest.raises(ValueError, match="learned"):
+        FeatureConfig(levels=(4, 8))
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 10**6))
@@ -153,42 +219,41 @@ def test_aligned_distance_is_that_of_the_nearest_within_reach(reach, count, seed
         assert float(distance[row, column]) == pytest.approx(1 - float(cosines.max()), abs=1e-5)
 
 
-def test_what_is_normal_elsewhere_is_found_only_by_place(model):
+def test_what_is_normal_elsewhere_is_found_only_by_place(aligned):
     """A copy of one piece of a good board put over another piece of it."""
     normal = [boards.good(seed, "77000005", 192, 192) for seed in range(3)]
     wrong = boards.good(9, "77000005", 192, 192)
     wrong[8:56, 8:56] = wrong[100:148, 60:108]
     maxima = {}
-    for aligned in (False, True):
-        compare = FeatureModel(replace(CONFIG, aligned=aligned), model.backbone)
+    for by_place in (False, True):
+        config = replace(aligned.config, aligned=by_place)
+        compare = FeatureModel(config, aligned.backbone)
         adapted = compare.adapt([compare.prepare(tensor(image)) for image in normal], seed=0)
         right = adapted.anomaly_map(compare.prepare(tensor(boards.good(9, "77000005", 192, 192))))
         found = adapted.anomaly_map(compare.prepare(tensor(wrong)))
-        inside = found[2:6, 2:6].mean()
-        maxima[aligned] = float(inside / right.mean())
+        maxima[by_place] = float(found[4:12, 4:12].mean() / right.mean())
     assert maxima[True] > 1.5 * maxima[False]
 
 
-def test_an_aligned_part_may_be_out_of_place_by_the_reach(model):
-    compare = FeatureModel(replace(CONFIG, aligned=True), model.backbone)
+def test_an_aligned_part_may_be_out_of_place_by_the_reach(aligned):
     image = boards.good(0, "77000005", 160, 160)
-    adapted = compare.adapt([compare.prepare(tensor(image))], seed=0)
+    adapted = aligned.adapt([aligned.prepare(tensor(image))], seed=0)
 
     def score(shift: int) -> float:
         moved = torch.roll(tensor(image), shift, dims=3)
-        return float(adapted.anomaly_map(compare.prepare(moved))[6:-6, 6:-6].mean())
+        return float(adapted.anomaly_map(aligned.prepare(moved))[12:-12, 12:-12].mean())
 
     assert score(0) < 1e-5
-    assert score(16) < 0.3 * score(48)
+    assert score(8) < 0.3 * score(48)
 
 
-def test_aligned_memory_is_bounded_and_drawn_by_seed(model):
-    small = FeatureModel(replace(CONFIG, aligned=True, max_tokens=300), model.backbone)
+def test_aligned_memory_is_bounded_and_drawn_by_seed(aligned):
+    small = FeatureModel(replace(aligned.config, max_tokens=1200), aligned.backbone)
     tokens = [small.prepare(tensor(boards.good(seed))) for seed in range(10)]
     first, again, other = (small.adapt(tokens, seed=seed).memory for seed in (1, 1, 2))
-    assert first[8].shape == (2, 40, 12, 12) and first[16].shape == (8, 112, 6, 6)
+    assert first["4"].shape == (2, 24, 24, 24) and first["8"].shape == (8, 40, 12, 12)
     assert all(torch.equal(first[level], again[level]) for level in first)
-    assert not torch.equal(first[8], other[8])
+    assert not torch.equal(first["4"], other["4"])
 
 
 def test_fit_grid_resamples_and_keeps_unit_length():

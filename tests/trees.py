@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zlib
 from pathlib import Path
@@ -234,3 +235,17 @@ def write_good_bad(folder: Path, good: str = "good", bad: str = "bad") -> Path:
     save_good(folder / good, 10)
     save_defective(folder / bad, folder / "masks", 3)
     return folder
+
+
+def textures(root: Path, seed: int = 0) -> Path:
+    """Photos of eight kinds of surfaces to make episodes of. Two kinds are held out, and photos
+    of a kind differ in light: novelty needs both."""
+    rng = np.random.default_rng(seed)
+    kinds = ("Wood", "Rock", "Sand", "Brick", "Wool", "Metal", "Gravel", "Bark")
+    for kind, photo in itertools.product(kinds, range(3)):
+        path = root / "texture" / kind / f"{photo}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        light = 80 + 40 * photo + rng.integers(-15, 15, 3)
+        grain = (light + rng.integers(-50, 50, (40, 40, 3))).astype(np.uint8)
+        Image.fromarray(grain).resize((320, 320)).save(path)
+    return root

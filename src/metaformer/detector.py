@@ -25,7 +25,7 @@ from metaformer.backbone_weights import BackboneError
 from metaformer.calibration import Calibration
 from metaformer.detector_file import DetectorFileError, read_detector_file, write_detector_file
 from metaformer.extension import Earlier, extend
-from metaformer.feature_model import SHIPPED, AdaptedFeature, FeatureConfig, FeatureModel
+from metaformer.feature_model import ALIGNED, SHIPPED, AdaptedFeature, FeatureConfig, FeatureModel
 from metaformer.images import guess_white_level, read_image
 from metaformer.pixel_model import AdaptedPixel, Mode, PixelConfig, PixelModel
 from metaformer.preprocess import image_score, to_image_size
@@ -103,13 +103,13 @@ class Metaformer:
         if preset == "feature":
             if mode != "fast" or universal_weights is not None:
                 raise ValueError("mode and universal_weights are of the pixel preset.")
-            changes["aligned"] = aligned
             file = None if backbone_weights is None else Path(backbone_weights)
             if backbone == SHIPPED:
-                config = replace(FeatureConfig(), **changes)
+                config = replace(ALIGNED if aligned else FeatureConfig(), **changes)
                 return cls(FeatureModel.from_pretrained(config, backbone_weights=file), preset)
             network = load_timm_backbone(backbone, weights=file, download=download)
-            config = replace(FeatureConfig(**level_settings(network)), **changes)
+            plain = FeatureConfig(**level_settings(network), learned=False, aligned=aligned)
+            config = replace(plain, **changes)
             return cls(FeatureModel(config, network), preset)
         if preset == "pixel":
             if aligned:

@@ -1,7 +1,8 @@
 """The ``feature`` preset: backbone tokens compared with the tokens of the support.
 
-Without T this is the plain, no-learning control that every learned part has to beat: cosine
-distance of each token to its nearest support token, level by level.
+Tokens are compared in a metric meta-learned on other products (``metric.py``). Without it, for
+other backbones and for aligned parts, this is the plain comparison: cosine distance of each token
+to its nearest support token, level by level, which is the control that the metric has to beat.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from torch import Tensor
 from metaformer.backbone import load_backbone
 from metaformer.backbone_weights import BackboneError
 from metaformer.memory import aligned_distance, cosine_distance, fit_grid, merge_samples
+from metaformer.metric import READINGS, TokenMetric, load_metric, metric_from_tensors
 from metaformer.timm_backbone import load_timm_backbone
 
 SHIPPED = "efficientnet_lite0"
 """The backbone inside the package."""
+METRIC = "metric."
+"""Start of the names of the metric's tensors in a detector file."""
 
-Tokens = dict[int, Tensor]
-"""Stride -> (C, h, w) features of one image, each token of unit length."""
+Tokens = dict[str, Tensor]
+"""Reading (a stride, or of the metric) -> (C, h, w) of one image, each token of unit length."""
 
 
 class Backbone(Protocol):
@@ -46,16 +50,20 @@ class FeatureConfig:
     levels: tuple[int, ...] = (8, 16)
     """Strides of the backbone whose tokens are compared."""
     level_weights: tuple[float, ...] = (0.5, 1.0)
-    """Weight of each level's distance in the map: stride 16 tells defects from variation best,
-    stride 8 finds the small ones (``docs/decisions/0001-feature-control.md``)."""
+    """Weight of each level's distance in the map of the plain comparison: stride 16 tells defects
+    from variation best, stride 8 finds the small ones
+    (``docs/decisions/0001-feature-control.md``)."""
+    learned: bool = True
+    """Compare in the meta-learned metric, which knows strides 8 and 16 of the shipped backbone
+    (``docs/decisions/0006-metric.md``)."""
     aligned: bool = False
     """Compare each token only with support tokens around the same place: for a fixed camera and a
     fixed part, or a test image with its golden sample. Finds what is normal elsewhere but not
     here; useless if parts move."""
-    reach: int = 16
+    reach: int = 8
     """Pixels that an aligned part may be out of place, at the working resolution."""
     max_tokens: int = 20_000
-    """Support tokens kept per level; beyond it a seeded random choice stands for all."""
+    """Support tokens kept per reading; beyond it a seeded random choice stands for all."""
     score_share: float = 0.01
     """The image score is the mean of this share of the highest cells."""
     sigma: float = 1.0
@@ -64,6 +72,27 @@ class FeatureConfig:
     """The backbone inside the package, or timm's name of another (``docs/backbones.md``)."""
     backbone_sha256: str | None = None
     """Of the weights of another backbone; they stay outside detector files."""
+
+    def __post_init__(self) -> None:
+        if self.learned and (self.aligned or self.levels != (8, 16) or self.backbone != SHIPPED):
+            raise ValueError(
+                f"learned: found with levels {self.levels}, aligned {self.aligned} and backbone "
+                f"{self.backbone}; accepted with it are levels (8, 16) of {SHIPPED}, not aligned."
+            )
+
+    @property
+    def readings(self) -> tuple[str, ...]:
+        """What an image is read as, the finest grid first."""
+        return READINGS if self.learned else tuple(str(level) for level in self.levels)
+
+    def reach_cells(self, level: int) -> int:
+        """Cells of ``level`` that an aligned part may be out of place."""
+        return -(-self.reach // level)
+
+
+ALIGNED = FeatureConfig(levels=(4, 8), level_weights=(1.0, 1.0), learned=False, aligned=True)
+"""For parts that stand in the same place: fine levels, since place tells apart what looks alike
+(``docs/decisions/0007-aligned.md``)."""
 
 
 class FeatureModel:
@@ -74,16 +103,24 @@ class FeatureModel:
     max_folds = 10
     """Leave-one-out costs little: leaving an image out is leaving its tokens out."""
 
-    def __init__(self, config: FeatureConfig, backbone: Backbone) -> None:
+    def __init__(
+        self, config: FeatureConfig, backbone: Backbone, metric: TokenMetric | None = None
+    ) -> None:
         self.config = config
         self.backbone = backbone
+        self.metric = (metric or load_metric()) if config.learned else None
         self.size_multiple = max(config.levels)
 
     @classmethod
     def from_pretrained(
-        cls, config: FeatureConfig | None = None, *, backbone_weights: Path | None = None
+        cls,
+        config: FeatureConfig | None = None,
+        *,
+        backbone_weights: Path | None = None,
+        metric: TokenMetric | None = None,
     ) -> FeatureModel:
-        """The model of ``config``; ``backbone_weights`` are those of a backbone of timm.
+        """The model of ``config``; ``backbone_weights`` are those of a backbone of timm, and
+        ``metric`` takes the place of the package's.
 
         Raises:
             BackboneError: the backbone or its weights cannot be used.
@@ -91,7 +128,7 @@ class FeatureModel:
         config = config or FeatureConfig()
         if config.backbone == SHIPPED:
             refuse_weights(backbone_weights)
-            return cls(config, load_backbone(deepest=max(config.levels)))
+            return cls(config, load_backbone(deepest=max(config.levels)), metric)
         backbone = load_timm_backbone(
             config.backbone,
             weights=backbone_weights,
@@ -100,46 +137,55 @@ class FeatureModel:
         )
         return cls(config, backbone)
 
+    def channels(self, reading: str) -> int:
+        """Length of the tokens of ``reading``."""
+        if self.metric is not None:
+            return self.metric.channels(reading)
+        return self.backbone.channels[int(reading)]
+
     @torch.inference_mode()
     def prepare(self, image: Tensor) -> Tokens:
         """Tokens of one image (1, 3, H, W) in [0, 1]."""
         features = self.backbone(image)
-        return {level: F.normalize(features[level][0], dim=0) for level in self.config.levels}
+        if self.metric is not None:
+            return {reading: grid[0] for reading, grid in self.metric(features).items()}
+        levels = self.config.levels
+        return {str(level): F.normalize(features[level][0], dim=0) for level in levels}
 
     def adapt(self, support: Sequence[Tokens], *, seed: int) -> AdaptedFeature:
         """Remember the support. No weight changes."""
         generator = torch.Generator().manual_seed(seed)
         remember = self._remember_grids if self.config.aligned else self._remember_tokens
-        memory = {level: remember(level, support, generator) for level in self.config.levels}
+        memory = {name: remember(name, support, generator) for name in self.config.readings}
         grids = {
-            level: torch.tensor([image[level].shape[1:] for image in support]) for level in memory
+            name: torch.tensor([image[name].shape[1:] for image in support]) for name in memory
         }
         is_whole = all(
-            tokens.numel() == sum(image[level].numel() for image in support)
-            for level, tokens in memory.items()
+            tokens.numel() == sum(image[name].numel() for image in support)
+            for name, tokens in memory.items()
         )
         if self.config.aligned:  # grids of another size than the first have been resampled
             is_whole &= all(bool((sizes == sizes[0]).all()) for sizes in grids.values())
         return AdaptedFeature(self, memory, grids if is_whole else None)
 
     def _remember_tokens(
-        self, level: int, support: Sequence[Tokens], generator: torch.Generator
+        self, name: str, support: Sequence[Tokens], generator: torch.Generator
     ) -> Tensor:
         """(N, C) tokens of all images, at most ``max_tokens`` of them."""
-        tokens = torch.cat([image[level].flatten(1).T for image in support])
+        tokens = torch.cat([image[name].flatten(1).T for image in support])
         if len(tokens) > self.config.max_tokens:
             chosen = torch.randperm(len(tokens), generator=generator)[: self.config.max_tokens]
             tokens = tokens[chosen.sort().values]
         return tokens.contiguous()
 
     def _remember_grids(
-        self, level: int, support: Sequence[Tokens], generator: torch.Generator
+        self, name: str, support: Sequence[Tokens], generator: torch.Generator
     ) -> Tensor:
         """(K, C, h, w) grids of as many images as ``max_tokens`` allows, sized as the first."""
-        size = support[0][level].shape[1:]
+        size = support[0][name].shape[1:]
         most = max(1, self.config.max_tokens // size.numel())
         chosen = torch.randperm(len(support), generator=generator)[:most].sort().values
-        grids = [fit_grid(support[i][level], size) for i in chosen.tolist()]
+        grids = [fit_grid(support[i][name], size) for i in chosen.tolist()]
         return torch.stack(grids)
 
 
@@ -149,33 +195,33 @@ class AdaptedFeature:
     def __init__(
         self,
         model: FeatureModel,
-        memory: dict[int, Tensor],
-        grids: dict[int, Tensor] | None = None,
+        memory: dict[str, Tensor],
+        grids: dict[str, Tensor] | None = None,
     ) -> None:
         self.model = model
-        self.memory = memory  # level -> (N, C), or (K, C, h, w) if aligned; unit length
+        self.memory = memory  # reading -> (N, C), or (K, C, h, w) if aligned; unit length
         self.grids = grids
-        """Level -> (K, 2) rows and columns of each support image's grid, in the order of the
+        """Reading -> (K, 2) rows and columns of each support image's grid, in the order of the
         memory; None if the memory does not hold every token of the support."""
 
     def support(self) -> list[Tokens] | None:
         """What ``prepare`` gave for each support image; None if not all of it was kept."""
         if self.grids is None:
             return None
-        count = len(self.grids[min(self.grids)])
+        count = len(self.grids[self.model.config.readings[0]])
         support: list[Tokens] = [{} for _ in range(count)]
-        for level, memory in self.memory.items():
+        for name, memory in self.memory.items():
             if self.model.config.aligned:
                 images = list(memory)  # (C, h, w) each
             else:
-                sizes = self.grids[level].tolist()
+                sizes = self.grids[name].tolist()
                 parts = memory.split([rows * columns for rows, columns in sizes])  # (h * w, C)
                 images = [
                     part.T.contiguous().reshape(-1, *size)
                     for part, size in zip(parts, sizes, strict=True)
                 ]
             for tokens, image in zip(support, images, strict=True):
-                tokens[level] = image
+                tokens[name] = image
         return support
 
     def extended(self, images: Sequence[Tokens], *, earlier: int, seed: int) -> AdaptedFeature:
@@ -191,43 +237,55 @@ class AdaptedFeature:
         generator = torch.Generator().manual_seed(seed)
         config = self.model.config
         memory = {}
-        for level, old in self.memory.items():
+        for name, old in self.memory.items():
             if config.aligned:
                 most = max(1, config.max_tokens // old[0, 0].numel())
-                grids = [fit_grid(image[level], old.shape[2:]) for image in images]
+                grids = [fit_grid(image[name], old.shape[2:]) for image in images]
                 new = torch.stack(grids) if grids else old[:0]
                 per_image = 1.0
             else:
                 most = config.max_tokens
-                new = torch.cat([old[:0], *(image[level].flatten(1).T for image in images)])
+                new = torch.cat([old[:0], *(image[name].flatten(1).T for image in images)])
                 per_image = len(new) / max(1, len(images))
-            memory[level] = merge_samples(
+            memory[name] = merge_samples(
                 old, new, stands_for=round(earlier * per_image), most=most, generator=generator
             )
         return AdaptedFeature(self.model, memory)
 
     @torch.inference_mode()
     def anomaly_map(self, tokens: Tokens) -> Tensor:
-        """(h, w) raw map on the finest level's grid, values in [0, 2] before blur."""
-        finest = min(self.memory)
-        height, width = tokens[finest].shape[1:]
-        total = torch.zeros(1, 1, height, width)
-        config = self.model.config
-        for level, weight in zip(config.levels, config.level_weights, strict=True):
-            memory = self.memory[level]
-            if config.aligned:
-                distance = aligned_distance(tokens[level], memory, reach=config.reach // level)
-            else:
-                distance = cosine_distance(tokens[level].flatten(1).T, memory)
-            grid = distance.reshape(1, 1, *tokens[level].shape[1:])  # (1, 1, h_l, w_l)
-            total += weight * F.interpolate(grid, (height, width), mode="bilinear")
+        """(h, w) raw map on the finest grid, values from 0 to about 2 before blur."""
+        config, metric = self.model.config, self.model.metric
+        height, width = tokens[config.readings[0]].shape[1:]
+        distances = {
+            name: F.interpolate(
+                self._distance(name, tokens[name]), (height, width), mode="bilinear"
+            )
+            for name in config.readings
+        }  # (1, 1, h, w) each
+        if metric is not None:
+            return metric.join(distances)[0, 0]
+        weighted = zip(distances.values(), config.level_weights, strict=True)
+        total = torch.stack([weight * distance for distance, weight in weighted]).sum(0)
         return total[0, 0] / sum(config.level_weights)
+
+    def _distance(self, name: str, tokens: Tensor) -> Tensor:
+        """Tokens (C, h, w) of one reading -> (1, 1, h, w) distance to what is remembered."""
+        config = self.model.config
+        if config.aligned:
+            reach = config.reach_cells(int(name))
+            distance = aligned_distance(tokens, self.memory[name], reach=reach)
+        else:
+            distance = cosine_distance(tokens.flatten(1).T, self.memory[name])
+        return distance.reshape(1, 1, *tokens.shape[1:])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and settings to save; ``from_state`` restores the same scores bit for bit."""
-        tensors = {f"memory.{level}": tokens for level, tokens in self.memory.items()}
+        tensors = {f"memory.{name}": tokens for name, tokens in self.memory.items()}
         if self.grids is not None:
-            tensors |= {f"grids.{level}": sizes for level, sizes in self.grids.items()}
+            tensors |= {f"grids.{name}": sizes for name, sizes in self.grids.items()}
+        if self.model.metric is not None:  # another version of the package may have another
+            tensors |= {f"{METRIC}{n}": t for n, t in self.model.metric.state_dict().items()}
         config = asdict(self.model.config)
         if config["backbone"] == SHIPPED:
             del config["backbone"], config["backbone_sha256"]  # as before there were others
@@ -244,26 +302,32 @@ class AdaptedFeature:
         stored: dict[str, Any] = {  # JSON has no tuples
             k: tuple(v) if isinstance(v, list) else v for k, v in settings["config"].items()
         }
-        config = FeatureConfig(**stored)
+        config = FeatureConfig(**{"learned": False, **stored})  # not known to earlier versions
         if config.backbone != SHIPPED and not isinstance(config.backbone_sha256, str):
             raise ValueError(f"no SHA-256 of the weights of {config.backbone}")
-        model = FeatureModel.from_pretrained(config, backbone_weights=backbone_weights)
-        memory = {level: tensors[f"memory.{level}"] for level in config.levels}
-        for level, tokens in memory.items():
-            channels, dims = model.backbone.channels[level], 4 if config.aligned else 2
+        metric = None
+        if config.learned:
+            kept = {n[len(METRIC) :]: t for n, t in tensors.items() if n.startswith(METRIC)}
+            metric = metric_from_tensors(kept)
+        model = FeatureModel.from_pretrained(
+            config, backbone_weights=backbone_weights, metric=metric
+        )
+        memory = {name: tensors[f"memory.{name}"] for name in config.readings}
+        for name, tokens in memory.items():
+            channels, dims = model.channels(name), 4 if config.aligned else 2
             if tokens.ndim != dims or tokens.shape[1] != channels or not tokens.numel():
                 raise ValueError(
-                    f"memory.{level} has shape {tuple(tokens.shape)}, needed are {dims} dimensions "
+                    f"memory.{name} has shape {tuple(tokens.shape)}, needed are {dims} dimensions "
                     f"of which the second is {channels}"
                 )
         grids = None  # of a file written before they were kept, or of a memory cut to its cap
-        if all(f"grids.{level}" in tensors for level in config.levels):
-            grids = {level: tensors[f"grids.{level}"] for level in config.levels}
-            for level, sizes in grids.items():
-                cells = memory[level].numel() // memory[level].shape[1]
+        if all(f"grids.{name}" in tensors for name in config.readings):
+            grids = {name: tensors[f"grids.{name}"] for name in config.readings}
+            for name, sizes in grids.items():
+                cells = memory[name].numel() // memory[name].shape[1]
                 fits = sizes.ndim == 2 and sizes.shape[1] == 2 and bool((sizes > 0).all())
                 if not fits or int(sizes.prod(1).sum()) != cells:
-                    raise ValueError(f"grids.{level} does not add up to the {cells} tokens kept")
+                    raise ValueError(f"grids.{name} does not add up to the {cells} tokens kept")
         return cls(model, memory, grids)
 
 

@@ -46,7 +46,7 @@ def novelty_tasks(
         ValueError: the pool has no two photos that make a task.
     """
     for index in range(count):
-        yield _novelty_task(pool, config, seed, index)
+        yield novelty_task(pool, config, seed, index)
 
 
 def mixed_task(
@@ -58,11 +58,12 @@ def mixed_task(
         ValueError: as ``episode`` or ``novelty_tasks``.
     """
     if np.random.default_rng((seed, index, 2)).random() < novel_share:
-        return _novelty_task(pool, config, seed, index)
+        return novelty_task(pool, config, seed, index)
     return episode(pool, config, seed, index)
 
 
-def _novelty_task(pool: PhotoPool, config: EpisodeConfig, seed: int, index: int) -> Episode:
+def novelty_task(pool: PhotoPool, config: EpisodeConfig, seed: int, index: int) -> Episode:
+    """Task ``index`` of ``novelty_tasks``: even ones are of regions, odd ones of whole images."""
     rng = np.random.default_rng((seed, index, 1))
     size = config.resolution
     shots = config.shots[rng.integers(len(config.shots))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,8 @@ from metaformer.autoencoder import SIZE_MULTIPLE
 from metaformer.backbone import EfficientNetLite0
 from metaformer.feature_model import AdaptedFeature
 from metaformer.memory import MEMORY_CHUNK
+from metaformer.metric import COARSE, POOL, POOLED, POOLED_LENGTH
+from metaformer.metric import FINE as FINE_TOKENS
 from metaformer.model import FINE, STAGES
 from metaformer.onnx_graph import Graph, Value
 from metaformer.onnx_networks import autoencoder, backbone
@@ -43,21 +47,62 @@ def feature_map(graph: Graph, images: Value, adapted: AdaptedFeature) -> Value:
             f"this detector uses the backbone {config.backbone}; ONNX and OpenVINO models are made "
             f"of the backbone inside the package only. Compute with PyTorch."
         )
-    features = backbone(graph, images, net)
-    finest = features[min(config.levels)]
-    height, width = graph.side(finest, 2), graph.side(finest, 3)
-    total = ""
-    for level, weight in zip(config.levels, config.level_weights, strict=True):
-        tokens = graph.unit_length(features[level])  # (N, C, h_l, w_l)
-        memory = adapted.memory[level]
+    tokens = feature_tokens(graph, backbone(graph, images, net), adapted)
+    first = tokens[config.readings[0]]
+    height, width = graph.side(first, 2), graph.side(first, 3)
+    grids = []
+    for name in config.readings:
+        memory = adapted.memory[name]
         if config.aligned:
-            distance = aligned_distance(graph, tokens, memory, reach=config.reach // level)
+            reach = config.reach_cells(int(name))
+            distance = aligned_distance(graph, tokens[name], memory, reach=reach)
         else:
-            distance = nearest_distance(graph, tokens, memory)
-        share = graph.numbers(weight / sum(config.level_weights))
-        grid = graph.op("Mul", graph.resize(distance, height, width), share)
-        total = graph.op("Add", total, grid) if total else grid
-    return total  # (N, 1, h, w)
+            distance = nearest_distance(graph, tokens[name], memory)
+        grids.append(graph.resize(distance, height, width))  # (N, 1, h, w)
+    metric = adapted.model.metric
+    if metric is None:
+        shares = torch.tensor(config.level_weights) / sum(config.level_weights)
+        return weighted_sum(graph, grids, shares)
+    floors = metric.log_floors.exp().tolist()
+    logarithms = [
+        graph.op("Log", graph.op("Add", grid, graph.numbers(floor)))
+        for grid, floor in zip(grids, floors, strict=True)
+    ]
+    return graph.op("Exp", weighted_sum(graph, logarithms, metric.shares()))
+
+
+def feature_tokens(
+    graph: Graph, features: dict[int, Value], adapted: AdaptedFeature
+) -> dict[str, Value]:
+    """Reading -> (N, C, h, w) of unit length: ``FeatureModel.prepare``."""
+    metric = adapted.model.metric
+    if metric is None:
+        levels = adapted.model.config.levels
+        return {str(level): graph.unit_length(features[level]) for level in levels}
+    height, width = graph.side(features[8], 2), graph.side(features[8], 3)
+    coarse = graph.resize(features[16], height, width)
+    both = graph.op("Concat", features[8], coarse, axis=1)
+    both = graph.op("Div", both, graph.numbers(POOLED_LENGTH))
+    window = {"kernel_shape": [POOL] * 2, "strides": [1, 1], "pads": [POOL // 2] * 4}
+    readings = {
+        FINE_TOKENS: graph.unit_length(features[8]),
+        COARSE: graph.unit_length(features[16]),
+        POOLED: graph.op("AveragePool", both, count_include_pad=1, **window),
+    }
+    tokens = {}
+    for name, x in readings.items():
+        linear = metric.maps[name]
+        weight = graph.constant(linear.weight[:, :, None, None])
+        tokens[name] = graph.unit_length(graph.op("Conv", x, weight, graph.constant(linear.bias)))
+    return tokens
+
+
+def weighted_sum(graph: Graph, grids: Sequence[Value], shares: Tensor) -> Value:
+    weighted = [
+        graph.op("Mul", grid, graph.numbers(share))
+        for grid, share in zip(grids, shares.tolist(), strict=True)
+    ]
+    return graph.op("Sum", *weighted)
 
 
 def pixel_map(graph: Graph, images: Value, adapted: AdaptedPixel) -> Value:

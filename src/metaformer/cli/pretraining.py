@@ -1,4 +1,4 @@
-"""Training what is shipped: ``pretrain prior``, ``autoencoder`` and ``universal``."""
+"""Training what is shipped: ``pretrain prior``, ``autoencoder``, ``universal`` and ``metric``."""
 
 from __future__ import annotations
 
@@ -55,3 +55,17 @@ def pretrain_universal(
         from metaformer.training.meta_config import MetaConfig
 
         typer.echo(meta_train(MetaConfig.from_yaml(config), resume=resume, quiet=quiet))
+
+
+@app.command("metric")
+def pretrain_metric(
+    config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Meta-train the metric of the feature preset on tasks made from unlabelled photos."""
+    with clear_errors():
+        from metaformer.training.metric import train_metric
+        from metaformer.training.metric_config import MetricConfig
+
+        typer.echo(train_metric(MetricConfig.from_yaml(config), resume=resume, quiet=quiet))

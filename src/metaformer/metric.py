@@ -1,0 +1,153 @@
+"""The meta-learned metric of the ``feature`` preset: in which space tokens are compared.
+
+A product is adapted to by remembering its tokens, so what can be learned beforehand, from other
+products, is how distances are to be read. Three readings of a backbone's features are mapped
+affinely, and the distances to the nearest support tokens joined as a weighted geometric mean,
+which needs no common unit:
+
+* ``8``, ``16``: single tokens of these strides, by direction alone;
+* ``pooled``: means of 3 x 3 cells of both strides, as PatchCore pools them (Roth et al. 2022;
+  zeros beyond the border quieten it). The offset of the map makes their length count.
+
+Trained on episodes of unlabelled photos (``training/metric.py``); ours, not the paper's. Before
+training the maps are identities, so it starts as the comparison without learning.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load as load_safetensors
+from torch import Tensor, nn
+
+FINE, COARSE, POOLED = "8", "16", "pooled"
+READINGS = (FINE, COARSE, POOLED)
+CHANNELS = {8: 40, 16: 112}
+"""Of EfficientNet-Lite0, the only backbone with a learned metric."""
+POOLED_CHANNELS = 64
+"""Kept of 152: the comparison of pooled tokens is the most work of all."""
+POOL = 3
+POOLED_LENGTH = 35.0
+"""Of a typical pooled token, measured on the photos; they are divided by it."""
+START_OFFSET = 2.0
+"""Twice their length then: the cosine distance begins near half the squared Euclidean one, over
+the squared length, and so tells light from dark where directions agree."""
+START_SHARES = (0.5, 1.0, 0.75)
+START_FLOORS = (1e-3, 1e-3, 1e-4)
+"""Distances well below count as none: logarithms of near zero would outvote the rest."""
+
+WEIGHTS, CARD = "metric.safetensors", "metric.json"
+
+
+class MetricWeightsError(ValueError):
+    """Weights that cannot be used; the message says which and why."""
+
+
+class TokenMetric(nn.Module):
+    """Features of the backbone -> unit-length tokens, and their distances -> one map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps: Mapping[str, nn.Linear] = nn.ModuleDict(  # type: ignore[assignment]
+            {
+                FINE: nn.Linear(CHANNELS[8], CHANNELS[8]),
+                COARSE: nn.Linear(CHANNELS[16], CHANNELS[16]),
+                POOLED: nn.Linear(sum(CHANNELS.values()), POOLED_CHANNELS),
+            }
+        )
+        for reading in (FINE, COARSE):
+            nn.init.eye_(self.maps[reading].weight)
+            nn.init.zeros_(self.maps[reading].bias)
+        self.log_shares = nn.Parameter(torch.tensor(START_SHARES).log())
+        self.log_floors = nn.Parameter(torch.tensor(START_FLOORS).log())
+
+    @torch.no_grad()
+    def start_pooled(self, pooled: Tensor) -> None:
+        """Begin the map of pooled tokens (N, 152) with their principal directions and an offset."""
+        centred = pooled - pooled.mean(0)
+        _, directions = torch.linalg.eigh(centred.T @ centred / len(pooled))  # ascending
+        kept = POOLED_CHANNELS - 1
+        self.maps[POOLED].weight[:kept] = directions.flip(1)[:, :kept].T
+        self.maps[POOLED].weight[kept:] = 0
+        self.maps[POOLED].bias.zero_()
+        self.maps[POOLED].bias[kept] = START_OFFSET
+
+    def channels(self, reading: str) -> int:
+        """Length of the tokens of ``reading``."""
+        return len(self.maps[reading].weight)
+
+    def forward(self, features: dict[int, Tensor]) -> dict[str, Tensor]:
+        """{8: (B, 40, h, w), 16: (B, 112, h / 2, w / 2)} -> reading -> (B, C, ...), unit length."""
+        tokens = {
+            FINE: F.normalize(features[8], dim=1),
+            COARSE: F.normalize(features[16], dim=1),
+            POOLED: pool(features),  # (B, 152, h, w)
+        }
+        return {
+            name: F.normalize(
+                F.conv2d(x, self.maps[name].weight[:, :, None, None], self.maps[name].bias), dim=1
+            )
+            for name, x in tokens.items()
+        }
+
+    def shares(self) -> Tensor:
+        """(3,) exponents of the distances, summing to 1, in the order of ``READINGS``."""
+        return self.log_shares.softmax(0)
+
+    def join(self, distances: dict[str, Tensor]) -> Tensor:
+        """Reading -> (..., h, w) distances in [0, 2], on one grid -> (..., h, w) their weighted
+        geometric mean, floors added: above 0, at most a little over 2."""
+        floors = self.log_floors.exp()
+        logarithms = torch.stack(
+            [(distances[name] + floors[i]).log() for i, name in enumerate(READINGS)], dim=-1
+        )
+        return (logarithms @ self.shares()).exp()
+
+
+def pool(features: dict[int, Tensor]) -> Tensor:
+    """Means of 3 x 3 cells of both strides, on the finer grid, about 1 long; zeros beyond the
+    border."""
+    coarse = F.interpolate(features[16], features[8].shape[2:], mode="bilinear")
+    both = torch.cat([features[8], coarse], dim=1)  # (B, 152, h, w)
+    return F.avg_pool2d(both / POOLED_LENGTH, POOL, stride=1, padding=POOL // 2)
+
+
+def load_metric(folder: Path | None = None) -> TokenMetric:
+    """The metric with its weights, frozen.
+
+    Args:
+        folder: what ``metaformer pretrain metric`` wrote; None for the package's own.
+
+    Raises:
+        MetricWeightsError: the file is missing or damaged, or holds something else.
+    """
+    place = resources.files("metaformer.weights") if folder is None else folder
+    try:
+        return metric_from_tensors(load_safetensors((place / WEIGHTS).read_bytes()))
+    except Exception as error:
+        raise MetricWeightsError(
+            f"{place}: the weights of the metric cannot be used ({error}). Expected is {WEIGHTS} "
+            f"as `metaformer pretrain metric` writes it."
+        ) from error
+
+
+def metric_from_tensors(tensors: dict[str, Tensor]) -> TokenMetric:
+    """Raises: ValueError, RuntimeError: names, shapes or values are not those of a metric."""
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} holds values that are not finite")
+    metric = TokenMetric()
+    metric.load_state_dict(tensors)
+    return metric.requires_grad_(False).eval()
+
+
+def load_card() -> dict[str, object]:
+    """How the package's weights were made."""
+    text = resources.files("metaformer.weights").joinpath(CARD).read_text(encoding="utf-8")
+    card: dict[str, object] = json.loads(text)
+    return card

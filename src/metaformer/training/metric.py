@@ -1,0 +1,264 @@
+"""Meta-training of the feature preset's metric on episodes of unlabelled photos.
+
+Every episode is a product: its support is remembered as it is when a user adapts, and the metric
+is asked to rank what is anomalous above what is not, pixels and images, within the episode. No
+score is compared between products, since no threshold is learned here. Ours.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from metaformer.backbone import load_backbone
+from metaformer.files import atomic_path, write_text
+from metaformer.metric import CARD, POOLED_CHANNELS, READINGS, WEIGHTS, TokenMetric, pool
+from metaformer.photo_pool import PhotoPool
+from metaformer.preprocess import smooth
+from metaformer.training.checkpoints import (
+    load_checkpoint,
+    module_tensors,
+    optimiser_tensors,
+    restore_module,
+    restore_optimiser,
+    save_checkpoint,
+)
+from metaformer.training.feature_bank import FeatureEpisode, draw, make_bank, read_bank, see
+from metaformer.training.meta_watch import auroc
+from metaformer.training.metric_config import MetricConfig, describe
+
+SCORE_SHARE = 0.01
+SIGMA = 1.0
+"""As the preset makes a score and a map of distances (``FeatureConfig``)."""
+QUERY_CHUNK = 1024
+ANOMALOUS, NORMAL = 0.5, 0.02
+"""A cell counts as anomalous above, as normal below these shares; between them it is not used."""
+HARD_SHARE = 0.02
+"""Share of an episode's normal cells that counts as the loudest."""
+DRAWN, DRAWN_HARD = 256, 128
+"""Cells of either kind that are compared with each other."""
+TINY = 1e-4
+START_TOKENS = 20_000
+"""About as many of the bank's supports give the map of pooled tokens its start."""
+VALIDATION_SEED = 1000
+
+
+def train_metric(config: MetricConfig, *, resume: bool = False, quiet: bool = False) -> Path:
+    """Train and return the path of the weights (safetensors).
+
+    Raises:
+        ImageError: a photo cannot be read.
+        CheckpointError: ``resume`` without a usable checkpoint.
+    """
+    torch.set_num_threads(config.threads)
+    cv2.setNumThreads(1)
+    config.output.mkdir(parents=True, exist_ok=True)
+    backbone = load_backbone()
+    train = PhotoPool.load(config.data, split="train", quiet=quiet)
+    bank = read_bank(make_bank(train, backbone, config, quiet=quiet))
+    held_out = PhotoPool.load(config.data, split="validation", quiet=quiet)
+    checks = [
+        see(backbone, draw(held_out, config, config.seed + VALIDATION_SEED, index))
+        for index in range(config.validation_episodes)
+    ]
+
+    metric = TokenMetric()
+    metric.start_pooled(pooled_tokens(bank))
+    start = [parameter.detach().clone() for parameter in metric.parameters()]
+    optimiser = torch.optim.Adam(metric.parameters(), lr=config.lr)
+    checkpoint, first = config.output / "checkpoint.safetensors", 0
+    if resume:
+        tensors, record = load_checkpoint(checkpoint)
+        restore_module("metric", metric, tensors)
+        restore_optimiser("optimiser", optimiser, tensors)
+        first = record["step"]
+    else:
+        log(config, {"step": 0, **validate(metric, checks)})
+
+    started, parts = time.monotonic(), []
+    for step in range(first, config.steps):
+        parts.append(train_step(metric, start, optimiser, bank, config, step))
+        done, last = step + 1, step + 1 == config.steps
+        if done % config.log_every == 0 or last:
+            means = {
+                name: float(np.nanmean([p.get(name, np.nan) for p in parts])) for name in LOSSES
+            }
+            log(config, {"step": done, **means, "seconds": time.monotonic() - started})
+            parts = []
+        if done % config.validate_every == 0 or last:
+            log(config, {"step": done, **validate(metric, checks)})
+        if done % config.checkpoint_every == 0 or last:
+            tensors = module_tensors("metric", metric) | optimiser_tensors("optimiser", optimiser)
+            save_checkpoint(checkpoint, tensors, {"step": done, "config": describe(config)})
+            export(metric, config, done)
+    return config.output / WEIGHTS
+
+
+LOSSES = ("image", "pixel", "hard")
+
+
+def train_step(
+    metric: TokenMetric,
+    start: list[Tensor],
+    optimiser: torch.optim.Optimizer,
+    bank: list[FeatureEpisode],
+    config: MetricConfig,
+    step: int,
+) -> dict[str, float]:
+    """One meta-batch; a pure function of weights, bank, seed and step. Means of the losses."""
+    warm = min(1.0, (step + 1) / max(1, config.warm_up))
+    for group in optimiser.param_groups:
+        group["lr"] = config.lr * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+    generator = torch.Generator().manual_seed((config.seed << 32) + step)
+    weights = dict(
+        zip(LOSSES, (config.image_weight, config.pixel_weight, config.hard_weight), strict=True)
+    )
+    optimiser.zero_grad(set_to_none=True)
+    found: dict[str, list[float]] = {}
+    for index in torch.randint(len(bank), (config.meta_batch,), generator=generator).tolist():
+        losses = ranking_losses(
+            episode_maps(metric, bank[index]), bank[index], config.temperature, generator
+        )
+        if not losses:
+            continue
+        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+        torch.autograd.backward(total / config.meta_batch)
+        for name, loss in losses.items():
+            found.setdefault(name, []).append(loss.item())
+    pairs = zip(metric.parameters(), start, strict=True)
+    torch.autograd.backward(config.anchor * sum_of_squares(pairs))
+    nn.utils.clip_grad_norm_(metric.parameters(), config.clip)
+    optimiser.step()
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def sum_of_squares(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Of the differences of all pairs."""
+    return torch.stack([(one - other).square().sum() for one, other in pairs]).sum()
+
+
+def episode_maps(metric: TokenMetric, episode: FeatureEpisode) -> Tensor:
+    """(q, h, w) raw maps of the queries, blurred, as the preset makes them."""
+    support = metric({stride: x.float() for stride, x in episode.support.items()})
+    query = metric({stride: x.float() for stride, x in episode.query.items()})
+    height, width = episode.masks.shape[1:]
+    distances = {}
+    for name in READINGS:
+        grid = nearest(query[name], support[name])[:, None]
+        distances[name] = F.interpolate(grid, (height, width), mode="bilinear")[:, 0]
+    return smooth(metric.join(distances), SIGMA)
+
+
+def nearest(query: Tensor, support: Tensor) -> Tensor:
+    """1 - cosine of unit tokens (q, C, h, w) to the nearest of (k, C, h', w'): (q, h, w).
+
+    The gradient passes through the pair that is nearest.
+    """
+    tokens = query.flatten(2).transpose(1, 2).flatten(0, 1)  # (q * h * w, C)
+    memory = support.flatten(2).transpose(1, 2).flatten(0, 1)  # (k * h' * w', C)
+    with torch.no_grad():
+        best = torch.cat([(part @ memory.T).argmax(1) for part in tokens.split(QUERY_CHUNK)])
+    distance = (tokens - memory[best]).square().sum(1) / 2  # 1 - cosine of unit vectors
+    return distance.reshape(len(query), *query.shape[2:])
+
+
+def ranking_losses(
+    maps: Tensor, episode: FeatureEpisode, temperature: float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """How far anomalous is from ranking above normal, by logarithms of ratios.
+
+    Args:
+        maps: (q, h, w), above 0.
+        generator: draws the cells that are compared.
+
+    Returns:
+        Means of ``softplus(-temperature * log(anomalous / normal))`` over pairs of ``image``s, of
+        ``pixel``s, and of pixels against the loudest normal ones (``hard``); without those of
+        which there is only one kind.
+    """
+    losses = {}
+    count = max(1, round(SCORE_SHARE * maps[0].numel()))
+    scores = (maps.flatten(1).topk(count, dim=1).values.mean(1) + TINY).log()
+    clean = episode.is_clean
+    if clean.any() and not clean.all():
+        losses["image"] = margin(scores[~clean], scores[clean], temperature)
+    logarithms, masks = (maps + TINY).log(), episode.masks.float()
+    anomalous, normal = logarithms[masks > ANOMALOUS], logarithms[masks < NORMAL]
+    loudest = max(8, round(HARD_SHARE * len(normal)))
+    if len(anomalous) > 4 and len(normal) > loudest:
+
+        def some(cells: Tensor, number: int) -> Tensor:
+            return cells[torch.randint(len(cells), (number,), generator=generator)]
+
+        drawn = some(anomalous, DRAWN)
+        losses["pixel"] = margin(drawn, some(normal, DRAWN), temperature)
+        hard = some(normal.topk(loudest).values, DRAWN_HARD)
+        losses["hard"] = margin(drawn, hard, temperature)
+    return losses
+
+
+def margin(anomalous: Tensor, normal: Tensor, temperature: float) -> Tensor:
+    """Of logarithms (n,) and (m,): mean over all pairs."""
+    return F.softplus(-temperature * (anomalous[:, None] - normal[None])).mean()
+
+
+def pooled_tokens(bank: list[FeatureEpisode]) -> Tensor:
+    """(N, 152) a sample of the pooled tokens of the bank's supports."""
+    cells = sum(episode.support[8][:, 0].numel() for episode in bank)
+    parts = []
+    for episode in bank:
+        grid = pool({stride: x.float() for stride, x in episode.support.items()})
+        tokens = grid.flatten(2).transpose(1, 2).flatten(0, 1)  # (k * h * w, 152)
+        parts.append(tokens[:: -(-cells // START_TOKENS)])
+    tokens = torch.cat(parts)
+    if len(tokens) <= POOLED_CHANNELS:
+        raise ValueError(
+            f"episodes: {len(bank)} give {len(tokens)} tokens to start from; accepted are more "
+            f"than {POOLED_CHANNELS}. Ask for more episodes."
+        )
+    return tokens
+
+
+@torch.no_grad()
+def validate(metric: TokenMetric, episodes: Iterable[FeatureEpisode]) -> dict[str, float | int]:
+    """AUROC within held-out episodes, means; whole anomalous images count for images only."""
+    images, pixels = [], []
+    for episode in episodes:
+        maps = episode_maps(metric, episode)
+        count = max(1, round(SCORE_SHARE * maps[0].numel()))
+        scores = maps.flatten(1).topk(count, dim=1).values.mean(1)
+        images.append(auroc(~episode.is_clean.numpy(), scores.numpy()))
+        masks = episode.masks > ANOMALOUS
+        if not bool(masks.flatten(1).all(1).any()):
+            pixels.append(auroc(masks.numpy().ravel(), maps.numpy().ravel()))
+    return {
+        "image_auroc": float(np.nanmean(images)),
+        "pixel_auroc": float(np.nanmean(pixels)),
+        "held_out": len(images),
+    }
+
+
+def log(config: MetricConfig, entry: dict[str, float | int]) -> None:
+    """One line of ``log.jsonl``."""
+    rounded = {name: round(value, 4) for name, value in entry.items()}
+    with (config.output / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(rounded) + "\n")
+
+
+def export(metric: TokenMetric, config: MetricConfig, step: int) -> None:
+    """What the package ships: the weights, and a card that says how they were made."""
+    tensors = {name: t.detach().contiguous() for name, t in metric.state_dict().items()}
+    with atomic_path(config.output / WEIGHTS) as temporary:
+        save_file(tensors, str(temporary))
+    card = {"step": step, "training": describe(config)}
+    write_text(config.output / CARD, json.dumps(card, indent=2) + "\n")
