@@ -118,7 +118,7 @@ def test_a_detector_file_with_an_unnamed_backbone_file_is_refused(tmp_path):
     made = Metaformer.from_pretrained(resolution=64).adapt([torch.zeros(64, 64, 3).byte().numpy()])
     made.save(tmp_path / "d.metaformer")
     header, tensors = read_detector_file(tmp_path / "d.metaformer")
-    header["settings"]["config"]["backbone"] = "resnet18"
+    header["settings"]["config"] |= {"backbone": "resnet18", "learned": False}
     write_detector_file(tmp_path / "d.metaformer", header, tensors)
     with pytest.raises(DetectorFileError, match="no SHA-256 of the weights of resnet18"):
         Detector.load(tmp_path / "d.metaformer")

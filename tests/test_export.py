@@ -402,7 +402,7 @@ def test_a_backbone_of_others_stays_in_pytorch(
         def __call__(self, images: torch.Tensor) -> dict[int, torch.Tensor]:
             return self.inner(images)
 
-    config = replace(FeatureConfig(), backbone="another", resolution=64)
+    config = replace(FeatureConfig(), backbone="another", resolution=64, learned=False)
     model = FeatureModel(config, Wrapped(load_backbone(deepest=16)))
     detector = Metaformer(model, "feature").adapt(boards[:2])
     with pytest.raises(UnsupportedExportError, match="backbone another"):

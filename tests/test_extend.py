@@ -37,7 +37,7 @@ GOOD = [boards.good(seed) for seed in range(8)]
 def capped(max_tokens: int, *, aligned: bool = False) -> Metaformer:
     model = boards.universal().model
     assert isinstance(model, FeatureModel)
-    config = replace(model.config, max_tokens=max_tokens, aligned=aligned)
+    config = replace(model.config, max_tokens=max_tokens, aligned=aligned, learned=not aligned)
     return Metaformer(FeatureModel(config, model.backbone), "feature")
 
 
@@ -88,7 +88,7 @@ def test_extending_past_the_cap_is_adapting_at_once_too():
     assert first.adapted.grids is not None
     extended = first.extended_with(GOOD[2:6])
     whole = universal.adapt(GOOD[:6])
-    assert len(memory(extended)[8]) == 400 and extended.adapted.grids is None
+    assert len(memory(extended)["8"]) == 400 and extended.adapted.grids is None
     assert all(torch.equal(t, memory(whole)[level]) for level, t in memory(extended).items())
     assert extended.calibration == whole.calibration
 
@@ -115,10 +115,10 @@ def test_the_cap_is_kept_and_the_draw_is_the_same_each_time():
     detector = capped(200).adapt(GOOD[:3], seed=1)
     assert detector.adapted.grids is None
     first, again = (detector.extended_with(GOOD[3:]) for _ in range(2))
-    assert len(memory(first)[8]) == 200
+    assert len(memory(first)["8"]) == 200
     assert all(torch.equal(t, memory(again)[level]) for level, t in memory(first).items())
-    old = {row.numpy().tobytes() for row in memory(detector)[8]}
-    kept = sum(row.numpy().tobytes() in old for row in memory(first)[8])
+    old = {row.numpy().tobytes() for row in memory(detector)["8"]}
+    kept = sum(row.numpy().tobytes() in old for row in memory(first)["8"])
     assert 45 <= kept <= 105  # three images of eight: 75 of 200
     assert first.made["additions"][0]["calibration"] == "estimated"
 
@@ -126,7 +126,7 @@ def test_the_cap_is_kept_and_the_draw_is_the_same_each_time():
 def test_aligned_grids_stay_within_the_cap():
     detector = capped(300, aligned=True).adapt(GOOD[:3])  # two grids of 144 fit
     extended = detector.extended_with(GOOD[3:])
-    assert memory(extended)[8].shape[0] == 2
+    assert memory(extended)["8"].shape[0] == 2
     assert extended.adapted.grids is None
 
 
@@ -161,7 +161,11 @@ def test_a_file_without_grids_is_extended_by_estimate(tmp_path):
     with safe_open(tmp_path / "new", framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         header = file.metadata()
-    assert {name for name in tensors if name.startswith("grids")} == {"grids.8", "grids.16"}
+    assert {name for name in tensors if name.startswith("grids")} == {
+        "grids.8",
+        "grids.16",
+        "grids.pooled",
+    }
     older = {name: t for name, t in tensors.items() if not name.startswith("grids")}
     save_file(older, tmp_path / "old", metadata=header)
     detector = Detector.load(tmp_path / "old")

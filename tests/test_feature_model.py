@@ -10,8 +10,15 @@ from hypothesis import strategies as st
 
 import boards
 from metaformer.feature_model import ALIGNED, AdaptedFeature, FeatureConfig, FeatureModel
-from metaformer.memory import QUERY_CHUNK, aligned_distance, cosine_distance, fit_grid
-from metaformer.metric import TokenMetric
+from metaformer.memory import (
+    MEMORY_CHUNK,
+    QUERY_CHUNK,
+    aligned_distance,
+    cosine_distance,
+    euclidean_distance,
+    fit_grid,
+)
+from metaformer.metric import FLOOR, TokenMetric
 from metaformer.preprocess import to_tensor
 
 CONFIG = FeatureConfig(resolution=96)
@@ -44,7 +51,7 @@ def unit(count: int, channels: int, seed: int) -> torch.Tensor:
     return F.normalize(torch.randn(count, channels, generator=generator), dim=1)
 
 
-def test_tokens_are_of_unit_length_in_each_reading(model, plain, aligned):
+def test_tokens_compared_by_direction_are_of_unit_length(model, plain, aligned):
     image = tensor(boards.good(0, height=64, width=96))
     shapes = {"8": (40, 8, 12), "16": (112, 4, 6)}
     expected = {
@@ -55,6 +62,7 @@ def test_tokens_are_of_unit_length_in_each_reading(model, plain, aligned):
     for preset, sizes in expected.items():
         tokens = preset.prepare(image)
         assert {name: t.shape for name, t in tokens.items()} == sizes
+        tokens.pop("pooled", None)  # compared by Euclidean distance
         for reading in tokens.values():
             lengths = reading.norm(dim=0)
             assert torch.allclose(lengths, torch.ones_like(lengths), atol=1e-5)
@@ -64,8 +72,10 @@ def test_the_support_itself_is_at_distance_zero(model):
     tokens = [model.prepare(tensor(boards.good(seed))) for seed in range(2)]
     adapted = model.adapt(tokens, seed=0)
     for image in tokens:
-        nothing = {name: torch.zeros(1, 1) for name in adapted.memory}
-        assert float(adapted.anomaly_map(image).max()) < 1.1 * float(model.metric.join(nothing))
+        found = adapted.anomaly_map(image)
+        other = adapted.anomaly_map(model.prepare(tensor(boards.good(7))))
+        # Not quite zero: floors, and the rounding of squares under a root.
+        assert float(found.max()) < 0.1 * float(other.mean())
 
 
 def test_a_real_defect_stands_out_where_it_is(model):
@@ -81,12 +91,14 @@ def test_a_real_defect_stands_out_where_it_is(model):
 
 
 def distances(image, memory) -> dict[str, torch.Tensor]:
-    """Reading -> (12, 12) 1 - cosine to the nearest, computed in another way."""
+    """Reading -> (12, 12) distance to the nearest, computed in another way."""
     parts = {}
     for name, grid in image.items():
-        nearest = torch.cdist(grid.flatten(1).T, memory[name]).min(dim=1).values
-        distance = (nearest**2 / 2).reshape(1, 1, *grid.shape[1:])
-        parts[name] = F.interpolate(distance, (12, 12), mode="bilinear")[0, 0]
+        distance = torch.cdist(grid.flatten(1).T, memory[name]).min(dim=1).values
+        if name != "pooled":
+            distance = distance**2 / 2  # 1 - cosine
+        shaped = distance.reshape(1, 1, *grid.shape[1:])
+        parts[name] = F.interpolate(shaped, (12, 12), mode="bilinear")[0, 0]
     return parts
 
 
@@ -99,15 +111,14 @@ def test_plain_map_is_the_weighted_mean_of_the_levels(plain):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_learned_map_is_the_weighted_geometric_mean_of_the_readings(model):
+def test_learned_map_is_the_weighted_geometric_mean_of_both_distances(model):
     image = model.prepare(tensor(boards.good(9)))
     memory = {"8": unit(50, 40, 0), "16": unit(50, 112, 1), "pooled": unit(50, 64, 2)}
     parts = distances(image, memory)
-    floors, shares = model.metric.log_floors.exp(), model.metric.shares()
-    assert float(shares.sum()) == pytest.approx(1)
-    expected = torch.ones(12, 12)
-    for part, floor, share in zip(parts.values(), floors, shares, strict=True):
-        expected *= (part + floor) ** share
+    weights, exponent = model.metric.shares()
+    assert float(weights.sum()) == pytest.approx(1) and 0 < float(exponent) < 1
+    cosine = weights[0] * parts["8"] + weights[1] * parts["16"]
+    expected = (cosine + FLOOR) ** (1 - exponent) * (parts["pooled"] + FLOOR) ** exponent
     found = AdaptedFeature(model, memory).anomaly_map(image)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -187,6 +198,24 @@ def test_cosine_distance_is_that_of_the_nearest(queries, memory, seed):
     distance = cosine_distance(q, m)
     torch.testing.assert_close(distance, expected.clamp_min(0), atol=1e-5, rtol=1e-4)
     assert (distance >= 0).all() and (distance <= 2 + 1e-6).all()
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 10**6))
+def test_euclidean_distance_is_that_of_the_nearest(queries, memory, seed):
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randn(queries, 7, generator=generator)
+    m = torch.randn(memory, 7, generator=generator)
+    expected = torch.cdist(q, m).min(dim=1).values
+    torch.testing.assert_close(euclidean_distance(q, m), expected, atol=2e-3, rtol=1e-4)
+
+
+def test_euclidean_distance_in_chunks_is_the_same():
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(QUERY_CHUNK + 3, 16, generator=generator)
+    m = torch.randn(MEMORY_CHUNK + 5, 16, generator=generator)
+    torch.testing.assert_close(
+        euclidean_distance(q, m), torch.cdist(q, m).min(dim=1).values, atol=1e-3, rtol=1e-4
+    )
 
 
 def test_cosine_distance_in_chunks_is_the_same():

@@ -52,11 +52,12 @@ def test_untrained_readings_keep_direction_and_pooled_ones_length_too():
     metric = TokenMetric()
     metric.start_pooled(torch.randn(500, 152, generator=torch.Generator().manual_seed(0)))
     seen = features(1)
-    doubled = {stride: 2 * x for stride, x in seen.items()}
-    one, other = metric(seen), metric(doubled)
+    one, other = metric(seen), metric({stride: 2 * x for stride, x in seen.items()})
     for name in ("8", "16"):
         torch.testing.assert_close(one[name], other[name])
-    assert float((one["pooled"] - other["pooled"]).abs().max()) > 0.01
+    torch.testing.assert_close(2 * one["pooled"], other["pooled"])
+    directions = metric.maps["pooled"].weight
+    torch.testing.assert_close(directions @ directions.T, torch.eye(64), atol=1e-5, rtol=0)
 
 
 def test_the_joined_map_grows_with_each_distance():
@@ -76,13 +77,16 @@ def test_pooling_counts_what_lies_beyond_the_border_as_nothing():
     torch.testing.assert_close(pooled[0, 2], middle * 6 / 9)
 
 
-def test_nearest_is_the_nearest():
+@pytest.mark.parametrize("name", READINGS)
+def test_nearest_is_the_nearest(name):
     metric = load_metric()
-    query, support = metric(features(0, 2))["8"], metric(features(1, 3))["8"]
+    query, support = metric(features(0, 2))[name], metric(features(1, 3))[name]
     tokens = query.flatten(2).transpose(1, 2).flatten(0, 1)
     memory = support.flatten(2).transpose(1, 2).flatten(0, 1)
-    expected = (1 - tokens @ memory.T).amin(1).reshape(2, 8, 8)
-    torch.testing.assert_close(nearest(query, support), expected, atol=1e-5, rtol=1e-4)
+    euclidean = name == "pooled"
+    expected = (torch.cdist(tokens, memory) if euclidean else 1 - tokens @ memory.T).amin(1)
+    found = nearest(query, support, euclidean=euclidean)
+    torch.testing.assert_close(found.flatten(), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_gradients_of_the_maps_are_those_of_finite_differences():
@@ -97,11 +101,14 @@ def test_gradients_of_the_maps_are_those_of_finite_differences():
 
     def total() -> torch.Tensor:
         support, query = metric(task.support), metric(task.query)
-        maps = {name: nearest(query[name], support[name]) for name in ("8", "pooled")}
+        maps = {
+            name: nearest(query[name], support[name], euclidean=name == "pooled")
+            for name in ("8", "pooled")
+        }
         return metric.join({**maps, "16": maps["8"]}).sum()
 
     total().backward()
-    for parameter in (metric.maps["8"].weight, metric.maps["pooled"].bias, metric.log_shares):
+    for parameter in (metric.maps["8"].weight, metric.maps["pooled"].weight, metric.balance):
         index = (0,) * parameter.ndim
         with torch.no_grad():
             parameter[index] += 1e-6
@@ -206,9 +213,9 @@ def test_configuration_is_checked(change, tmp_path):
 
 def test_damaged_weights_are_refused(tmp_path):
     tensors = load_metric().state_dict()
-    tensors["maps.8.bias"] = torch.full((40,), float("nan"))
+    tensors["maps.8.weight"] = torch.full((40, 40), float("nan"))
     save_file(tensors, str(tmp_path / WEIGHTS))
-    with pytest.raises(MetricWeightsError, match=r"maps\.8\.bias"):
+    with pytest.raises(MetricWeightsError, match=r"maps\.8\.weight"):
         load_metric(tmp_path)
 
 

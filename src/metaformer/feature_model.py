@@ -18,8 +18,14 @@ from torch import Tensor
 
 from metaformer.backbone import load_backbone
 from metaformer.backbone_weights import BackboneError
-from metaformer.memory import aligned_distance, cosine_distance, fit_grid, merge_samples
-from metaformer.metric import READINGS, TokenMetric, load_metric, metric_from_tensors
+from metaformer.memory import (
+    aligned_distance,
+    cosine_distance,
+    euclidean_distance,
+    fit_grid,
+    merge_samples,
+)
+from metaformer.metric import POOLED, READINGS, TokenMetric, load_metric, metric_from_tensors
 from metaformer.timm_backbone import load_timm_backbone
 
 SHIPPED = "efficientnet_lite0"
@@ -28,7 +34,7 @@ METRIC = "metric."
 """Start of the names of the metric's tensors in a detector file."""
 
 Tokens = dict[str, Tensor]
-"""Reading (a stride, or of the metric) -> (C, h, w) of one image, each token of unit length."""
+"""Reading -> (C, h, w) of one image: at a stride, each token of unit length, or ``pooled``."""
 
 
 class Backbone(Protocol):
@@ -199,7 +205,7 @@ class AdaptedFeature:
         grids: dict[str, Tensor] | None = None,
     ) -> None:
         self.model = model
-        self.memory = memory  # reading -> (N, C), or (K, C, h, w) if aligned; unit length
+        self.memory = memory  # reading -> (N, C), or (K, C, h, w) if aligned
         self.grids = grids
         """Reading -> (K, 2) rows and columns of each support image's grid, in the order of the
         memory; None if the memory does not hold every token of the support."""
@@ -276,7 +282,8 @@ class AdaptedFeature:
             reach = config.reach_cells(int(name))
             distance = aligned_distance(tokens, self.memory[name], reach=reach)
         else:
-            distance = cosine_distance(tokens.flatten(1).T, self.memory[name])
+            nearest = euclidean_distance if name == POOLED else cosine_distance
+            distance = nearest(tokens.flatten(1).T, self.memory[name])
         return distance.reshape(1, 1, *tokens.shape[1:])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

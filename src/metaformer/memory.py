@@ -1,4 +1,4 @@
-"""A memory of unit-length tokens: how far a token is from its nearest, and how two are merged."""
+"""A memory of tokens: how far a token is from its nearest, and how two memories are merged."""
 
 from __future__ import annotations
 
@@ -18,6 +18,20 @@ def cosine_distance(queries: Tensor, memory: Tensor) -> Tensor:
         best = [(chunk @ part.T).amax(dim=1) for part in torch.split(memory, MEMORY_CHUNK)]
         nearest.append(torch.stack(best).amax(dim=0))  # (chunk,)
     return (1 - torch.cat(nearest)).clamp_min(0)
+
+
+def euclidean_distance(queries: Tensor, memory: Tensor) -> Tensor:
+    """Distance to the nearest of ``memory`` (N, C) for each of ``queries`` (Q, C)."""
+    halves = memory.square().sum(1) / 2  # |q - m|^2 / 2 = |q|^2 / 2 - (q m - |m|^2 / 2)
+    nearest = []
+    for chunk in torch.split(queries, QUERY_CHUNK):
+        parts = zip(
+            torch.split(memory, MEMORY_CHUNK), torch.split(halves, MEMORY_CHUNK), strict=True
+        )
+        best = [torch.addmm(half, chunk, part.T, beta=-1).amax(dim=1) for part, half in parts]
+        nearest.append(torch.stack(best).amax(dim=0))  # (chunk,)
+    squares = queries.square().sum(1) - 2 * torch.cat(nearest)
+    return squares.clamp_min(0).sqrt()
 
 
 def aligned_distance(query: Tensor, memory: Tensor, reach: int) -> Tensor:

@@ -2,15 +2,17 @@
 
 A product is adapted to by remembering its tokens, so what can be learned beforehand, from other
 products, is how distances are to be read. Three readings of a backbone's features are mapped
-affinely, and the distances to the nearest support tokens joined as a weighted geometric mean,
-which needs no common unit:
+linearly:
 
-* ``8``, ``16``: single tokens of these strides, by direction alone;
-* ``pooled``: means of 3 x 3 cells of both strides, as PatchCore pools them (Roth et al. 2022;
-  zeros beyond the border quieten it). The offset of the map makes their length count.
+* ``8``, ``16``: single tokens of these strides, compared by direction (cosine), which light does
+  not change;
+* ``pooled``: means of 3 x 3 cells of both strides, compared by Euclidean distance as PatchCore
+  does (Roth et al. 2022; zeros beyond the border quieten it), which also sees how strong features
+  are.
 
-Trained on episodes of unlabelled photos (``training/metric.py``); ours, not the paper's. Before
-training the maps are identities, so it starts as the comparison without learning.
+The map is the weighted geometric mean of both kinds, which needs no common unit. Trained on
+episodes of unlabelled photos (``training/metric.py``); ours, not the paper's. Before training the
+maps keep distances, so it starts as the comparison without learning.
 """
 
 from __future__ import annotations
@@ -34,12 +36,10 @@ POOLED_CHANNELS = 64
 POOL = 3
 POOLED_LENGTH = 35.0
 """Of a typical pooled token, measured on the photos; they are divided by it."""
-START_OFFSET = 2.0
-"""Twice their length then: the cosine distance begins near half the squared Euclidean one, over
-the squared length, and so tells light from dark where directions agree."""
-START_SHARES = (0.5, 1.0, 0.75)
-START_FLOORS = (1e-3, 1e-3, 1e-4)
-"""Distances well below count as none: logarithms of near zero would outvote the rest."""
+START_SHARES = (0.5, 1.0)
+"""Of strides 8 and 16 in the cosine distance, as in the comparison without learning."""
+FLOOR = 1e-3
+"""Added to distances: logarithms of near zero would outvote the rest."""
 
 WEIGHTS, CARD = "metric.safetensors", "metric.json"
 
@@ -55,58 +55,49 @@ class TokenMetric(nn.Module):
         super().__init__()
         self.maps: Mapping[str, nn.Linear] = nn.ModuleDict(  # type: ignore[assignment]
             {
-                FINE: nn.Linear(CHANNELS[8], CHANNELS[8]),
-                COARSE: nn.Linear(CHANNELS[16], CHANNELS[16]),
-                POOLED: nn.Linear(sum(CHANNELS.values()), POOLED_CHANNELS),
+                FINE: nn.Linear(CHANNELS[8], CHANNELS[8], bias=False),
+                COARSE: nn.Linear(CHANNELS[16], CHANNELS[16], bias=False),
+                POOLED: nn.Linear(sum(CHANNELS.values()), POOLED_CHANNELS, bias=False),
             }
         )
         for reading in (FINE, COARSE):
             nn.init.eye_(self.maps[reading].weight)
-            nn.init.zeros_(self.maps[reading].bias)
         self.log_shares = nn.Parameter(torch.tensor(START_SHARES).log())
-        self.log_floors = nn.Parameter(torch.tensor(START_FLOORS).log())
+        self.balance = nn.Parameter(torch.zeros(()))
 
     @torch.no_grad()
     def start_pooled(self, pooled: Tensor) -> None:
-        """Begin the map of pooled tokens (N, 152) with their principal directions and an offset."""
+        """Begin the map of pooled tokens (N, 152) with their principal directions."""
         centred = pooled - pooled.mean(0)
         _, directions = torch.linalg.eigh(centred.T @ centred / len(pooled))  # ascending
-        kept = POOLED_CHANNELS - 1
-        self.maps[POOLED].weight[:kept] = directions.flip(1)[:, :kept].T
-        self.maps[POOLED].weight[kept:] = 0
-        self.maps[POOLED].bias.zero_()
-        self.maps[POOLED].bias[kept] = START_OFFSET
+        self.maps[POOLED].weight.copy_(directions.flip(1)[:, :POOLED_CHANNELS].T)
 
     def channels(self, reading: str) -> int:
         """Length of the tokens of ``reading``."""
         return len(self.maps[reading].weight)
 
     def forward(self, features: dict[int, Tensor]) -> dict[str, Tensor]:
-        """{8: (B, 40, h, w), 16: (B, 112, h / 2, w / 2)} -> reading -> (B, C, ...), unit length."""
-        tokens = {
-            FINE: F.normalize(features[8], dim=1),
-            COARSE: F.normalize(features[16], dim=1),
-            POOLED: pool(features),  # (B, 152, h, w)
-        }
-        return {
-            name: F.normalize(
-                F.conv2d(x, self.maps[name].weight[:, :, None, None], self.maps[name].bias), dim=1
-            )
-            for name, x in tokens.items()
-        }
+        """{8: (B, 40, h, w), 16: (B, 112, h / 2, w / 2)} -> reading -> (B, C, ...) tokens, of unit
+        length where they are compared by direction."""
+        fine = self._map(FINE, F.normalize(features[8], dim=1))  # (B, 40, h, w)
+        coarse = self._map(COARSE, F.normalize(features[16], dim=1))  # (B, 112, h / 2, w / 2)
+        pooled = self._map(POOLED, pool(features))  # (B, 64, h, w)
+        return {FINE: F.normalize(fine, dim=1), COARSE: F.normalize(coarse, dim=1), POOLED: pooled}
 
-    def shares(self) -> Tensor:
-        """(3,) exponents of the distances, summing to 1, in the order of ``READINGS``."""
-        return self.log_shares.softmax(0)
+    def _map(self, reading: str, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.maps[reading].weight[:, :, None, None])
+
+    def shares(self) -> tuple[Tensor, Tensor]:
+        """(2,) weights of strides 8 and 16 in the cosine distance, summing to 1; and the exponent
+        of the Euclidean one, in (0, 1)."""
+        return self.log_shares.softmax(0), self.balance.sigmoid()
 
     def join(self, distances: dict[str, Tensor]) -> Tensor:
-        """Reading -> (..., h, w) distances in [0, 2], on one grid -> (..., h, w) their weighted
-        geometric mean, floors added: above 0, at most a little over 2."""
-        floors = self.log_floors.exp()
-        logarithms = torch.stack(
-            [(distances[name] + floors[i]).log() for i, name in enumerate(READINGS)], dim=-1
-        )
-        return (logarithms @ self.shares()).exp()
+        """Reading -> (..., h, w) distances on one grid -> (..., h, w) the map, above 0."""
+        weights, exponent = self.shares()
+        cosine = weights[0] * distances[FINE] + weights[1] * distances[COARSE]
+        euclidean = distances[POOLED]
+        return (cosine + FLOOR) ** (1 - exponent) * (euclidean + FLOOR) ** exponent
 
 
 def pool(features: dict[int, Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from metaformer.autoencoder import SIZE_MULTIPLE
 from metaformer.backbone import EfficientNetLite0
 from metaformer.feature_model import AdaptedFeature
 from metaformer.memory import MEMORY_CHUNK
-from metaformer.metric import COARSE, POOL, POOLED, POOLED_LENGTH
+from metaformer.metric import COARSE, FLOOR, POOL, POOLED, POOLED_LENGTH
 from metaformer.metric import FINE as FINE_TOKENS
 from metaformer.model import FINE, STAGES
 from metaformer.onnx_graph import Graph, Value
@@ -56,6 +56,8 @@ def feature_map(graph: Graph, images: Value, adapted: AdaptedFeature) -> Value:
         if config.aligned:
             reach = config.reach_cells(int(name))
             distance = aligned_distance(graph, tokens[name], memory, reach=reach)
+        elif name == POOLED:
+            distance = euclidean_distance(graph, tokens[name], memory)
         else:
             distance = nearest_distance(graph, tokens[name], memory)
         grids.append(graph.resize(distance, height, width))  # (N, 1, h, w)
@@ -63,12 +65,14 @@ def feature_map(graph: Graph, images: Value, adapted: AdaptedFeature) -> Value:
     if metric is None:
         shares = torch.tensor(config.level_weights) / sum(config.level_weights)
         return weighted_sum(graph, grids, shares)
-    floors = metric.log_floors.exp().tolist()
-    logarithms = [
-        graph.op("Log", graph.op("Add", grid, graph.numbers(floor)))
-        for grid, floor in zip(grids, floors, strict=True)
+    weights, exponent = metric.shares()
+    cosine = weighted_sum(graph, grids[:2], weights)
+    kinds = ((cosine, 1 - float(exponent)), (grids[2], float(exponent)))
+    factors = [
+        graph.op("Pow", graph.op("Add", grid, graph.numbers(FLOOR)), graph.numbers(power))
+        for grid, power in kinds
     ]
-    return graph.op("Exp", weighted_sum(graph, logarithms, metric.shares()))
+    return graph.op("Mul", *factors)
 
 
 def feature_tokens(
@@ -89,12 +93,11 @@ def feature_tokens(
         COARSE: graph.unit_length(features[16]),
         POOLED: graph.op("AveragePool", both, count_include_pad=1, **window),
     }
-    tokens = {}
-    for name, x in readings.items():
-        linear = metric.maps[name]
-        weight = graph.constant(linear.weight[:, :, None, None])
-        tokens[name] = graph.unit_length(graph.op("Conv", x, weight, graph.constant(linear.bias)))
-    return tokens
+    tokens = {
+        name: graph.op("Conv", x, graph.constant(metric.maps[name].weight[:, :, None, None]))
+        for name, x in readings.items()
+    }
+    return {n: x if n == POOLED else graph.unit_length(x) for n, x in tokens.items()}
 
 
 def weighted_sum(graph: Graph, grids: Sequence[Value], shares: Tensor) -> Value:
@@ -160,18 +163,31 @@ def crop(graph: Graph, x: Value, height: Value, width: Value, stride: int) -> Va
 
 def nearest_distance(graph: Graph, tokens: Value, memory: Tensor) -> Value:
     """(N, 1, h, w) 1 - cosine of unit tokens (N, C, h, w) to the nearest of memory (M, C)."""
+    return to_distance(graph, most_alike(graph, tokens, memory, torch.zeros(len(memory))))
+
+
+def euclidean_distance(graph: Graph, tokens: Value, memory: Tensor) -> Value:
+    """(N, 1, h, w) Euclidean distance of tokens (N, C, h, w) to the nearest of memory (M, C)."""
+    alike = most_alike(graph, tokens, memory, -memory.square().sum(1) / 2)
+    squares = graph.op("ReduceSum", graph.op("Mul", tokens, tokens), graph.integers(1), keepdims=1)
+    twice = graph.op("Mul", alike, graph.numbers(2))
+    return graph.op("Sqrt", graph.op("Relu", graph.op("Sub", squares, twice)))
+
+
+def most_alike(graph: Graph, tokens: Value, memory: Tensor, offsets: Tensor) -> Value:
+    """(N, 1, h, w) greatest product of tokens (N, C, h, w) with one of memory (M, C), offsets (M,)
+    added."""
     channels = memory.shape[1]
     rows = graph.op("Transpose", tokens, perm=[0, 2, 3, 1])  # (N, h, w, C)
     queries = graph.op("Reshape", rows, graph.integers(-1, channels))  # (N * h * w, C)
-    best = [
-        graph.op(
-            "ReduceMax",
-            graph.op("MatMul", queries, graph.constant(chunk.T)),  # (N * h * w, chunk)
-            graph.integers(1),
-            keepdims=0,
-        )
-        for chunk in torch.split(memory, MEMORY_CHUNK)
-    ]
+    best = []
+    for chunk, offset in zip(
+        torch.split(memory, MEMORY_CHUNK), torch.split(offsets, MEMORY_CHUNK), strict=True
+    ):
+        product = graph.op("MatMul", queries, graph.constant(chunk.T))  # (N * h * w, chunk)
+        if offset.any():
+            product = graph.op("Add", product, graph.constant(offset))
+        best.append(graph.op("ReduceMax", product, graph.integers(1), keepdims=0))
     nearest = graph.op("Max", *best) if len(best) > 1 else best[0]
     shape = graph.op(
         "Concat",
@@ -181,7 +197,7 @@ def nearest_distance(graph: Graph, tokens: Value, memory: Tensor) -> Value:
         graph.side(tokens, 3),
         axis=0,
     )
-    return to_distance(graph, graph.op("Reshape", nearest, shape))
+    return graph.op("Reshape", nearest, shape)
 
 
 def aligned_distance(graph: Graph, tokens: Value, memory: Tensor, reach: int) -> Value:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from metaformer.backbone import load_backbone
 from metaformer.files import atomic_path, write_text
-from metaformer.metric import CARD, POOLED_CHANNELS, READINGS, WEIGHTS, TokenMetric, pool
+from metaformer.metric import CARD, POOLED, POOLED_CHANNELS, READINGS, WEIGHTS, TokenMetric, pool
 from metaformer.photo_pool import PhotoPool
 from metaformer.preprocess import smooth
 from metaformer.training.checkpoints import (
@@ -74,7 +74,6 @@ def train_metric(config: MetricConfig, *, resume: bool = False, quiet: bool = Fa
 
     metric = TokenMetric()
     metric.start_pooled(pooled_tokens(bank))
-    start = [parameter.detach().clone() for parameter in metric.parameters()]
     optimiser = torch.optim.Adam(metric.parameters(), lr=config.lr)
     checkpoint, first = config.output / "checkpoint.safetensors", 0
     if resume:
@@ -87,7 +86,7 @@ def train_metric(config: MetricConfig, *, resume: bool = False, quiet: bool = Fa
 
     started, parts = time.monotonic(), []
     for step in range(first, config.steps):
-        parts.append(train_step(metric, start, optimiser, bank, config, step))
+        parts.append(train_step(metric, optimiser, bank, config, step))
         done, last = step + 1, step + 1 == config.steps
         if done % config.log_every == 0 or last:
             means = {
@@ -109,7 +108,6 @@ LOSSES = ("image", "pixel", "hard")
 
 def train_step(
     metric: TokenMetric,
-    start: list[Tensor],
     optimiser: torch.optim.Optimizer,
     bank: list[FeatureEpisode],
     config: MetricConfig,
@@ -135,16 +133,9 @@ def train_step(
         torch.autograd.backward(total / config.meta_batch)
         for name, loss in losses.items():
             found.setdefault(name, []).append(loss.item())
-    pairs = zip(metric.parameters(), start, strict=True)
-    torch.autograd.backward(config.anchor * sum_of_squares(pairs))
     nn.utils.clip_grad_norm_(metric.parameters(), config.clip)
     optimiser.step()
     return {name: float(np.mean(values)) for name, values in found.items()}
-
-
-def sum_of_squares(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Of the differences of all pairs."""
-    return torch.stack([(one - other).square().sum() for one, other in pairs]).sum()
 
 
 def episode_maps(metric: TokenMetric, episode: FeatureEpisode) -> Tensor:
@@ -154,21 +145,25 @@ def episode_maps(metric: TokenMetric, episode: FeatureEpisode) -> Tensor:
     height, width = episode.masks.shape[1:]
     distances = {}
     for name in READINGS:
-        grid = nearest(query[name], support[name])[:, None]
+        grid = nearest(query[name], support[name], euclidean=name == POOLED)[:, None]
         distances[name] = F.interpolate(grid, (height, width), mode="bilinear")[:, 0]
     return smooth(metric.join(distances), SIGMA)
 
 
-def nearest(query: Tensor, support: Tensor) -> Tensor:
-    """1 - cosine of unit tokens (q, C, h, w) to the nearest of (k, C, h', w'): (q, h, w).
+def nearest(query: Tensor, support: Tensor, *, euclidean: bool) -> Tensor:
+    """Distance of tokens (q, C, h, w) to the nearest of (k, C, h', w'): (q, h, w).
 
-    The gradient passes through the pair that is nearest.
+    Euclidean, or 1 - cosine of unit tokens. The gradient passes through the pair that is nearest.
     """
     tokens = query.flatten(2).transpose(1, 2).flatten(0, 1)  # (q * h * w, C)
     memory = support.flatten(2).transpose(1, 2).flatten(0, 1)  # (k * h' * w', C)
     with torch.no_grad():
-        best = torch.cat([(part @ memory.T).argmax(1) for part in tokens.split(QUERY_CHUNK)])
-    distance = (tokens - memory[best]).square().sum(1) / 2  # 1 - cosine of unit vectors
+        halves = memory.square().sum(1) / 2
+        best = torch.cat(
+            [(part @ memory.T - halves).argmax(1) for part in tokens.split(QUERY_CHUNK)]
+        )
+    squares = (tokens - memory[best]).square().sum(1)
+    distance = squares.clamp_min(TINY**2).sqrt() if euclidean else squares / 2
     return distance.reshape(len(query), *query.shape[2:])
 
 

@@ -30,7 +30,7 @@ class MetricConfig:
     """Shares of the episodes whose anomalies are real photos of something else; the rest have
     synthetic defects."""
     meta_batch: int = 4
-    steps: int = 1000
+    steps: int = 600
     lr: float = 1e-3
     warm_up: int = 100
     clip: float = 1.0
@@ -40,13 +40,10 @@ class MetricConfig:
     pixel_weight: float = 1.0
     hard_weight: float = 0.5
     """Weights of ranking images, pixels, and pixels against the loudest of the normal ones."""
-    anchor: float = 0.03
-    """Weight of the squared distance of all parameters from their start. The photos are not the
-    products: what serves them alone is not worth going far for."""
     seed: int = 0
     threads: int = 1
     log_every: int = 50
-    validate_every: int = 250
+    validate_every: int = 200
     validation_episodes: int = 24
     checkpoint_every: int = 50
 
