@@ -117,7 +117,7 @@ def through_predict(
     for name, data in damaged.items():
         (photos / name).write_bytes(data)
     command = [sys.executable, "-m", "metaformer.cli", "predict", str(folder / "board.metaformer")]
-    command += [str(photos), "-o", str(folder / "out"), "--quiet"]
+    command += [str(photos), "-o", str(folder / "out"), "--quiet", "--engine", "torch"]
     started = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     with (folder / "out" / "scores.csv").open(newline="") as file:
