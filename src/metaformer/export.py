@@ -68,8 +68,8 @@ class Export:
             f"{d.max_score:.2g}, maps by at most {d.max_map:.2g} (0.5 is the threshold), "
             f"{d.verdicts} verdicts changed."
         )
-        if precision != "f32" and d.rank_agreement is not None:
-            text += f" Rank agreement {d.rank_agreement:.3f} (Spearman), half with drawn defects."
+        if precision != "f32" and d.order_kept is not None:
+            text += f" {d.order_kept:.1%} of the pairs clearly apart kept their order."
         if self.metadata["runtime"] == "openvino":
             hint = "bf16" if precision == "bf16" else "f32"
             text += (
