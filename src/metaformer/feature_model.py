@@ -30,6 +30,9 @@ from metaformer.timm_backbone import load_timm_backbone
 
 SHIPPED = "efficientnet_lite0"
 """The backbone inside the package."""
+VIEW_FACTOR, LEARNED_VIEW_FACTOR = 1.3, 1.4
+"""How many times a changed view's score another part scores (``docs/decisions/0002-threshold.md``);
+the metric has learned to overlook changes of view, and sees more of a difference of parts."""
 METRIC = "metric."
 """Start of the names of the metric's tensors in a detector file."""
 
@@ -104,8 +107,6 @@ ALIGNED = FeatureConfig(levels=(4, 8), level_weights=(1.0, 1.0), learned=False, 
 class FeatureModel:
     """Universal part of the preset: the frozen backbone."""
 
-    view_factor = 1.3
-    """How many times a changed view's score another part scores (docs/decisions/0002)."""
     max_folds = 10
     """Leave-one-out costs little: leaving an image out is leaving its tokens out."""
 
@@ -115,6 +116,7 @@ class FeatureModel:
         self.config = config
         self.backbone = backbone
         self.metric = (metric or load_metric()) if config.learned else None
+        self.view_factor = LEARNED_VIEW_FACTOR if config.learned else VIEW_FACTOR
         self.size_multiple = max(config.levels)
 
     @classmethod
