@@ -68,7 +68,7 @@ def measure(config: FeatureConfig, samples: Sequence[Sample]) -> list[float]:
 def box_mask(sample: Sample) -> NDArray[np.bool_]:
     """Flat, of cells that are more than half within a box."""
     masks = np.stack([read_image(path)[..., 0] > 127 for path in sample.masks])
-    whole = masks.any(0).astype(np.float32)
+    whole = np.asarray(masks.any(0), np.float32)
     share = cv2.resize(whole, (GRID, GRID), interpolation=cv2.INTER_AREA)
     return np.asarray(share > 0.5).ravel()
 
