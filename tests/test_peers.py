@@ -92,7 +92,7 @@ def test_features_are_computed_once_an_image_and_the_oldest_are_forgotten() -> N
     images = torch.rand(3, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     expected = network(images)
     calls.clear()
-    remembering = Remembering(network, budget=2**20)
+    remembering = Remembering(network, budget=2**20, finest=8)
     for batch in (images, images[1:], images.flip(0)):
         features = remembering(batch)
     assert len(calls) == 3 and set(features) == {8, 16}

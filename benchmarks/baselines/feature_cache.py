@@ -12,10 +12,6 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-FINEST = 8
-"""Finest stride kept of networks that give maps by stride: no method here asks for stride 4,
-which is larger than all others together."""
-
 _budget = 0  # bytes a network; 0: nothing is kept
 
 Maps = dict[int, Tensor] | list[Tensor]
@@ -31,18 +27,22 @@ def keeps_features() -> bool:
     return _budget > 0
 
 
-def remembering(network: nn.Module) -> nn.Module:
-    """The network itself, or, after ``keep_features``, one that computes each image once."""
-    return Remembering(network, _budget) if _budget else network
+def remembering(network: nn.Module, finest: int = 0) -> nn.Module:
+    """The network itself, or, after ``keep_features``, one that computes each image once.
+
+    ``finest``: finest stride wanted of a network that gives maps by stride; finer ones, each larger
+    than all coarser together, are dropped.
+    """
+    return Remembering(network, _budget, finest) if _budget else network
 
 
 class Remembering(nn.Module):
     """(B, 3, H, W) -> what ``network`` gives: maps (B, C, h, w) by stride, or a list of them."""
 
-    def __init__(self, network: nn.Module, budget: int) -> None:
+    def __init__(self, network: nn.Module, budget: int, finest: int = 0) -> None:
         super().__init__()
         self.network = network
-        self.budget = budget
+        self.budget, self.finest = budget, finest
         self.used = 0
         self.kept: OrderedDict[bytes, Maps] = OrderedDict()
 
@@ -62,7 +62,7 @@ class Remembering(nn.Module):
             return self.kept[key]
         maps = self.network(image)
         if isinstance(maps, dict):
-            maps = {stride: features for stride, features in maps.items() if stride >= FINEST}
+            maps = {stride: features for stride, features in maps.items() if stride >= self.finest}
         self.kept[key] = maps
         self.used += _size(maps)
         while self.used > self.budget and len(self.kept) > 1:

@@ -13,8 +13,8 @@ from metaformer.backbone import load_backbone
 
 
 @cache
-def _backbone(deepest: int) -> nn.Module:
-    return remembering(load_backbone(deepest))
+def _backbone(deepest: int, finest: int) -> nn.Module:
+    return remembering(load_backbone(deepest), finest)
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def patch_features(images: Tensor, strides: tuple[int, ...], pooling: int) -> Te
     the border as in PatchCore's published code, enlarged bilinearly to the finest grid, and all
     are stacked. The zeros set the border apart and gain 20 points of pixel AP on one set.
     """
-    stages = _backbone(max(strides))(images)
+    stages = _backbone(max(strides), min(strides))(images)
     grid = stages[min(strides)].shape[2:]
     levels = []
     for stride in strides:

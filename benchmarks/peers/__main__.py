@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from benchmarks.peers.summary import UNIFIED, report
 from metaformer.benchmark import Method, Shots, evaluate, save_results
 from metaformer.datasets import Category, load_categories
 from metaformer.detector_method import DetectorMethod
+from metaformer.feature_model import FeatureModel
 from metaformer.files import write_text
 
 PACKAGES = ("anomalib", "timm", "torchvision", "lightning", "kornia")
@@ -42,16 +44,20 @@ def _anomalib_padim() -> Method:
     return AnomalibPadim()
 
 
-def _ours(name: str, **settings: Any) -> Method:
+def _ours(name: str, *, learned: bool = True, **settings: Any) -> Method:
     method = DetectorMethod("feature", name=name, **settings)
     model: Any = method.universal.model
-    model.backbone = remembering(model.backbone)
+    if not learned:
+        model = FeatureModel.from_pretrained(replace(model.config, learned=False))
+        method.universal.model = model
+    model.backbone = remembering(model.backbone, min(model.config.levels))
     return method
 
 
 METHODS: dict[str, Callable[[], Method]] = {
     "feature": lambda: _ours("feature"),
     # PaDiM, too, compares place by place: its fair rival where parts stand still.
+    "feature-plain": lambda: _ours("feature-plain", learned=False),  # without the learned metric
     "feature-aligned": lambda: _ours("feature-aligned", aligned=True),
     "feature-aligned-512": lambda: _ours("feature-aligned-512", aligned=True, resolution=512),
     # The control of every learned method on these features: distance alone, no learning.

@@ -49,8 +49,8 @@ def comparison(results: Sequence[dict[str, Any]]) -> str:
     headings = ["data", "shots", "ours", *(HEADINGS[metric] for metric in COMPARED)]
     lines = [
         "Ours / the best peer of that cell, percent, mean over seeds. The peers include our own",
-        "control without learning (`nearest-patch`); the choice of the best by its test result",
-        "favours them.",
+        "controls without learning (`nearest-patch`, and `feature-plain`, the preset without its",
+        "learned metric); the choice of the best by its test result favours them.",
         "",
         f"| {' | '.join(headings)} |",
         f"|{' --- |' * len(headings)}",
