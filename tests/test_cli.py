@@ -95,8 +95,8 @@ def test_adapt_to_parts_that_stand_in_place(good, photos, tmp_path):
     assert json.loads(run("info", target).stdout)["settings"]["config"]["aligned"] is True
     done = run("predict", target, photos, "-o", tmp_path / "out")
     assert done.exit_code == 0 and "4 images scored, 2 anomalous." in done.stdout
-    done = run("adapt", good, "-o", target, "--aligned", "--preset", "pixel")
-    assert done.exit_code == 1 and "needs the feature preset" in done.stderr
+    done = run("adapt", good, "-o", target, "--aligned", "--preset", "pixel", "--mode", "long")
+    assert done.exit_code == 1 and "of its fast mode" in done.stderr
 
 
 def test_adapt_warns_in_one_line_about_odd_images(tmp_path):

@@ -350,9 +350,9 @@ def test_an_aligned_detector_is_saved_and_loaded_too(tmp_path):
         Detector.load(rewrite(tmp_path / "a.metaformer", tensors=changed))
 
 
-def test_aligned_comparison_is_for_the_feature_preset():
-    with pytest.raises(ValueError, match="feature preset"):
-        Metaformer.from_pretrained("pixel", aligned=True)
+def test_aligned_comparison_is_not_for_the_long_mode():
+    with pytest.raises(ValueError, match="fast mode"):
+        Metaformer.from_pretrained("pixel", aligned=True, mode="long")
 
 
 def test_the_pixel_preset_is_saved_and_loaded_too(tmp_path):

@@ -15,6 +15,7 @@ from metaformer.gap import (
     gap_channels,
     gradient_magnitude,
     ssim_gap,
+    template_gap,
 )
 
 seeds = st.integers(0, 10_000)
@@ -113,3 +114,16 @@ def test_channels_are_in_the_order_named() -> None:
     assert torch.equal(gap[:, 9:10], ssim_gap(grey, other))
     steepness = (gradient_magnitude(grey) - gradient_magnitude(other)).abs()
     assert torch.equal(gap[:, 10:], steepness)
+
+
+def test_template_gap_is_that_to_the_likest_within_reach() -> None:
+    g = torch.Generator().manual_seed(0)
+    template = torch.rand(3, 12, 16, generator=g) * 2 - 1
+    moved = torch.roll(template, (1, -1), (1, 2))[None]
+    assert template_gap(moved, [template], 1)[0, 2:-2, 2:-2].max() == 0
+    assert template_gap(moved, [template], 0)[0, 2:-2, 2:-2].min() > 0
+    other = torch.ones(3, 12, 16)
+    assert torch.equal(template_gap(other[None], [template, other], 0), torch.zeros(1, 12, 16))
+    opposite = template_gap(other[None], [-other], 1)
+    assert torch.equal(opposite, torch.ones(1, 12, 16)), "the range is 0 to 1"
+    assert template_gap(moved, [other[:, :6, :8]], 1).shape == (1, 12, 16)

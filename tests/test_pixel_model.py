@@ -122,6 +122,22 @@ def test_sizes_may_be_mixed_and_the_memory_grows(model: PixelModel) -> None:
     assert torch.isfinite(more.anomaly_map(support[1])).all()
 
 
+def test_aligned_a_shift_that_a_memory_forgives_is_found(model: PixelModel) -> None:
+    """Half the stripes moved by six pixels: every patch is one of the support's."""
+    aligned = PixelModel(replace(CONFIG, aligned=True), model.universal, model.rates, model.prior)
+    adapted = aligned.adapt([aligned.prepare(stripes(0)) for _ in range(2)], seed=0)
+    moved = stripes(0)
+    moved[:, :, 48:] = stripes(6)[:, :, 48:]
+    raw = adapted.anomaly_map(aligned.prepare(moved))
+    assert raw[14:, 2:-2].mean() > 3 * raw[:10, 2:-2].mean()
+    tensors, settings = adapted.state()
+    restored = AdaptedPixel.from_state(tensors, settings)
+    assert torch.equal(restored.anomaly_map(aligned.prepare(moved)), raw)
+    more = adapted.extended([aligned.prepare(moved)], earlier=2, seed=0)
+    assert more.anomaly_map(aligned.prepare(moved))[14:, 2:-2].mean() < 0.5 * raw[14:, 2:-2].mean()
+    assert len(more.known.templates) == 3  # type: ignore[union-attr]
+
+
 @pytest.mark.slow
 def test_long_training_keeps_the_best(model: PixelModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pixel_long, "STEPS", 4)

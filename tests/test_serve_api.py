@@ -122,7 +122,6 @@ def test_an_unreadable_support_image_is_named_at_once(http):
         ({"name": "x", "resolution": "63"}, "resolution"),
         ({"name": "x", "resolution": "2000"}, "resolution"),
         ({"name": "x", "aligned": "perhaps"}, "aligned"),
-        ({"name": "x", "preset": "pixel", "aligned": "true"}, "aligned"),
         ({"name": "x", "colour": "red"}, "colour"),
     ],
 )

@@ -218,7 +218,7 @@ def judge_support(scores: Sequence[float]) -> tuple[SupportScore, ...]:
 
 def is_aligned(model: Model) -> bool:
     """Whether parts are promised to stand in the same place on every image."""
-    return isinstance(model, FeatureModel) and model.config.aligned
+    return model.config.aligned
 
 
 def shrink(image: Image, resolution: int) -> Image:

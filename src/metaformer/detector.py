@@ -81,7 +81,7 @@ class Metaformer:
                 preset's own (256; of a ViT 32 patches) if None. More finds smaller defects and
                 takes longer.
             aligned: every image shows the part in the same place (fixed camera and fixture, or a
-                golden sample): compare place by place. For the ``feature`` preset.
+                golden sample): compare place by place.
             backbone: of the ``feature`` preset: the one inside the package, or a model of timm,
                 ``vit_small_patch14_dinov2.lvd142m`` for example (``docs/backbones.md``).
             backbone_weights: safetensors file for a model of timm; if None, it is looked for in
@@ -112,11 +112,9 @@ class Metaformer:
             config = replace(plain, **changes)
             return cls(FeatureModel(config, network), preset)
         if preset == "pixel":
-            if aligned:
-                raise ValueError("aligned comparison needs the feature preset.")
             if backbone != SHIPPED or backbone_weights is not None:
                 raise ValueError("the pixel preset has no backbone; choose the feature preset.")
-            pixel = replace(PixelConfig(mode=mode), **changes)
+            pixel = PixelConfig(mode=mode, aligned=aligned, **changes)
             folder = None if universal_weights is None else Path(universal_weights)
             return cls(PixelModel.from_pretrained(pixel, folder), preset)
         raise ValueError(f'no preset "{preset}": choose {" or ".join(PRESETS)}.')

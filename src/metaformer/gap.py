@@ -1,9 +1,12 @@
 """The reconstruction gap: what differs between an image and its reconstruction, and how.
 
-Absolute, structural (SSIM; Wang et al. 2004, uniform window) and of the gradient's magnitude.
+Absolute, structural (SSIM; Wang et al. 2004, uniform window) and of the gradient's magnitude. And
+the gap to a golden sample, where the camera shows every part in the same place.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +36,26 @@ def gap_channels(images: Tensor, rebuilt: Tensor) -> Tensor:
         ],
         dim=1,
     )
+
+
+def template_gap(images: Tensor, templates: Sequence[Tensor], reach: int) -> Tensor:
+    """Difference of images (B, 3, H, W) to the likest of some templates (3, h, w) each, (B, H, W).
+
+    In [0, 1], the mean over the colours. A template may be shifted by up to ``reach`` pixels, at
+    each place its own way; one of another size is resampled.
+    """
+    height, width = images.shape[2:]
+    least = images.new_ones(len(images), height, width)
+    for template in templates:
+        same = template.float()[None]
+        if same.shape[2:] != (height, width):
+            same = F.interpolate(same, (height, width), mode="bilinear")
+        padded = F.pad(same, (reach,) * 4, mode="replicate")
+        for down in range(2 * reach + 1):
+            for right in range(2 * reach + 1):
+                shifted = padded[:, :, down : down + height, right : right + width]
+                least = torch.minimum(least, (images - shifted).abs().mean(1) / 2)
+    return least
 
 
 def ssim_gap(x: Tensor, y: Tensor) -> Tensor:

@@ -86,6 +86,8 @@ class Reading:
     """(B, 3, H, W) in [-1, 1]."""
     response: Tensor | None
     """(B, H / 8, W / 8): R in [0, 1]; None where T is not to be asked."""
+    images: Tensor | None = None
+    """(B, 3, H, W) in [-1, 1]: what was read."""
 
     def tokens(self) -> Tensor:
         """(B, N, TOKEN_CHANNELS), N = H / 8 * W / 8, row by row.
@@ -122,6 +124,8 @@ class Known:
     that distance and gap are measured in."""
     images: int
     """How many images the support has."""
+    templates: tuple[Tensor, ...] = ()
+    """Support images (3, H, W) in [-1, 1] to compare with pixel by pixel, where that is asked."""
 
 
 @dataclass(frozen=True)
@@ -217,9 +221,10 @@ def read(
         if stride in LEVELS
     }
     if response is None:
-        return Reading(features, F.avg_pool2d((images - rebuilt).abs(), FINE), rebuilt, None)
+        gap = F.avg_pool2d((images - rebuilt).abs(), FINE)
+        return Reading(features, gap, rebuilt, None, images)
     gap = F.avg_pool2d(gap_channels(images, rebuilt), FINE)
-    return Reading(features, gap, rebuilt, F.avg_pool2d(response.float(), CELL)[:, 0])
+    return Reading(features, gap, rebuilt, F.avg_pool2d(response.float(), CELL)[:, 0], images)
 
 
 def crop(reading: Reading, height: int, width: int) -> Reading:
@@ -234,6 +239,7 @@ def crop(reading: Reading, height: int, width: int) -> Reading:
         None
         if reading.response is None
         else reading.response[:, : height // CELL, : width // CELL],
+        None if reading.images is None else reading.images[:, :, :height, :width],
     )
 
 

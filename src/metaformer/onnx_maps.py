@@ -115,6 +115,12 @@ def pixel_map(graph: Graph, images: Value, adapted: AdaptedPixel) -> Value:
             "a detector of the pixel preset adapted in the long mode uses T, which is not written "
             "as an ONNX or OpenVINO model yet. Compute with PyTorch, or adapt in the fast mode."
         )
+    if adapted.config.aligned:
+        raise UnsupportedExportError(
+            "a detector of the pixel preset adapted with --aligned compares with its support "
+            "images pixel by pixel, which is not written as an ONNX or OpenVINO model yet. Compute "
+            "with PyTorch, or take the feature preset."
+        )
     known = adapted.known
     assert known is not None
     height, width = graph.side(images, 2), graph.side(images, 3)

@@ -19,9 +19,11 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from metaformer.autoencoder import SIZE_MULTIPLE, AutoencoderConfig, Moments
+from metaformer.gap import template_gap
 from metaformer.inner_loop import InnerRates
 from metaformer.memory import merge_samples
 from metaformer.model import (
+    FINE,
     Known,
     Reading,
     UniversalConfig,
@@ -34,6 +36,11 @@ from metaformer.model import (
 from metaformer.pixel_fit import choose, fit, read_support
 from metaformer.prior import InstancePrior, PriorConfig, load_prior
 
+TEMPLATE_REACH = 1
+"""Pixels that a golden sample may be off at a place, at the working resolution. On 12 board pairs 1
+is better than 0, 2 and 3 (``docs/decisions/0006-pixel-speed-and-pairs.md``)."""
+LEAST_TEMPLATE_GAP = 0.01
+"""Added to the gap to a golden sample, in [0, 1]: where there is none, other gaps still count."""
 WEIGHTS, CARD = "universal.safetensors", "universal.json"
 Mode = Literal["fast", "long"]
 
@@ -51,6 +58,11 @@ class PixelConfig:
     """``fast``: the meta-learned steps of A, seconds; the map is the one before T, which as
     meta-trained marks pixels better and ranks images worse
     (``docs/decisions/0005-universal.md``). ``long``: T is trained on the support and used."""
+    aligned: bool = False
+    """Every image shows the part in the same place: the map is multiplied by the gap to the likest
+    of the support images, pixel by pixel. Of the fast mode."""
+    max_templates: int = 16
+    """Support images that are kept for that, drawn at random."""
     max_images: int = 64
     """Support images that tokens are kept of, drawn at random."""
     max_tokens: int = 4096
@@ -60,6 +72,10 @@ class PixelConfig:
     score_share: float = 0.01
     sigma: float = 1.0
     """Gaussian blur of the map, in cells of stride 4."""
+
+    def __post_init__(self) -> None:
+        if self.aligned and self.mode != "fast":
+            raise ValueError("aligned comparison of the pixel preset is of its fast mode.")
 
     @property
     def corrects(self) -> bool:
@@ -233,12 +249,18 @@ class AdaptedPixel:
             known.memory[level] = memory[kept.sort().values].contiguous()
         kept = torch.randperm(len(known.tokens), generator=generator)
         kept = kept[: self.config.attention_tokens].sort().values
+        templates = []
+        if self.config.aligned:
+            for reading in choose(readings, self.config.max_templates, generator):
+                assert reading.images is not None
+                templates.append(reading.images[0].half().contiguous())
         return replace(
             known,
             tokens=known.tokens[kept],
             places=known.places[kept],
             response=known.response[kept],
             images=len(readings),
+            templates=tuple(templates),
         )
 
     @torch.no_grad()
@@ -282,6 +304,9 @@ class AdaptedPixel:
             memory=memory,
             typical=old.typical,
             images=earlier + len(images),
+            templates=tuple(
+                choose([*old.templates, *new.templates], self.config.max_templates, generator)
+            ),
         )
         return AdaptedPixel(self.config, self.universal, self.prior, self.moments, known)
 
@@ -292,7 +317,12 @@ class AdaptedPixel:
         return self._find(self.read(image), self.known)
 
     def _find(self, reading: Reading, known: Known) -> Tensor:
-        return self.universal.find(reading, known).anomaly[0]
+        grid = self.universal.find(reading, known).anomaly[0]
+        if not known.templates:
+            return grid
+        assert reading.images is not None
+        gap = template_gap(reading.images, known.templates, TEMPLATE_REACH)
+        return grid * (F.avg_pool2d(gap, FINE)[0] + LEAST_TEMPLATE_GAP)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and settings to save; ``from_state`` restores the same scores bit for bit."""
@@ -307,6 +337,7 @@ class AdaptedPixel:
             "known.response": known.response,
             "known.typical": known.typical,
         }
+        tensors |= {f"templates.{i}": t for i, t in enumerate(known.templates)}
         for name, (mean, variance) in self.moments.items():
             tensors[f"moments.{name}.mean"], tensors[f"moments.{name}.variance"] = mean, variance
         settings = {
@@ -342,6 +373,7 @@ class AdaptedPixel:
             memory={int(level): memory for level, memory in part("memory.").items()},
             typical=tensors["known.typical"],
             images=settings["images"],
+            templates=tuple(t for _, t in sorted(part("templates.").items())),
         )
         return cls(
             PixelConfig(**settings["config"]),

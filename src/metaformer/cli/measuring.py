@@ -62,7 +62,7 @@ def evaluate(
         categories = load_categories(data, layout=layout)
         if aligned is None:
             all_paired = all(category.is_paired for category in categories)
-            aligned = all_paired and preset is PresetName.feature
+            aligned = all_paired and mode is not ModeName.long
         method = DetectorMethod(
             preset.value,
             resolution=resolution,

@@ -114,8 +114,6 @@ def read_fields(texts: dict[str, str], limits: Limits) -> AdaptRequest:
         raise HTTPException(422, describe_errors(error.errors())) from None
     if wanted.resolution is not None and wanted.resolution > limits.resolution:
         raise HTTPException(422, f"resolution: this server takes at most {limits.resolution}.")
-    if wanted.aligned and wanted.preset != "feature":
-        raise HTTPException(422, "aligned: this comparison needs the feature preset.")
     return wanted
 
 
