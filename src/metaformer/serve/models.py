@@ -61,7 +61,7 @@ class AdaptRequest(BaseModel):
     )
     aligned: Annotated[bool, BeforeValidator(check_true_or_false)] = Field(
         False,
-        description="Parts stand in the same place on every image. For the `feature` preset.",
+        description="Parts stand in the same place on every image.",
     )
 
 
