@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ from metaformer.adaptation import (
     raw_map,
     shrink,
 )
+from metaformer.feature_model import FeatureConfig, FeatureModel
 from metaformer.preprocess import image_score
 
 
@@ -239,3 +241,24 @@ def test_shrink_keeps_small_images_and_aspect():
 def test_views_do_not_wrap_brightness_around():
     white = perturbed_views(np.full((32, 32, 3), 255, np.uint8), 16, seed=0)
     assert min(int(view.min()) for view in white) > 150
+
+
+def test_a_lone_image_is_remembered_in_other_light_and_mirrored_too():
+    """Its memory answers for darker and turned parts; the image itself comes first."""
+    universal = FeatureModel.from_pretrained(FeatureConfig(resolution=96))
+    image = boards.good(0)
+
+    def remembered(*images):
+        return adapt_to_support(
+            universal, images, count=len(images), false_alarm_rate=0.05, seed=0
+        ).adapted
+
+    lone = remembered(image)
+    assert len(lone.support()) == 6
+    tokens = prepare(universal, image)
+    assert all(torch.equal(lone.support()[0][name], tokens[name]) for name in tokens)
+    assert len(remembered(image, boards.good(1)).support()) == 2
+    plain = universal.adapt([tokens], seed=0)
+    for view in ((0.85 * image + 0.5).astype(np.uint8), np.ascontiguousarray(image[::-1])):
+        seen = prepare(universal, view)
+        assert float(lone.anomaly_map(seen).max()) < 0.1 * float(plain.anomaly_map(seen).mean())

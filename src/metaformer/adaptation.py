@@ -30,6 +30,9 @@ Image = NDArray[np.uint8]
 
 VIEWS = 8
 """Views of a lone support image that stand in for other normal images."""
+LONE_GAINS = (0.85, 1.15)
+"""Light in which a lone support image is remembered besides its own
+(``docs/decisions/0006-metric.md``)."""
 VIEW_DETAIL = 4
 """Views are made at no more than this many times the working resolution. What is finer is lost on
 the model, and views of a 24-megapixel photo would take gigabytes."""
@@ -102,10 +105,13 @@ def adapt_to_support(
             on_step=lambda done, _: on_step(count + done, total),
         )
 
+    detail = shrink(image, VIEW_DETAIL * model.config.resolution)
+    if isinstance(model, FeatureModel) and model.metric is not None:
+        # After the image itself, so that it stays the first that is remembered.
+        prepared += [prepare(model, view) for view in lone_views(detail)]
     adapted = adapt_model(model, prepared, seed)
     if isinstance(adapted, AdaptedPixel):
         adapted.readings = []
-    detail = shrink(image, VIEW_DETAIL * model.config.resolution)
     views = perturbed_views(detail, VIEWS, seed, moves=0.1 if is_aligned(model) else 1.0)
     # Another part differs from this one by more than a changed view of it does.
     maps = [model.view_factor * raw_map(model, adapted, prepare(model, view)) for view in views]
@@ -228,6 +234,14 @@ def shrink(image: Image, resolution: int) -> Image:
     if scale >= 1:
         return image
     return resize_image(image, (max(1, round(height * scale)), max(1, round(width * scale))))
+
+
+def lone_views(image: Image) -> Iterator[Image]:
+    """What a lone image is remembered as besides itself: in other light, and mirrored."""
+    for gain in LONE_GAINS:
+        yield np.clip(image * gain + 0.5, 0, 255).astype(np.uint8)
+    for mirrored in (image[:, ::-1], image[::-1], image[::-1, ::-1]):
+        yield np.ascontiguousarray(mirrored)
 
 
 def perturbed_views(image: Image, count: int, seed: int, *, moves: float = 1.0) -> Iterator[Image]:

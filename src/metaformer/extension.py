@@ -72,10 +72,10 @@ def extend(
     adapted = earlier.adapted
     if isinstance(model, FeatureModel) and isinstance(adapted, AdaptedFeature):
         support = adapted.support()
-        if support is not None and len(support) == earlier.count:
+        if support is not None and len(support) >= earlier.count:
             done = adapt_to_prepared(
                 model,
-                [*support, *prepared],
+                [*support[: earlier.count], *prepared],  # without the views of a lone image
                 false_alarm_rate=false_alarm_rate,
                 seed=seed,
                 on_step=on_step,
