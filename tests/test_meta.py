@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import subprocess
 import sys
@@ -15,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+import trees
 from metaformer import inner_loop
 from metaformer.autoencoder import Autoencoder, AutoencoderConfig
 from metaformer.episode_loss import (
@@ -405,17 +404,8 @@ def test_an_image_scores_by_its_largest_values() -> None:
 
 @pytest.fixture
 def config(tmp_path: Path) -> MetaConfig:
-    rng = np.random.default_rng(0)
-    # Two of eight kinds are held out, and photos differ in light: novelty needs both.
-    kinds = ("Wood", "Rock", "Sand", "Brick", "Wool", "Metal", "Gravel", "Bark")
-    for kind, photo in itertools.product(kinds, range(3)):
-        path = tmp_path / "photos" / "texture" / kind / f"{photo}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        light = 80 + 40 * photo + rng.integers(-15, 15, 3)
-        grain = (light + rng.integers(-50, 50, (40, 40, 3))).astype(np.uint8)
-        Image.fromarray(grain).resize((320, 320)).save(path)
     return MetaConfig(
-        data=tmp_path / "photos",
+        data=trees.textures(tmp_path / "photos"),
         output=tmp_path / "run",
         model=SMALL,
         shots=(1,),

@@ -24,7 +24,7 @@ BATCH = 4
 """Support images per gradient; bounds memory at 256 pixels to about 1 GB."""
 FIT_IMAGES = 4
 """Support images that a step of A is taken on; the most that meta-training had. On held-out
-photos 16 are no better (``docs/decisions/0006-pixel-speed-and-pairs.md``)."""
+photos 16 are no better (``docs/decisions/0008-pixel-speed-and-pairs.md``)."""
 MOMENT_IMAGES = 16
 """Support images that the moments are taken over; 16 hold a million pixels a channel."""
 

@@ -38,7 +38,7 @@ from metaformer.prior import InstancePrior, PriorConfig, load_prior
 
 TEMPLATE_REACH = 1
 """Pixels that a golden sample may be off at a place, at the working resolution. On 12 board pairs 1
-is better than 0, 2 and 3 (``docs/decisions/0006-pixel-speed-and-pairs.md``)."""
+is better than 0, 2 and 3 (``docs/decisions/0008-pixel-speed-and-pairs.md``)."""
 LEAST_TEMPLATE_GAP = 0.01
 """Added to the gap to a golden sample, in [0, 1]: where there is none, other gaps still count."""
 WEIGHTS, CARD = "universal.safetensors", "universal.json"
