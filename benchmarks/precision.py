@@ -6,12 +6,13 @@ For each set and seed a detector of the feature preset is adapted to ten images 
 every precision, without the check that would refuse a poor one. int8 takes its ranges from the same
 ten images. bf16 is measured where the processor has it and left out elsewhere. Times are processor
 time on one thread, medians over the test images; ``refused`` says whether ``metaformer export``
-would have refused the model, with the ten images as ``--check``.
+would have refused the model, with the ten images as ``--check``. A run that was stopped goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 import warnings
@@ -59,14 +60,22 @@ def main() -> None:
     warnings.simplefilter("ignore")
     seeds = [int(part) for part in options.seeds.split(",")]
     rows: list[dict[str, Any]] = []
+    if options.output.is_file():
+        rows = json.loads(options.output.read_text(encoding="utf-8"))["rows"]
     for root in options.roots:
         (category,) = load_categories(root)
         test = limit_samples(category.test, options.limit)
         for seed in seeds:
+            if any((row["data"], row["seed"]) == (root.name, seed) for row in rows):
+                continue
             for row in measure_precisions(category, test, seed):
                 rows.append({"data": root.name, "seed": seed, **row})
                 print(rows[-1], flush=True)
-    means = summarise(rows)
+            save(rows, seeds, options)
+    save(rows, seeds, options)
+
+
+def save(rows: list[dict[str, Any]], seeds: list[int], options: argparse.Namespace) -> None:
     result: dict[str, Any] = {
         "preset": "feature",
         "shots": SHOTS,
@@ -75,7 +84,7 @@ def main() -> None:
         "machine": machine(),
         "versions": versions("onnxruntime") | versions("openvino"),
         "bf16": any("bf16" in row["model"] for row in rows),
-        "mean": means,
+        "mean": summarise(rows),
         "rows": rows,
     }
     save_results(result, options.output)

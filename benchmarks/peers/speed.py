@@ -54,6 +54,7 @@ TIGHT = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 """Has glibc give back every freed block of a megabyte at once. Without it the heap of one subject
 (anomalib's coreset) grew to six times what it held, by fragmentation alone; how much depends on
 chance, so memory is also measured this way, in a process that is not timed."""
+NO_TIGHT: dict[str, float | None] = {"tight_megabytes": None, "tight_above_imports": None}
 MILLISECONDS = ("seconds_at_1", f"seconds_at_{BATCH}")
 ENGINES = ("onnxruntime", "openvino")
 CLOCK_NAMES = {"wall": "wall-clock time", "cpu": "processor time of all threads"}
@@ -69,7 +70,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as exported:
         failures = _ask(options, "prepare", exported)
         names = [n for n in options.methods if n in TORCH or exported_from(n) not in failures]
-        tight = {name: _tight(_ask(options, name, exported, TIGHT)) for name in names}
+        tight = {
+            name: NO_TIGHT if options.skip_tight else _tight(_ask(options, name, exported, TIGHT))
+            for name in names
+        }
         runs: dict[str, list[Run]] = {name: [] for name in names}
         with Progress(console=Console(stderr=True), disable=options.quiet) as bar:
             task = bar.add_task("timing", total=options.repeats * len(names))
@@ -220,6 +224,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    parser.add_argument("--skip-tight", action="store_true", help="time only, not tight memory")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a child process measures this one
     parser.add_argument("--exported", type=Path, help=argparse.SUPPRESS)
