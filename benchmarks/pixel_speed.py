@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -42,9 +43,9 @@ def medians(runs: list[dict[str, float]]) -> dict[str, float]:
     return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
 
 
-def measure(folder: Path, repeats: int, adaptations: int) -> dict[str, Any]:
+def measure(folder: Path, shots: int, repeats: int, adaptations: int) -> dict[str, Any]:
     (category,) = load_categories(folder)
-    support = [read_image(path) for path in draw_support(category, SHOTS, 0)]
+    support = [read_image(path) for path in draw_support(category, shots, 0)]
     image = read_image(category.test[0].image)
     universal = Metaformer.from_pretrained("pixel")
     detectors: list[Detector] = []
@@ -77,6 +78,7 @@ def measure(folder: Path, repeats: int, adaptations: int) -> dict[str, Any]:
             [{name: one[name] / a[name] for name in a} for one, a in pairs]
         ),
         "working_size": list(size),
+        "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 
@@ -84,16 +86,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time of the pixel preset beside A alone.")
     parser.add_argument("folder", type=Path, metavar="CATEGORY_FOLDER")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--shots", type=int, default=SHOTS)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--adaptations", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     before = os.getloadavg()[0]
-    figures = measure(options.folder, options.repeats, options.adaptations)
+    figures = measure(options.folder, options.shots, options.repeats, options.adaptations)
     result = {
         "category": options.folder.name,
-        "shots": SHOTS,
+        "shots": options.shots,
         "threads": options.threads,
         **figures,
         "load_average": [before, os.getloadavg()[0]],
