@@ -20,7 +20,9 @@ import torch
 from benchmarks.baselines import PaDiM, PatchCore, PerPixel, ScratchAutoencoder
 from metaformer.benchmark import Method, Shots, evaluate, save_results
 from metaformer.datasets import load_categories
+from metaformer.detector import Metaformer
 from metaformer.detector_method import DetectorMethod
+from metaformer.feature_model import FeatureConfig, FeatureModel
 from metaformer.files import write_text
 from metaformer.metrics import METRICS
 from metaformer.tables import HEADINGS, cell
@@ -29,10 +31,15 @@ METHODS: tuple[Method, ...] = (
     DetectorMethod("feature"),
     DetectorMethod("feature", aligned=True, name="feature-aligned"),
     DetectorMethod("feature", aligned=True, resolution=512, name="feature-aligned-512"),
+    # The control of the learned metric: the same tokens, compared without learning.
+    DetectorMethod.of(
+        Metaformer(FeatureModel.from_pretrained(FeatureConfig(learned=False)), "feature"),
+        "feature-plain",
+    ),
     DetectorMethod("pixel"),
     PerPixel(),
     ScratchAutoencoder(),
-    # The control of every learned method on these features: distance alone, no learning.
+    # Distance to the nearest token and nothing else.
     PatchCore(name="nearest-patch", strides=(16,), standardise=True, neighbours=0),
     PatchCore(),
     # Deeper levels suit some materials better (magnetic tile) and others worse (cookie).

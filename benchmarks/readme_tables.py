@@ -55,6 +55,8 @@ def accuracy() -> str:
             ours, peer = ours_by_shots[shots], peer_by_shots[shots]
             cells = [f"{cell(ours, metric)} / {cell(peer, metric)}" for metric, _ in COLUMNS]
             name = f"{data} (`--aligned`)" if data in pairs else data
+            if ours["test_limit"] != peer["test_limit"]:
+                name += f", ours on {ours['counts']['test_defective']} images"
             lines.append(f"| {name} | {shots} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -85,7 +87,9 @@ def speed() -> str:
         "pixel": "`pixel`",
     }
     lines = [
-        f"| {results['threads']} threads, {results['machine']['processor']}, 256 pixels "
+        f"| {results['threads']} thread{'' if results['threads'] == 1 else 's'}, "
+        f"{results['machine']['processor']}, 256 pixels"
+        f"{', processor time' if results.get('clock') == 'cpu' else ''} "
         f"| adapt to {results['shots']} images | one image | peak memory |",
         "|---|---|---|---|",
     ]

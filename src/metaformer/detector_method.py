@@ -47,6 +47,14 @@ class DetectorMethod:
         )
         self._name = name or preset
 
+    @classmethod
+    def of(cls, universal: Metaformer, name: str) -> DetectorMethod:
+        """A universal model made otherwise than by its preset: an ablation, a control."""
+        method = cls.__new__(cls)
+        method.universal = universal
+        method._name = name
+        return method
+
     @property
     def name(self) -> str:
         return self._name
