@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 import trees
 from metaformer.metric import (
+    CARD,
     READINGS,
     WEIGHTS,
     MetricWeightsError,
     TokenMetric,
-    load_card,
     load_metric,
     pool,
 )
@@ -44,7 +46,7 @@ def test_shipped_weights_are_whole_and_say_how_they_were_made():
     metric = load_metric()
     assert not any(p.requires_grad for p in metric.parameters())
     assert all(bool(torch.isfinite(p).all()) for p in metric.parameters())
-    card = load_card()
+    card = json.loads(resources.files("metaformer.weights").joinpath(CARD).read_text())
     assert card["step"] == card["training"]["steps"]
 
 

@@ -17,7 +17,6 @@ maps keep distances, so it starts as the comparison without learning.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -135,10 +134,3 @@ def metric_from_tensors(tensors: dict[str, Tensor]) -> TokenMetric:
     metric = TokenMetric()
     metric.load_state_dict(tensors)
     return metric.requires_grad_(False).eval()
-
-
-def load_card() -> dict[str, object]:
-    """How the package's weights were made."""
-    text = resources.files("metaformer.weights").joinpath(CARD).read_text(encoding="utf-8")
-    card: dict[str, object] = json.loads(text)
-    return card
