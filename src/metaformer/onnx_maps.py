@@ -78,7 +78,7 @@ def feature_map(graph: Graph, images: Value, adapted: AdaptedFeature) -> Value:
 def feature_tokens(
     graph: Graph, features: dict[int, Value], adapted: AdaptedFeature
 ) -> dict[str, Value]:
-    """Reading -> (N, C, h, w) of unit length: ``FeatureModel.prepare``."""
+    """Reading -> (N, C, h, w) tokens, as ``FeatureModel.prepare`` makes them."""
     metric = adapted.model.metric
     if metric is None:
         levels = adapted.model.config.levels

@@ -36,6 +36,7 @@ from metaformer.training.checkpoints import (
 from metaformer.training.feature_bank import FeatureEpisode, draw, make_bank, read_bank, see
 from metaformer.training.meta_watch import auroc
 from metaformer.training.metric_config import MetricConfig, describe
+from metaformer.training.run_log import RunLog
 
 SCORE_SHARE = 0.01
 SIGMA = 1.0
@@ -81,25 +82,24 @@ def train_metric(config: MetricConfig, *, resume: bool = False, quiet: bool = Fa
         restore_module("metric", metric, tensors)
         restore_optimiser("optimiser", optimiser, tensors)
         first = record["step"]
-    else:
-        log(config, {"step": 0, **validate(metric, checks)})
 
-    started, parts = time.monotonic(), []
-    for step in range(first, config.steps):
-        parts.append(train_step(metric, optimiser, bank, config, step))
-        done, last = step + 1, step + 1 == config.steps
-        if done % config.log_every == 0 or last:
-            means = {
-                name: float(np.nanmean([p.get(name, np.nan) for p in parts])) for name in LOSSES
-            }
-            log(config, {"step": done, **means, "seconds": time.monotonic() - started})
-            parts = []
-        if done % config.validate_every == 0 or last:
-            log(config, {"step": done, **validate(metric, checks)})
-        if done % config.checkpoint_every == 0 or last:
-            tensors = module_tensors("metric", metric) | optimiser_tensors("optimiser", optimiser)
-            save_checkpoint(checkpoint, tensors, {"step": done, "config": describe(config)})
-            export(metric, config, done)
+    started = time.monotonic()
+    with RunLog(config.output, from_step=first, active=True) as log:
+        if not first:
+            log.write_watch(0, 0.0, validate(metric, checks))
+        for step in range(first, config.steps):
+            log.add(train_step(metric, optimiser, bank, config, step))
+            done, last = step + 1, step + 1 == config.steps
+            seconds = time.monotonic() - started
+            if done % config.log_every == 0 or last:
+                log.write(done, seconds)
+            if done % config.validate_every == 0 or last:
+                log.write_watch(done, seconds, validate(metric, checks))
+            if done % config.checkpoint_every == 0 or last:
+                tensors = module_tensors("metric", metric)
+                tensors |= optimiser_tensors("optimiser", optimiser)
+                save_checkpoint(checkpoint, tensors, {"step": done, "config": describe(config)})
+                export(metric, config, done)
     return config.output / WEIGHTS
 
 
@@ -182,8 +182,7 @@ def ranking_losses(
         which there is only one kind.
     """
     losses = {}
-    count = max(1, round(SCORE_SHARE * maps[0].numel()))
-    scores = (maps.flatten(1).topk(count, dim=1).values.mean(1) + TINY).log()
+    scores = (image_scores(maps) + TINY).log()
     clean = episode.is_clean
     if clean.any() and not clean.all():
         losses["image"] = margin(scores[~clean], scores[clean], temperature)
@@ -200,6 +199,12 @@ def ranking_losses(
         hard = some(normal.topk(loudest).values, DRAWN_HARD)
         losses["hard"] = margin(drawn, hard, temperature)
     return losses
+
+
+def image_scores(maps: Tensor) -> Tensor:
+    """(q, h, w) -> (q,) scores as ``preprocess.image_score`` makes them, with gradients."""
+    count = max(1, round(SCORE_SHARE * maps[0].numel()))
+    return maps.flatten(1).topk(count, dim=1).values.mean(1)
 
 
 def margin(anomalous: Tensor, normal: Tensor, temperature: float) -> Tensor:
@@ -230,9 +235,7 @@ def validate(metric: TokenMetric, episodes: Iterable[FeatureEpisode]) -> dict[st
     images, pixels = [], []
     for episode in episodes:
         maps = episode_maps(metric, episode)
-        count = max(1, round(SCORE_SHARE * maps[0].numel()))
-        scores = maps.flatten(1).topk(count, dim=1).values.mean(1)
-        images.append(auroc(~episode.is_clean.numpy(), scores.numpy()))
+        images.append(auroc(~episode.is_clean.numpy(), image_scores(maps).numpy()))
         masks = episode.masks > ANOMALOUS
         if not bool(masks.flatten(1).all(1).any()):
             pixels.append(auroc(masks.numpy().ravel(), maps.numpy().ravel()))
@@ -241,13 +244,6 @@ def validate(metric: TokenMetric, episodes: Iterable[FeatureEpisode]) -> dict[st
         "pixel_auroc": float(np.nanmean(pixels)),
         "held_out": len(images),
     }
-
-
-def log(config: MetricConfig, entry: dict[str, float | int]) -> None:
-    """One line of ``log.jsonl``."""
-    rounded = {name: round(value, 4) for name, value in entry.items()}
-    with (config.output / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(rounded) + "\n")
 
 
 def export(metric: TokenMetric, config: MetricConfig, step: int) -> None:
