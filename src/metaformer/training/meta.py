@@ -42,6 +42,7 @@ from metaformer.training.distributed import Workers, average_gradients, join_wor
 from metaformer.training.meta_config import MetaConfig, describe
 from metaformer.training.meta_watch import to_task, validate
 from metaformer.training.run_log import RunLog
+from metaformer.training.threads import restored_threads
 
 VALIDATION_SEED = 1
 """Added to the seed: held-out episodes are drawn apart from those of training."""
@@ -72,6 +73,7 @@ class MetaLearner(nn.Module):
         self.model.mix.requires_grad_(not config.only_transformer)
 
 
+@restored_threads()
 def meta_train(config: MetaConfig, *, resume: bool = False, quiet: bool = False) -> Path:
     """Meta-train and return the path of the averaged weights and inner rates (safetensors).
 

@@ -37,6 +37,7 @@ from metaformer.training.feature_bank import FeatureEpisode, draw, make_bank, re
 from metaformer.training.meta_watch import auroc
 from metaformer.training.metric_config import MetricConfig, describe
 from metaformer.training.run_log import RunLog
+from metaformer.training.threads import restored_threads
 
 SCORE_SHARE = 0.01
 SIGMA = 1.0
@@ -54,6 +55,7 @@ START_TOKENS = 20_000
 VALIDATION_SEED = 1000
 
 
+@restored_threads()
 def train_metric(config: MetricConfig, *, resume: bool = False, quiet: bool = False) -> Path:
     """Train and return the path of the weights (safetensors).
 

@@ -34,6 +34,7 @@ from metaformer.training.checkpoints import (
     restore_optimiser,
     save_checkpoint,
 )
+from metaformer.training.threads import restored_threads
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class PretrainConfig:
         return PretrainConfig(**content)
 
 
+@restored_threads()
 def pretrain_autoencoder(config: PretrainConfig, *, resume: bool = False) -> Path:
     """Train A and return the path of its weights (safetensors, half precision).
 

@@ -42,6 +42,7 @@ from metaformer.training.prior_config import PriorTrainingConfig
 from metaformer.training.prior_export import export_prior
 from metaformer.training.prior_watch import Progress, Watch
 from metaformer.training.run_log import RunLog
+from metaformer.training.threads import restored_threads
 
 __all__ = ["CHECKPOINT", "EffectPool", "PriorTrainer", "PriorTrainingConfig", "train_prior"]
 
@@ -281,6 +282,7 @@ def to_batch(photos: Sequence[Photo]) -> Tensor:
     return stacked.permute(0, 3, 1, 2).float() / 255
 
 
+@restored_threads()
 def train_prior(config: PriorTrainingConfig, *, resume: bool = False, quiet: bool = False) -> Path:
     """Train P and return the path of its checkpoint (``output/checkpoint.safetensors``).
 
