@@ -3,9 +3,9 @@
     python -m benchmarks.ablation PHOTOS DATA_ROOT... --work FOLDER --output results.json
 
 Every variant starts from the same plainly pre-trained A, sees the same episodes for the same number
-of steps, and is measured on held-out episodes and, adapted to real products, on their test images.
-Variants are compared with each other; none is trained as long as what is shipped. A run that was
-stopped goes on where it was.
+of steps, and is measured on held-out episodes and, adapted to real products, on their test images:
+by the map before T, which the fast mode uses, and by the map after it. Variants are compared with
+each other; none is trained as long as what is shipped. A run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -13,25 +13,32 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from metaformer.adaptation import prepare
 from metaformer.autoencoder import AutoencoderConfig
 from metaformer.benchmark import evaluate, save_results
 from metaformer.datasets import Category, load_categories
-from metaformer.detector_method import DetectorMethod
 from metaformer.episode_loss import LossWeights
 from metaformer.files import write_text
-from metaformer.model import UniversalConfig
+from metaformer.model import Finding, UniversalConfig
+from metaformer.pixel_model import AdaptedPixel, PixelConfig, PixelModel
+from metaformer.preprocess import image_score, smooth, to_image_size
 from metaformer.summary import machine
 from metaformer.tables import cell
 from metaformer.training.meta import meta_train
 from metaformer.training.meta_config import MetaConfig, describe
 
 COLUMNS = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro")
+MAPS = ("first", "anomaly")
+"""Of a ``Finding``: before T, and after it."""
 HELD_OUT = ("gain", "image_auroc", "pixel_auroc", "first_image_auroc", "first_pixel_auroc")
 
 
@@ -61,17 +68,21 @@ def variants(base: MetaConfig) -> dict[str, MetaConfig]:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
+    cv2.setNumThreads(1)
     base = MetaConfig(
         data=options.photos,
         output=options.work,
         start=options.start,
         model=UniversalConfig(),
         queries=(4, 5),
+        meta_batch=options.meta_batch,
         steps=options.steps,
+        warm_up=options.steps // 8,
         inner_steps=2,
         inner_lr=0.01,
         multi_step_share=0.0,
         validate_every=options.steps,
+        validation_episodes=options.episodes,
         checkpoint_every=25,
         threads=options.threads,
     )
@@ -114,19 +125,69 @@ def held_out(folder: Path) -> dict[str, dict[str, float]]:
 
 def measure(
     categories: Sequence[Category], folder: Path, options: argparse.Namespace
-) -> dict[str, Any]:
-    method = DetectorMethod(
-        "pixel", resolution=options.resolution, universal_weights=folder, name=folder.name
-    )
-    found = evaluate(
-        categories,
-        method,
-        shots=options.shots,
-        seeds=options.seeds,
-        test_limit=options.test_limit,
-        quiet=True,
-    )
-    return {"mean": found["mean"], "std": found["std"], "shots": found["shots"]}
+) -> dict[str, dict[str, Any]]:
+    """Of both maps; one where the variant has no T."""
+    config = PixelConfig(resolution=options.resolution, mode="long")  # so that T is asked
+    model = PixelModel.from_pretrained(config, folder)
+    findings: dict[tuple[int, int], Finding] = {}
+    results = {}
+    for name in MAPS if model.universal.transformer is not None else MAPS[:1]:
+        found = evaluate(
+            categories,
+            OneMap(model, name, findings),
+            shots=options.shots,
+            seeds=options.seeds,
+            test_limit=options.test_limit,
+            quiet=True,
+        )
+        results[name] = {"mean": found["mean"], "std": found["std"], "shots": found["shots"]}
+    return results
+
+
+class OneMap:
+    """The universal model adapted by the learned steps alone: T is not trained on the support.
+
+    ``findings`` holds what was found for the other map: the harness asks for the same images in
+    the same order, so that each is looked at once.
+    """
+
+    def __init__(
+        self, model: PixelModel, which: str, findings: dict[tuple[int, int], Finding]
+    ) -> None:
+        self.model, self.name, self.findings = model, which, findings
+        self.settings = asdict(model.config)
+        self.fits = 0
+
+    def fit(self, support: Sequence[NDArray[np.uint8]], seed: int) -> FittedMap:
+        self.fits += 1
+        if (self.fits, 0) in self.findings:
+            return FittedMap(self, None)
+        prepared = [prepare(self.model, image) for image in support]
+        return FittedMap(self, self.model.adapt(prepared, seed=seed))
+
+
+@dataclass
+class FittedMap:
+    method: OneMap
+    adapted: AdaptedPixel | None
+    """None where every image has been looked at."""
+    scored: int = 0
+
+    @torch.no_grad()
+    def score(self, images: Sequence[NDArray[np.uint8]]) -> list[tuple[float, NDArray[np.float32]]]:
+        config, findings = self.method.model.config, self.method.findings
+        results = []
+        for image in images:
+            key = (self.method.fits, self.scored)
+            self.scored += 1
+            if key not in findings:
+                assert self.adapted is not None and self.adapted.known is not None
+                reading = self.adapted.read(prepare(self.method.model, image))
+                findings[key] = self.adapted.universal.find(reading, self.adapted.known)
+            grid = smooth(getattr(findings[key], self.method.name), config.sigma)[0]
+            score = image_score(grid, config.score_share)
+            results.append((score, to_image_size(grid, image.shape)))
+        return results
 
 
 def machine_and_settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -142,7 +203,8 @@ def machine_and_settings(options: argparse.Namespace) -> dict[str, Any]:
 def markdown(results: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
     """Held-out episodes first, then a table for each data set."""
     lines = [
-        f"{options.steps} steps of meta-training each, one training seed; support seeds "
+        f"{options.steps} steps of {options.meta_batch} episodes each, one training seed; "
+        f"{options.episodes} held-out episodes of each kind; support seeds "
         f"{', '.join(map(str, options.seeds))}, {options.shots} shots (pairs: 1), "
         f"{options.resolution} px, at most {options.test_limit} test images a set. Percent, mean "
         "and standard deviation over support seeds.",
@@ -162,12 +224,13 @@ def markdown(results: Sequence[dict[str, Any]], options: argparse.Namespace) -> 
             cells += [cell(aurocs, name) for name in HELD_OUT[1:]]
             lines.append(f"| {result['variant']} | {kind} | {' | '.join(cells)} |")
     for data in results[0]["sets"]:
-        lines += ["", f"## {data}", "", f"| variant | {' | '.join(COLUMNS)} |"]
-        lines.append(f"|{' --- |' * (1 + len(COLUMNS))}")
+        lines += ["", f"## {data}", "", f"| variant | map | {' | '.join(COLUMNS)} |"]
+        lines.append(f"|{' --- |' * (2 + len(COLUMNS))}")
         for result in results:
-            found = result["sets"][data]
-            cells = [cell(found, name) for name in COLUMNS]
-            lines.append(f"| {result['variant']} | {' | '.join(cells)} |")
+            for which, found in result["sets"][data].items():
+                cells = [cell(found, name) for name in COLUMNS]
+                place = "after T" if which == "anomaly" else "before T"
+                lines.append(f"| {result['variant']} | {place} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 
@@ -179,6 +242,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--start", type=Path, help="weights of a plainly pre-trained A")
     parser.add_argument("--output", type=Path, required=True, help="JSON; .md is written beside")
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--meta-batch", type=int, default=4)
+    parser.add_argument("--episodes", type=int, default=24, help="held-out ones of each kind")
     parser.add_argument("--shots", type=int, default=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--resolution", type=int, default=256)
