@@ -6,9 +6,13 @@ import pytest
 import torch
 from hypothesis import settings
 
+from metaformer import keep_freed_memory
+
 # A busy machine may take seconds over what takes milliseconds; slowness is tested where it counts.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+keep_freed_memory()  # as the command does
 
 
 @pytest.fixture(autouse=True)

@@ -62,6 +62,9 @@ def measure(
     """
     import torch
 
+    from metaformer.allocation import keep_freed_memory
+
+    keep_freed_memory()  # as the command does; the rivals have it too
     torch.set_num_threads(threads)
     adapt_seconds = None
     if name in EXPORTED:

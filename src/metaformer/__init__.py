@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metaformer.allocation import keep_freed_memory
     from metaformer.detector import Detector, Metaformer
     from metaformer.detector_file import DetectorFileError
     from metaformer.pixels import ImageError
@@ -29,6 +30,7 @@ __all__ = [
     "Prediction",
     "Region",
     "__version__",
+    "keep_freed_memory",
 ]
 
 _MODULES = {
@@ -40,6 +42,7 @@ _MODULES = {
     "OddSupportWarning": "metaformer.support",
     "Prediction": "metaformer.results",
     "Region": "metaformer.results",
+    "keep_freed_memory": "metaformer.allocation",
 }
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from metaformer.allocation import keep_freed_memory
 from metaformer.batch import score_pixels
 from metaformer.detector import Detector
 from metaformer.images import ImageError
@@ -39,6 +40,7 @@ def score_shard(job: Job, detector_content: bytes, shard: Shard, done: frozenset
 
     What an earlier run scored of it is kept; what that run could not read is tried again.
     """
+    keep_freed_memory()
     os.chdir(job.folder)
     output = Path(job.output)
     target = shard_file(ParquetScores(output), shard)

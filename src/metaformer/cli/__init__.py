@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from metaformer.allocation import keep_freed_memory
 from metaformer.cli import (
     data,
     detecting,
@@ -50,7 +51,8 @@ def metaformer(
             "--version", help="Show the version and exit.", callback=show_version, is_eager=True
         ),
     ] = False,
-) -> None: ...
+) -> None:
+    keep_freed_memory()
 
 
 app.command()(detecting.adapt)
