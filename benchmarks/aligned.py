@@ -57,7 +57,7 @@ def measure(config: FeatureConfig, samples: Sequence[Sample]) -> list[float]:
     values, truth = [], []
     for sample in samples:
         assert sample.template is not None
-        adapted = adapt_model(model, [prepare(model, read_image(sample.template))], 0)
+        adapted = adapt_model(model, [prepare(model, read_image(sample.template))], [], 0)
         found = raw_map(model, adapted, prepare(model, read_image(sample.image)))
         values.append(cv2.resize(found.numpy(), (GRID, GRID)).ravel())
         truth.append(box_mask(sample))

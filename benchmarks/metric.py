@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from metaformer.adaptation import adapt_model, prepare, raw_map
+from metaformer.adaptation import adapt_model, has_views, prepare, prepare_views, raw_map
 from metaformer.datasets import load_categories
 from metaformer.defects import DefectConfig, draw_defect
 from metaformer.episodes import Episode, EpisodeConfig, episode
@@ -110,7 +110,10 @@ def at_work_size(path: Path) -> NDArray[np.uint8]:
 
 def measure(model: FeatureModel, task: Task) -> dict[str, float]:
     """Within one task; without what it does not have."""
-    adapted = adapt_model(model, [prepare(model, image) for image in task.support], 0)
+    views = []
+    if has_views(model, len(task.support)):
+        views = [prepare_views(model, image) for image in task.support]
+    adapted = adapt_model(model, [prepare(model, image) for image in task.support], views, 0)
     maps = [raw_map(model, adapted, prepare(model, image)) for image in task.query]
     scores = [image_score(grid, model.config.score_share) for grid in maps]
     found = {}

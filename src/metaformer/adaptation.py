@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metaformer.calibration import Calibration, calibrate
-from metaformer.feature_model import AdaptedFeature, FeatureModel
+from metaformer.feature_model import AdaptedFeature, FeatureModel, Rows
 from metaformer.images import resize_image
 from metaformer.pixel_long import train_transformer
 from metaformer.pixel_model import AdaptedPixel, PixelModel
@@ -30,9 +30,12 @@ Image = NDArray[np.uint8]
 
 VIEWS = 8
 """Views of a lone support image that stand in for other normal images."""
-LONE_GAINS = (0.85, 1.15)
-"""Light in which a lone support image is remembered besides its own
+GAINS = (0.85, 1.15)
+"""Light in which images of a small support are remembered besides their own
 (``docs/decisions/0006-metric.md``)."""
+VIEWED_IMAGES = 8
+"""Most support images that are also remembered in other light and mirrored
+(``docs/decisions/0009-fewer-tokens-more-views.md``); more show enough by themselves."""
 VIEW_DETAIL = 4
 """Views are made at no more than this many times the working resolution. What is finer is lost on
 the model, and views of a 24-megapixel photo would take gigabytes."""
@@ -92,29 +95,29 @@ def adapt_to_support(
             f"got {false_alarm_rate}."
         )
     total = count + len(make_folds(count, model.max_folds)) + 1
-    prepared = []
+    prepared, views = [], []
     for i, image in enumerate(support):
         prepared.append(prepare(model, image))
+        if has_views(model, count):
+            views.append(prepare_views(model, image))
         on_step(i + 1, total)
     if count > 1:
         return adapt_to_prepared(
             model,
             prepared,
+            views,
             false_alarm_rate=false_alarm_rate,
             seed=seed,
             on_step=lambda done, _: on_step(count + done, total),
         )
 
-    detail = shrink(image, VIEW_DETAIL * model.config.resolution)
-    if isinstance(model, FeatureModel) and model.metric is not None:
-        # After the image itself, so that it stays the first that is remembered.
-        prepared += [prepare(model, view) for view in lone_views(detail)]
-    adapted = adapt_model(model, prepared, seed)
+    adapted = adapt_model(model, prepared, views, seed)
     if isinstance(adapted, AdaptedPixel):
         adapted.readings = []
-    views = perturbed_views(detail, VIEWS, seed, moves=0.1 if is_aligned(model) else 1.0)
+    detail = shrink(image, VIEW_DETAIL * model.config.resolution)
+    changed = perturbed_views(detail, VIEWS, seed, moves=0.1 if is_aligned(model) else 1.0)
     # Another part differs from this one by more than a changed view of it does.
-    maps = [model.view_factor * raw_map(model, adapted, prepare(model, view)) for view in views]
+    maps = [model.view_factor * raw_map(model, adapted, prepare(model, view)) for view in changed]
     on_step(total, total)
     calibration = calibrate(
         scores_of(model, maps),
@@ -128,18 +131,23 @@ def adapt_to_support(
 def adapt_to_prepared(
     model: Model,
     prepared: Sequence[Any],
+    views: Sequence[Rows],
     *,
     false_alarm_rate: float,
     seed: int,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Adaptation:
-    """``adapt_to_support`` for two or more images that have gone through ``prepare``."""
+    """``adapt_to_support`` for two or more images that have gone through ``prepare``.
+
+    Args:
+        views: what ``prepare_views`` gave for each; nothing where ``has_views`` says no.
+    """
     folds = make_folds(len(prepared), model.max_folds)
     maps: list[Tensor] = [torch.empty(0)] * len(prepared)
-    adapted = adapt_model(model, prepared, seed)
+    adapted = adapt_model(model, prepared, views, seed)
     on_step(1, len(folds) + 1)
     for number, fold in enumerate(folds):
-        for i, left_out in left_out_maps(model, adapted, prepared, fold, seed).items():
+        for i, left_out in left_out_maps(model, adapted, prepared, views, fold, seed).items():
             maps[i] = left_out
         on_step(number + 2, len(folds) + 1)
     if isinstance(adapted, AdaptedPixel):
@@ -149,16 +157,23 @@ def adapt_to_prepared(
     return Adaptation(adapted, calibration, judge_support(scores))
 
 
-def adapt_model(model: Model, prepared: Sequence[Any], seed: int) -> Adapted:
+def adapt_model(model: Model, prepared: Sequence[Any], views: Sequence[Rows], seed: int) -> Adapted:
     """``model.adapt``, and the long training where it is asked for."""
+    if isinstance(model, FeatureModel):
+        return model.adapt(prepared, seed=seed, views=views)
     adapted = model.adapt(prepared, seed=seed)
-    if isinstance(adapted, AdaptedPixel) and adapted.config.mode == "long":
+    if adapted.config.mode == "long":
         train_transformer(adapted, prepared, seed=seed)
     return adapted
 
 
 def left_out_maps(
-    model: Model, adapted: Adapted, prepared: Sequence[Any], fold: set[int], seed: int
+    model: Model,
+    adapted: Adapted,
+    prepared: Sequence[Any],
+    views: Sequence[Rows],
+    fold: set[int],
+    seed: int,
 ) -> dict[int, Tensor]:
     """Raw maps (h, w) of the images of ``fold``, as if they had not been adapted to.
 
@@ -169,7 +184,11 @@ def left_out_maps(
     if isinstance(adapted, AdaptedPixel):
         maps = adapted.left_out_maps(fold, seed=seed)
     else:
-        others = model.adapt([p for i, p in enumerate(prepared) if i not in fold], seed=seed)
+        others = adapted.model.adapt(
+            [tokens for i, tokens in enumerate(prepared) if i not in fold],
+            seed=seed,
+            views=[rows for i, rows in enumerate(views) if i not in fold],
+        )
         maps = {i: others.anomaly_map(prepared[i]) for i in fold}
     return {i: smooth(grid[None], model.config.sigma)[0] for i, grid in maps.items()}
 
@@ -189,6 +208,20 @@ def pixel_threshold_of(maps: Sequence[Tensor]) -> float:
 def prepare(model: Model, image: Image) -> Any:
     """What the model keeps of one image: the part of the work that needs no support."""
     return model.prepare(at_working_size(model, image))
+
+
+def has_views(model: Model, count: int) -> bool:
+    """Whether ``count`` support images are also remembered in other light and mirrored: the
+    learned metric is measured to gain by it, and a small support."""
+    learned = isinstance(model, FeatureModel) and model.metric is not None
+    return learned and count <= VIEWED_IMAGES
+
+
+def prepare_views(model: Model, image: Image) -> Rows:
+    """What is kept of an image in other light, and mirrored."""
+    assert isinstance(model, FeatureModel)
+    detail = shrink(image, VIEW_DETAIL * model.config.resolution)
+    return model.sample_views([prepare(model, view) for view in other_views(detail)])
 
 
 def at_working_size(model: Model, image: Image) -> Tensor:
@@ -236,9 +269,9 @@ def shrink(image: Image, resolution: int) -> Image:
     return resize_image(image, (max(1, round(height * scale)), max(1, round(width * scale))))
 
 
-def lone_views(image: Image) -> Iterator[Image]:
-    """What a lone image is remembered as besides itself: in other light, and mirrored."""
-    for gain in LONE_GAINS:
+def other_views(image: Image) -> Iterator[Image]:
+    """What an image is remembered as besides itself: in other light, and mirrored."""
+    for gain in GAINS:
         yield np.clip(image * gain + 0.5, 0, 255).astype(np.uint8)
     for mirrored in (image[:, ::-1], image[::-1], image[::-1, ::-1]):
         yield np.ascontiguousarray(mirrored)

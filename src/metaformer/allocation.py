@@ -1,9 +1,9 @@
 """Keep freed memory in the process, which PyTorch on a CPU is much faster with.
 
-glibc gives freed blocks of some megabytes back to the system and asks for them again a moment later,
-and the system clears each page anew: for the feature maps of EfficientNet-Lite0 at 256 pixels that
-was a fifth of the time of one image and two thirds of that of a batch of 16, on a virtual machine,
-where new pages are dear.
+glibc gives freed blocks of some megabytes back to the system and asks for them again a moment
+later, and the system clears each page anew: for the feature maps of EfficientNet-Lite0 at 256
+pixels that was a fifth of the time of one image and two thirds of that of a batch of 16, on a
+virtual machine, where new pages are dear.
 """
 
 from __future__ import annotations

@@ -18,7 +18,9 @@ from metaformer.adaptation import (
     Model,
     adapt_to_support,
     at_working_size,
+    has_views,
     prepare,
+    prepare_views,
     raw_map,
 )
 from metaformer.backbone_weights import BackboneError
@@ -302,7 +304,7 @@ class Detector:
         sources = support_sources(images)
         support = list(self.made["support"])
         known = {image["sha256"] for image in support}
-        prepared, duplicates = [], []
+        prepared, views, duplicates = [], [], []
         for i, source in enumerate(sources):
             pixels = read_image(source, white_level=self.made["white_level"])
             name, digest = describe_source(source, len(support)), digest_of(pixels)
@@ -312,6 +314,8 @@ class Detector:
                 known.add(digest)
                 support.append({"name": name, "sha256": digest})
                 prepared.append(prepare(self.model, pixels))
+                if has_views(self.model, len(support)):
+                    views.append(prepare_views(self.model, pixels))
             on_step(i + 1, len(sources) + 1)
         if not prepared:
             raise ValueError(
@@ -330,6 +334,7 @@ class Detector:
             self.model,
             earlier,
             prepared,
+            views if has_views(self.model, len(support)) else [],
             false_alarm_rate=rate,
             seed=seed,
             on_step=lambda done, total: on_step(len(sources) + done, len(sources) + total),

@@ -34,7 +34,7 @@ from metaformer.adaptation import (
     scores_of,
 )
 from metaformer.calibration import Calibration, calibrate
-from metaformer.feature_model import AdaptedFeature, FeatureModel
+from metaformer.feature_model import AdaptedFeature, FeatureModel, Rows
 
 How = Literal["recomputed", "estimated"]
 
@@ -55,6 +55,7 @@ def extend(
     model: Model,
     earlier: Earlier,
     prepared: Sequence[Any],
+    views: Sequence[Rows],
     *,
     false_alarm_rate: float,
     seed: int,
@@ -63,6 +64,8 @@ def extend(
     """Adapt to one or more new images, as ``prepare`` gives them, on top of the earlier ones.
 
     Args:
+        views: what ``prepare_views`` gave for each; nothing where earlier and new images are more
+            than ``has_views`` allows.
         seed: that of the earlier adaptation, for the same result as from all images at once.
         on_step: called with (steps done, steps in all).
 
@@ -73,9 +76,12 @@ def extend(
     if isinstance(model, FeatureModel) and isinstance(adapted, AdaptedFeature):
         support = adapted.support()
         if support is not None and len(support) >= earlier.count:
+            # A file of an earlier version has no views, or a lone image's among the images.
+            have_views = len(views) == len(prepared) and len(adapted.views) == earlier.count
             done = adapt_to_prepared(
                 model,
-                [*support[: earlier.count], *prepared],  # without the views of a lone image
+                [*support[: earlier.count], *prepared],
+                [*adapted.views, *views] if have_views else [],
                 false_alarm_rate=false_alarm_rate,
                 seed=seed,
                 on_step=on_step,

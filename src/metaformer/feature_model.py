@@ -7,6 +7,7 @@ to its nearest support token, level by level, which is the control that the metr
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +39,10 @@ METRIC = "metric."
 
 Tokens = dict[str, Tensor]
 """Reading -> (C, h, w) of one image: at a stride, each token of unit length, or ``pooled``."""
+Rows = dict[str, Tensor]
+"""Reading -> (N, C) tokens without their places."""
+VIEW_SHARE = 8
+"""One in so many of the tokens of a view is kept: views stand beside the image they are of."""
 
 
 class Backbone(Protocol):
@@ -73,6 +78,10 @@ class FeatureConfig:
     """Pixels that an aligned part may be out of place, at the working resolution."""
     max_tokens: int = 20_000
     """Support tokens kept per reading; beyond it a seeded random choice stands for all."""
+    compared_tokens: int = 4_000
+    """Of those, and of the tokens of views, so many are compared with; a random choice again. A
+    quarter of all does as well (``docs/decisions/0009-fewer-tokens-more-views.md``), and takes a
+    quarter of the time. Not of aligned detectors, which compare at a place."""
     score_share: float = 0.01
     """The image score is the mean of this share of the highest cells."""
     sigma: float = 1.0
@@ -156,12 +165,32 @@ class FeatureModel:
         """Tokens of one image (1, 3, H, W) in [0, 1]."""
         features = self.backbone(image)
         if self.metric is not None:
-            return {reading: grid[0] for reading, grid in self.metric(features).items()}
-        levels = self.config.levels
-        return {str(level): F.normalize(features[level][0], dim=0) for level in levels}
+            readings = self.metric(features)
+        else:
+            levels = self.config.levels
+            readings = {str(level): F.normalize(features[level], dim=1) for level in levels}
+        return {name: channels_last(grid[0]) for name, grid in readings.items()}
 
-    def adapt(self, support: Sequence[Tokens], *, seed: int) -> AdaptedFeature:
-        """Remember the support. No weight changes."""
+    def sample_views(self, views: Sequence[Tokens]) -> Rows:
+        """Some of the tokens of an image in other light or mirrored."""
+        generator = torch.Generator().manual_seed(0)
+        rows: dict[str, list[Tensor]] = {name: [] for name in self.config.readings}
+        for view in views:
+            for name, grid in view.items():
+                tokens = grid.flatten(1).T
+                drawn = torch.randperm(len(tokens), generator=generator)
+                rows[name].append(tokens[drawn[: max(1, len(tokens) // VIEW_SHARE)]])
+        return {name: torch.cat(parts) for name, parts in rows.items()}
+
+    def adapt(
+        self, support: Sequence[Tokens], *, seed: int, views: Sequence[Rows] = ()
+    ) -> AdaptedFeature:
+        """Remember the support. No weight changes.
+
+        Args:
+            support: what ``prepare`` gave for each image.
+            views: what ``sample_views`` gave for each image, or nothing.
+        """
         generator = torch.Generator().manual_seed(seed)
         remember = self._remember_grids if self.config.aligned else self._remember_tokens
         memory = {name: remember(name, support, generator) for name in self.config.readings}
@@ -174,7 +203,7 @@ class FeatureModel:
         )
         if self.config.aligned:  # grids of another size than the first have been resampled
             is_whole &= all(bool((sizes == sizes[0]).all()) for sizes in grids.values())
-        return AdaptedFeature(self, memory, grids if is_whole else None)
+        return AdaptedFeature(self, memory, grids if is_whole else None, views)
 
     def _remember_tokens(
         self, name: str, support: Sequence[Tokens], generator: torch.Generator
@@ -205,12 +234,28 @@ class AdaptedFeature:
         model: FeatureModel,
         memory: dict[str, Tensor],
         grids: dict[str, Tensor] | None = None,
+        views: Sequence[Rows] = (),
     ) -> None:
         self.model = model
         self.memory = memory  # reading -> (N, C), or (K, C, h, w) if aligned
         self.grids = grids
         """Reading -> (K, 2) rows and columns of each support image's grid, in the order of the
         memory; None if the memory does not hold every token of the support."""
+        self.views = list(views)
+        """Of each support image, or of none."""
+        self.compared = {name: self._choose(name) for name in memory}
+        """What of memory and views a token is compared with."""
+
+    def _choose(self, name: str) -> Tensor:
+        config, memory = self.model.config, self.memory[name]
+        if config.aligned:
+            return memory
+        rows = torch.cat([memory, *(views[name] for views in self.views)])
+        if len(rows) <= config.compared_tokens:
+            return rows
+        generator = torch.Generator().manual_seed(0)
+        chosen = torch.randperm(len(rows), generator=generator)[: config.compared_tokens]
+        return rows[chosen.sort().values]
 
     def support(self) -> list[Tokens] | None:
         """What ``prepare`` gave for each support image; None if not all of it was kept."""
@@ -220,12 +265,12 @@ class AdaptedFeature:
         support: list[Tokens] = [{} for _ in range(count)]
         for name, memory in self.memory.items():
             if self.model.config.aligned:
-                images = list(memory)  # (C, h, w) each
+                images = [channels_last(grid) for grid in memory]  # (C, h, w) each
             else:
                 sizes = self.grids[name].tolist()
                 parts = memory.split([rows * columns for rows, columns in sizes])  # (h * w, C)
                 images = [
-                    part.T.contiguous().reshape(-1, *size)
+                    channels_last(part.T.reshape(-1, *size))
                     for part, size in zip(parts, sizes, strict=True)
                 ]
             for tokens, image in zip(support, images, strict=True):
@@ -258,7 +303,7 @@ class AdaptedFeature:
             memory[name] = merge_samples(
                 old, new, stands_for=round(earlier * per_image), most=most, generator=generator
             )
-        return AdaptedFeature(self.model, memory)
+        return AdaptedFeature(self.model, memory, None, self.views)
 
     @torch.inference_mode()
     def anomaly_map(self, tokens: Tokens) -> Tensor:
@@ -282,10 +327,10 @@ class AdaptedFeature:
         config = self.model.config
         if config.aligned:
             reach = config.reach_cells(int(name))
-            distance = aligned_distance(tokens, self.memory[name], reach=reach)
+            distance = aligned_distance(tokens, self.compared[name], reach=reach)
         else:
             nearest = euclidean_distance if name == POOLED else cosine_distance
-            distance = nearest(tokens.flatten(1).T, self.memory[name])
+            distance = nearest(tokens.flatten(1).T, self.compared[name])
         return distance.reshape(1, 1, *tokens.shape[1:])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -293,6 +338,11 @@ class AdaptedFeature:
         tensors = {f"memory.{name}": tokens for name, tokens in self.memory.items()}
         if self.grids is not None:
             tensors |= {f"grids.{name}": sizes for name, sizes in self.grids.items()}
+        if self.views:
+            for name in self.memory:
+                rows = [views[name] for views in self.views]
+                tensors[f"views.{name}"] = torch.cat(rows)
+                tensors[f"view_rows.{name}"] = torch.tensor([len(of_image) for of_image in rows])
         if self.model.metric is not None:  # another version of the package may have another
             tensors |= {f"{METRIC}{n}": t for n, t in self.model.metric.state_dict().items()}
         config = asdict(self.model.config)
@@ -311,7 +361,8 @@ class AdaptedFeature:
         stored: dict[str, Any] = {  # JSON has no tuples
             k: tuple(v) if isinstance(v, list) else v for k, v in settings["config"].items()
         }
-        config = FeatureConfig(**{"learned": False, **stored})  # not known to earlier versions
+        # What earlier versions did not know.
+        config = FeatureConfig(**{"learned": False, "compared_tokens": sys.maxsize, **stored})
         if config.backbone != SHIPPED and not isinstance(config.backbone_sha256, str):
             raise ValueError(f"no SHA-256 of the weights of {config.backbone}")
         metric = None
@@ -337,7 +388,35 @@ class AdaptedFeature:
                 fits = sizes.ndim == 2 and sizes.shape[1] == 2 and bool((sizes > 0).all())
                 if not fits or int(sizes.prod(1).sum()) != cells:
                     raise ValueError(f"grids.{name} does not add up to the {cells} tokens kept")
-        return cls(model, memory, grids)
+        return cls(model, memory, grids, views_of(tensors, model))
+
+
+def views_of(tensors: dict[str, Tensor], model: FeatureModel) -> list[Rows]:
+    """The views in a detector file, one for each image; none if it has none.
+
+    Raises:
+        ValueError: they do not add up.
+    """
+    by_reading = {}
+    for name in model.config.readings:
+        if f"views.{name}" not in tensors or f"view_rows.{name}" not in tensors:
+            return []
+        rows, counts = tensors[f"views.{name}"], tensors[f"view_rows.{name}"].tolist()
+        if rows.ndim != 2 or rows.shape[1] != model.channels(name) or sum(counts) != len(rows):
+            raise ValueError(
+                f"views.{name} has shape {tuple(rows.shape)}, needed are {sum(counts)} rows of "
+                f"{model.channels(name)}"
+            )
+        by_reading[name] = rows.split(counts)
+    return [
+        dict(zip(by_reading, rows, strict=True)) for rows in zip(*by_reading.values(), strict=True)
+    ]
+
+
+def channels_last(grid: Tensor) -> Tensor:
+    """(C, h, w) with the channels of a cell side by side, as they are compared. The same numbers in
+    another order in memory would be summed in another order."""
+    return grid[None].contiguous(memory_format=torch.channels_last)[0]
 
 
 def refuse_weights(backbone_weights: Path | None) -> None:

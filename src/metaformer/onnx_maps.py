@@ -52,7 +52,7 @@ def feature_map(graph: Graph, images: Value, adapted: AdaptedFeature) -> Value:
     height, width = graph.side(first, 2), graph.side(first, 3)
     grids = []
     for name in config.readings:
-        memory = adapted.memory[name]
+        memory = adapted.compared[name]
         if config.aligned:
             reach = config.reach_cells(int(name))
             distance = aligned_distance(graph, tokens[name], memory, reach=reach)
