@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from metaformer.adaptation import adapt_model, has_views, prepare, prepare_views, raw_map
+from metaformer.allocation import keep_freed_memory
 from metaformer.datasets import load_categories
 from metaformer.defects import DefectConfig, draw_defect
 from metaformer.episodes import Episode, EpisodeConfig, episode
@@ -39,6 +40,7 @@ from metaformer.preprocess import image_score, working_size
 from metaformer.summary import machine
 
 SHOTS = (1, 4)
+PRODUCT_SHOTS = (1, 4, 8)
 SEED = 77
 PHOTO_TASKS = 20
 """Of each kind and number of shots."""
@@ -82,7 +84,7 @@ def product_tasks(roots: Sequence[Path]) -> Iterator[Task]:
     rng = np.random.default_rng(SEED)
     for root in roots:
         for category in load_categories(root):
-            for shots in SHOTS:
+            for shots in PRODUCT_SHOTS:
                 for _ in range(PRODUCT_TASKS):
                     yield product_task(category.name, list(category.train), shots, rng)
 
@@ -108,10 +110,17 @@ def at_work_size(path: Path) -> NDArray[np.uint8]:
     return resize_image(image, working_size(image.shape[0], image.shape[1], RESOLUTION, 16))
 
 
-def measure(model: FeatureModel, task: Task) -> dict[str, float]:
+@dataclass(frozen=True)
+class Variant:
+    model: FeatureModel
+    views: bool = True
+    """Remember images of a small support in other light and mirrored too, as the package does."""
+
+
+def measure(variant: Variant, task: Task) -> dict[str, float]:
     """Within one task; without what it does not have."""
-    views = []
-    if has_views(model, len(task.support)):
+    model, views = variant.model, []
+    if variant.views and has_views(model, len(task.support)):
         views = [prepare_views(model, image) for image in task.support]
     adapted = adapt_model(model, [prepare(model, image) for image in task.support], views, 0)
     maps = [raw_map(model, adapted, prepare(model, image)) for image in task.query]
@@ -136,16 +145,21 @@ def cells(mask: NDArray[np.bool_], shape: Sequence[int]) -> NDArray[np.bool_]:
     return found
 
 
-def variants(weights: Sequence[str]) -> dict[str, FeatureModel]:
+def variants(weights: Sequence[str]) -> dict[str, Variant]:
     plain = FeatureModel.from_pretrained(FeatureConfig(learned=False))
-    models = {
-        "without learning": plain,
-        "learned metric": FeatureModel(FeatureConfig(), plain.backbone),
+    learned = FeatureModel(FeatureConfig(), plain.backbone)
+    every = FeatureModel(FeatureConfig(compared_tokens=20_000), plain.backbone)
+    found = {
+        "without learning": Variant(plain),
+        "learned metric, every token, no views": Variant(every, views=False),
+        "no views": Variant(learned, views=False),
+        "as it is": Variant(learned),
     }
     for entry in weights:
         name, _, folder = entry.partition("=")
-        models[name] = FeatureModel(FeatureConfig(), plain.backbone, load_metric(Path(folder)))
-    return models
+        model = FeatureModel(FeatureConfig(), plain.backbone, load_metric(Path(folder)))
+        found[name] = Variant(model)
+    return found
 
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
@@ -170,6 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     models = variants(options.weights)
