@@ -23,7 +23,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from metaformer.adaptation import adapt_model, prepare, raw_map
 from metaformer.datasets import load_categories
-from metaformer.feature_model import ALIGNED, FeatureConfig, FeatureModel
+from metaformer.feature_config import ALIGNED, FeatureConfig
+from metaformer.feature_model import FeatureModel
 from metaformer.files import write_text
 from metaformer.images import read_image
 from metaformer.samples import Sample

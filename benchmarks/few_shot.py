@@ -22,7 +22,8 @@ from metaformer.benchmark import Method, Shots, evaluate, save_results
 from metaformer.datasets import load_categories
 from metaformer.detector import Metaformer
 from metaformer.detector_method import DetectorMethod
-from metaformer.feature_model import FeatureConfig, FeatureModel
+from metaformer.feature_config import FeatureConfig
+from metaformer.feature_model import FeatureModel
 from metaformer.files import write_text
 from metaformer.metrics import METRICS
 from metaformer.tables import HEADINGS, cell
@@ -37,6 +38,7 @@ METHODS: tuple[Method, ...] = (
         "feature-plain",
     ),
     DetectorMethod("pixel"),
+    DetectorMethod("pixel", aligned=True, name="pixel-aligned"),
     PerPixel(),
     ScratchAutoencoder(),
     # Distance to the nearest token and nothing else.

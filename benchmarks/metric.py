@@ -30,7 +30,8 @@ from metaformer.allocation import keep_freed_memory
 from metaformer.datasets import load_categories
 from metaformer.defects import DefectConfig, draw_defect
 from metaformer.episodes import Episode, EpisodeConfig, episode
-from metaformer.feature_model import FeatureConfig, FeatureModel
+from metaformer.feature_config import FeatureConfig
+from metaformer.feature_model import FeatureModel
 from metaformer.files import write_text
 from metaformer.images import read_image, resize_image
 from metaformer.metric import load_metric

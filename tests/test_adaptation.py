@@ -24,7 +24,8 @@ from metaformer.adaptation import (
     raw_map,
     shrink,
 )
-from metaformer.feature_model import FeatureConfig, FeatureModel
+from metaformer.feature_config import FeatureConfig
+from metaformer.feature_model import FeatureModel
 from metaformer.preprocess import image_score
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from metaformer import Detector, DetectorFileError, Metaformer
 from metaformer.backbone_weights import BackboneError, digest, find_weights, read_weights
 from metaformer.detector_file import read_detector_file, write_detector_file
-from metaformer.feature_model import AdaptedFeature, FeatureConfig, FeatureModel
+from metaformer.feature_config import FeatureConfig
+from metaformer.feature_model import AdaptedFeature, FeatureModel
 
 NAME = "some_network.tag"
 

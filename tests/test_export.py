@@ -47,7 +47,8 @@ from metaformer.export_check import (
     refuse_if_wrong,
     with_defects,
 )
-from metaformer.feature_model import FeatureConfig, FeatureModel
+from metaformer.feature_config import FeatureConfig
+from metaformer.feature_model import FeatureModel
 from metaformer.files import write_bytes
 from metaformer.images import list_images, read_image, resize_image
 from metaformer.onnx_detector import full_model

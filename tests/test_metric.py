@@ -223,7 +223,8 @@ def test_damaged_weights_are_refused(tmp_path):
 
 def test_maps_of_an_episode_are_those_of_the_preset():
     """What is trained is what is used."""
-    from metaformer.feature_model import AdaptedFeature, FeatureConfig, FeatureModel
+    from metaformer.feature_config import FeatureConfig
+    from metaformer.feature_model import AdaptedFeature, FeatureModel
     from metaformer.preprocess import smooth
 
     model = FeatureModel.from_pretrained(FeatureConfig(resolution=64))

@@ -27,7 +27,9 @@ from metaformer.backbone_weights import BackboneError
 from metaformer.calibration import Calibration
 from metaformer.detector_file import DetectorFileError, read_detector_file, write_detector_file
 from metaformer.extension import Earlier, extend
-from metaformer.feature_model import ALIGNED, SHIPPED, AdaptedFeature, FeatureConfig, FeatureModel
+from metaformer.feature_config import ALIGNED, SHIPPED, FeatureConfig
+from metaformer.feature_file import adapted_from_state
+from metaformer.feature_model import FeatureModel
 from metaformer.images import guess_white_level, read_image
 from metaformer.pixel_model import AdaptedPixel, Mode, PixelConfig, PixelModel
 from metaformer.preprocess import image_score, to_image_size
@@ -410,9 +412,7 @@ class Detector:
         try:
             made = header["made"]
             if made["preset"] == "feature":
-                adapted = AdaptedFeature.from_state(
-                    tensors, header["settings"], backbone_weights=file
-                )
+                adapted = adapted_from_state(tensors, header["settings"], backbone_weights=file)
             elif made["preset"] == "pixel":
                 adapted = AdaptedPixel.from_state(tensors, header["settings"])
             else:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaformer.detector import Detector, Metaformer, Preset
-from metaformer.feature_model import SHIPPED
+from metaformer.feature_config import SHIPPED
 from metaformer.pixel_model import Mode
 from metaformer.support import OddSupportWarning
 

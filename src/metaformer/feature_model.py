@@ -7,9 +7,8 @@ to its nearest support token, level by level, which is the control that the metr
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from metaformer.backbone import load_backbone
 from metaformer.backbone_weights import BackboneError
+from metaformer.feature_config import SHIPPED, FeatureConfig
 from metaformer.memory import (
     aligned_distance,
     cosine_distance,
@@ -26,21 +26,20 @@ from metaformer.memory import (
     fit_grid,
     merge_samples,
 )
-from metaformer.metric import POOLED, READINGS, TokenMetric, load_metric, metric_from_tensors
+from metaformer.metric import POOLED, TokenMetric, load_metric
 from metaformer.timm_backbone import load_timm_backbone
 
-SHIPPED = "efficientnet_lite0"
-"""The backbone inside the package."""
 VIEW_FACTOR, LEARNED_VIEW_FACTOR = 1.3, 1.4
 """How many times a changed view's score another part scores (``docs/decisions/0002-threshold.md``);
 the metric has learned to overlook changes of view, and sees more of a difference of parts."""
-METRIC = "metric."
-"""Start of the names of the metric's tensors in a detector file."""
+
 
 Tokens = dict[str, Tensor]
 """Reading -> (C, h, w) of one image: at a stride, each token of unit length, or ``pooled``."""
 Rows = dict[str, Tensor]
 """Reading -> (N, C) tokens without their places."""
+METRIC = "metric."
+"""Start of the names of the metric's tensors in a detector file."""
 VIEW_SHARE = 8
 """One in so many of the tokens of a view is kept: views stand beside the image they are of."""
 
@@ -53,64 +52,6 @@ class Backbone(Protocol):
 
     def __call__(self, images: Tensor, /) -> dict[int, Tensor]:
         """(B, 3, H, W) in [0, 1] -> {stride: (B, C, H / stride, W / stride)}."""
-
-
-@dataclass(frozen=True)
-class FeatureConfig:
-    """How tokens are made and compared."""
-
-    resolution: int = 256
-    """Images are resized to about this many pixels squared, aspect kept."""
-    levels: tuple[int, ...] = (8, 16)
-    """Strides of the backbone whose tokens are compared."""
-    level_weights: tuple[float, ...] = (0.5, 1.0)
-    """Weight of each level's distance in the map of the plain comparison: stride 16 tells defects
-    from variation best, stride 8 finds the small ones
-    (``docs/decisions/0001-feature-control.md``)."""
-    learned: bool = True
-    """Compare in the meta-learned metric, which knows strides 8 and 16 of the shipped backbone
-    (``docs/decisions/0006-metric.md``)."""
-    aligned: bool = False
-    """Compare each token only with support tokens around the same place: for a fixed camera and a
-    fixed part, or a test image with its golden sample. Finds what is normal elsewhere but not
-    here; useless if parts move."""
-    reach: int = 8
-    """Pixels that an aligned part may be out of place, at the working resolution."""
-    max_tokens: int = 20_000
-    """Support tokens kept per reading; beyond it a seeded random choice stands for all."""
-    compared_tokens: int = 4_000
-    """Of those, and of the tokens of views, so many are compared with; a random choice again. A
-    quarter of all does as well (``docs/decisions/0009-fewer-tokens-more-views.md``), and takes a
-    quarter of the time. Not of aligned detectors, which compare at a place."""
-    score_share: float = 0.01
-    """The image score is the mean of this share of the highest cells."""
-    sigma: float = 1.0
-    """Gaussian blur of the map, in cells of the finest level."""
-    backbone: str = SHIPPED
-    """The backbone inside the package, or timm's name of another (``docs/backbones.md``)."""
-    backbone_sha256: str | None = None
-    """Of the weights of another backbone; they stay outside detector files."""
-
-    def __post_init__(self) -> None:
-        if self.learned and (self.aligned or self.levels != (8, 16) or self.backbone != SHIPPED):
-            raise ValueError(
-                f"learned: found with levels {self.levels}, aligned {self.aligned} and backbone "
-                f"{self.backbone}; accepted with it are levels (8, 16) of {SHIPPED}, not aligned."
-            )
-
-    @property
-    def readings(self) -> tuple[str, ...]:
-        """What an image is read as, the finest grid first."""
-        return READINGS if self.learned else tuple(str(level) for level in self.levels)
-
-    def reach_cells(self, level: int) -> int:
-        """Cells of ``level`` that an aligned part may be out of place."""
-        return -(-self.reach // level)
-
-
-ALIGNED = FeatureConfig(levels=(4, 8), level_weights=(1.0, 1.0), learned=False, aligned=True)
-"""For parts that stand in the same place: fine levels, since place tells apart what looks alike
-(``docs/decisions/0007-aligned.md``)."""
 
 
 class FeatureModel:
@@ -334,7 +275,7 @@ class AdaptedFeature:
         return distance.reshape(1, 1, *tokens.shape[1:])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and settings to save; ``from_state`` restores the same scores bit for bit."""
+        """Tensors and settings to save; ``adapted_from_state`` restores the same scores."""
         tensors = {f"memory.{name}": tokens for name, tokens in self.memory.items()}
         if self.grids is not None:
             tensors |= {f"grids.{name}": sizes for name, sizes in self.grids.items()}
@@ -349,68 +290,6 @@ class AdaptedFeature:
         if config["backbone"] == SHIPPED:
             del config["backbone"], config["backbone_sha256"]  # as before there were others
         return tensors, {"config": config}
-
-    @classmethod
-    def from_state(
-        cls,
-        tensors: dict[str, Tensor],
-        settings: dict[str, Any],
-        *,
-        backbone_weights: Path | None = None,
-    ) -> AdaptedFeature:
-        stored: dict[str, Any] = {  # JSON has no tuples
-            k: tuple(v) if isinstance(v, list) else v for k, v in settings["config"].items()
-        }
-        # What earlier versions did not know.
-        config = FeatureConfig(**{"learned": False, "compared_tokens": sys.maxsize, **stored})
-        if config.backbone != SHIPPED and not isinstance(config.backbone_sha256, str):
-            raise ValueError(f"no SHA-256 of the weights of {config.backbone}")
-        metric = None
-        if config.learned:
-            kept = {n[len(METRIC) :]: t for n, t in tensors.items() if n.startswith(METRIC)}
-            metric = metric_from_tensors(kept)
-        model = FeatureModel.from_pretrained(
-            config, backbone_weights=backbone_weights, metric=metric
-        )
-        memory = {name: tensors[f"memory.{name}"] for name in config.readings}
-        for name, tokens in memory.items():
-            channels, dims = model.channels(name), 4 if config.aligned else 2
-            if tokens.ndim != dims or tokens.shape[1] != channels or not tokens.numel():
-                raise ValueError(
-                    f"memory.{name} has shape {tuple(tokens.shape)}, needed are {dims} dimensions "
-                    f"of which the second is {channels}"
-                )
-        grids = None  # of a file written before they were kept, or of a memory cut to its cap
-        if all(f"grids.{name}" in tensors for name in config.readings):
-            grids = {name: tensors[f"grids.{name}"] for name in config.readings}
-            for name, sizes in grids.items():
-                cells = memory[name].numel() // memory[name].shape[1]
-                fits = sizes.ndim == 2 and sizes.shape[1] == 2 and bool((sizes > 0).all())
-                if not fits or int(sizes.prod(1).sum()) != cells:
-                    raise ValueError(f"grids.{name} does not add up to the {cells} tokens kept")
-        return cls(model, memory, grids, views_of(tensors, model))
-
-
-def views_of(tensors: dict[str, Tensor], model: FeatureModel) -> list[Rows]:
-    """The views in a detector file, one for each image; none if it has none.
-
-    Raises:
-        ValueError: they do not add up.
-    """
-    by_reading = {}
-    for name in model.config.readings:
-        if f"views.{name}" not in tensors or f"view_rows.{name}" not in tensors:
-            return []
-        rows, counts = tensors[f"views.{name}"], tensors[f"view_rows.{name}"].tolist()
-        if rows.ndim != 2 or rows.shape[1] != model.channels(name) or sum(counts) != len(rows):
-            raise ValueError(
-                f"views.{name} has shape {tuple(rows.shape)}, needed are {sum(counts)} rows of "
-                f"{model.channels(name)}"
-            )
-        by_reading[name] = rows.split(counts)
-    return [
-        dict(zip(by_reading, rows, strict=True)) for rows in zip(*by_reading.values(), strict=True)
-    ]
 
 
 def channels_last(grid: Tensor) -> Tensor:

@@ -1,0 +1,68 @@
+"""How the ``feature`` preset makes and compares tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from metaformer.metric import READINGS
+
+SHIPPED = "efficientnet_lite0"
+"""The backbone inside the package."""
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """How tokens are made and compared."""
+
+    resolution: int = 256
+    """Images are resized to about this many pixels squared, aspect kept."""
+    levels: tuple[int, ...] = (8, 16)
+    """Strides of the backbone whose tokens are compared."""
+    level_weights: tuple[float, ...] = (0.5, 1.0)
+    """Weight of each level's distance in the map of the plain comparison: stride 16 tells defects
+    from variation best, stride 8 finds the small ones
+    (``docs/decisions/0001-feature-control.md``)."""
+    learned: bool = True
+    """Compare in the meta-learned metric, which knows strides 8 and 16 of the shipped backbone
+    (``docs/decisions/0006-metric.md``)."""
+    aligned: bool = False
+    """Compare each token only with support tokens around the same place: for a fixed camera and a
+    fixed part, or a test image with its golden sample. Finds what is normal elsewhere but not
+    here; useless if parts move."""
+    reach: int = 8
+    """Pixels that an aligned part may be out of place, at the working resolution."""
+    max_tokens: int = 20_000
+    """Support tokens kept per reading; beyond it a seeded random choice stands for all."""
+    compared_tokens: int = 4_000
+    """Of those, and of the tokens of views, so many are compared with; a random choice again. A
+    quarter of all does as well (``docs/decisions/0009-fewer-tokens-more-views.md``), and takes a
+    quarter of the time. Not of aligned detectors, which compare at a place."""
+    score_share: float = 0.01
+    """The image score is the mean of this share of the highest cells."""
+    sigma: float = 1.0
+    """Gaussian blur of the map, in cells of the finest level."""
+    backbone: str = SHIPPED
+    """The backbone inside the package, or timm's name of another (``docs/backbones.md``)."""
+    backbone_sha256: str | None = None
+    """Of the weights of another backbone; they stay outside detector files."""
+
+    def __post_init__(self) -> None:
+        if self.learned and (self.aligned or self.levels != (8, 16) or self.backbone != SHIPPED):
+            raise ValueError(
+                f"learned: found with levels {self.levels}, aligned {self.aligned} and backbone "
+                f"{self.backbone}; accepted with it are levels (8, 16) of {SHIPPED}, not aligned."
+            )
+
+    @property
+    def readings(self) -> tuple[str, ...]:
+        """What an image is read as, the finest grid first."""
+        return READINGS if self.learned else tuple(str(level) for level in self.levels)
+
+    def reach_cells(self, level: int) -> int:
+        """Cells of ``level`` that an aligned part may be out of place."""
+        return -(-self.reach // level)
+
+
+ALIGNED = FeatureConfig(levels=(4, 8), level_weights=(1.0, 1.0), learned=False, aligned=True)
+"""For parts that stand in the same place: fine levels, since place tells apart what looks alike
+(``docs/decisions/0007-aligned.md``)."""

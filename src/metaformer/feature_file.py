@@ -1,0 +1,78 @@
+"""Reading what a detector file holds of the ``feature`` preset, of any version."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from metaformer.feature_config import SHIPPED, FeatureConfig
+from metaformer.feature_model import METRIC, AdaptedFeature, FeatureModel, Rows
+from metaformer.metric import metric_from_tensors
+
+
+def adapted_from_state(
+    tensors: dict[str, Tensor],
+    settings: dict[str, Any],
+    *,
+    backbone_weights: Path | None = None,
+) -> AdaptedFeature:
+    """What ``AdaptedFeature.state`` gave, made into the same again: equal scores to the last bit.
+
+    Raises:
+        ValueError, KeyError, TypeError: something is missing or does not fit.
+        BackboneError: the weights of another backbone cannot be used.
+    """
+    stored: dict[str, Any] = {  # JSON has no tuples
+        k: tuple(v) if isinstance(v, list) else v for k, v in settings["config"].items()
+    }
+    # What earlier versions did not know.
+    config = FeatureConfig(**{"learned": False, "compared_tokens": sys.maxsize, **stored})
+    if config.backbone != SHIPPED and not isinstance(config.backbone_sha256, str):
+        raise ValueError(f"no SHA-256 of the weights of {config.backbone}")
+    metric = None
+    if config.learned:
+        kept = {n[len(METRIC) :]: t for n, t in tensors.items() if n.startswith(METRIC)}
+        metric = metric_from_tensors(kept)
+    model = FeatureModel.from_pretrained(config, backbone_weights=backbone_weights, metric=metric)
+    memory = {name: tensors[f"memory.{name}"] for name in config.readings}
+    for name, tokens in memory.items():
+        channels, dims = model.channels(name), 4 if config.aligned else 2
+        if tokens.ndim != dims or tokens.shape[1] != channels or not tokens.numel():
+            raise ValueError(
+                f"memory.{name} has shape {tuple(tokens.shape)}, needed are {dims} dimensions "
+                f"of which the second is {channels}"
+            )
+    grids = None  # of a file written before they were kept, or of a memory cut to its cap
+    if all(f"grids.{name}" in tensors for name in config.readings):
+        grids = {name: tensors[f"grids.{name}"] for name in config.readings}
+        for name, sizes in grids.items():
+            cells = memory[name].numel() // memory[name].shape[1]
+            fits = sizes.ndim == 2 and sizes.shape[1] == 2 and bool((sizes > 0).all())
+            if not fits or int(sizes.prod(1).sum()) != cells:
+                raise ValueError(f"grids.{name} does not add up to the {cells} tokens kept")
+    return AdaptedFeature(model, memory, grids, views_of(tensors, model))
+
+
+def views_of(tensors: dict[str, Tensor], model: FeatureModel) -> list[Rows]:
+    """The views in a detector file, one for each image; none if it has none.
+
+    Raises:
+        ValueError: they do not add up.
+    """
+    by_reading = {}
+    for name in model.config.readings:
+        if f"views.{name}" not in tensors or f"view_rows.{name}" not in tensors:
+            return []
+        rows, counts = tensors[f"views.{name}"], tensors[f"view_rows.{name}"].tolist()
+        if rows.ndim != 2 or rows.shape[1] != model.channels(name) or sum(counts) != len(rows):
+            raise ValueError(
+                f"views.{name} has shape {tuple(rows.shape)}, needed are {sum(counts)} rows of "
+                f"{model.channels(name)}"
+            )
+        by_reading[name] = rows.split(counts)
+    return [
+        dict(zip(by_reading, rows, strict=True)) for rows in zip(*by_reading.values(), strict=True)
+    ]
