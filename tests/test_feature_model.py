@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import boards
-from metaformer.feature_model import ALIGNED, AdaptedFeature, FeatureConfig, FeatureModel
+from metaformer.feature_config import ALIGNED, FeatureConfig
+from metaformer.feature_model import AdaptedFeature, FeatureModel
 from metaformer.memory import (
     MEMORY_CHUNK,
     QUERY_CHUNK,
