@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import boards
 from metaformer.feature_config import ALIGNED, FeatureConfig
+from metaformer.feature_file import adapted_from_state
 from metaformer.feature_model import AdaptedFeature, FeatureModel
 from metaformer.memory import (
     MEMORY_CHUNK,
@@ -161,7 +162,7 @@ def test_state_restores_the_same_maps_bit_for_bit(model):
     adapted = model.adapt([model.prepare(tensor(boards.good(0)))], seed=0)
     tensors, settings = adapted.state()
     copies = {name: t.clone() for name, t in tensors.items()}
-    restored = AdaptedFeature.from_state(copies, settings)
+    restored = adapted_from_state(copies, settings)
     query = model.prepare(tensor(boards.defective(1)))
     assert torch.equal(restored.anomaly_map(query), adapted.anomaly_map(query))
     assert restored.model.config == CONFIG
@@ -172,7 +173,7 @@ def test_a_file_keeps_the_metric_it_was_made_with(model):
     other.maps["8"].weight.data *= torch.linspace(0.5, 2, 40)
     changed = FeatureModel(CONFIG, model.backbone, other.requires_grad_(False).eval())
     adapted = changed.adapt([changed.prepare(tensor(boards.good(0)))], seed=0)
-    restored = AdaptedFeature.from_state(*adapted.state())
+    restored = adapted_from_state(*adapted.state())
     query = tensor(boards.defective(1))
     found = restored.anomaly_map(restored.model.prepare(query))
     assert torch.equal(found, adapted.anomaly_map(changed.prepare(query)))
@@ -182,7 +183,7 @@ def test_a_file_from_before_the_metric_is_read_as_it_was(plain):
     adapted = plain.adapt([plain.prepare(tensor(boards.good(0)))], seed=0)
     tensors, settings = adapted.state()
     del settings["config"]["learned"]
-    restored = AdaptedFeature.from_state(tensors, settings)
+    restored = adapted_from_state(tensors, settings)
     query = plain.prepare(tensor(boards.defective(1)))
     assert torch.equal(restored.anomaly_map(query), adapted.anomaly_map(query))
 
