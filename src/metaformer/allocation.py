@@ -2,8 +2,7 @@
 
 glibc gives freed blocks of some megabytes back to the system and asks for them again a moment
 later, and the system clears each page anew: for the feature maps of EfficientNet-Lite0 at 256
-pixels that was a fifth of the time of one image and two thirds of that of a batch of 16, on a
-virtual machine, where new pages are dear.
+pixels that was a fifth of the time of one image, on a virtual machine, where new pages are dear.
 """
 
 from __future__ import annotations
@@ -11,9 +10,12 @@ from __future__ import annotations
 import ctypes
 import sys
 
-KEPT_BYTES = 512 * 2**20
-"""Blocks up to this size are reused, and up to this much free memory is kept. Larger ones (a photo
-of 180 megapixels) still go back to the system at once."""
+LARGEST_KEPT = 32 * 2**20
+"""Bytes of the largest block that is used again; more than any feature map of one image at 256
+pixels. Larger ones, as of photos of 11 megapixels, still go back at once: kept, they would take a
+third of a gigabyte more with photos of 48."""
+KEPT = 128 * 2**20
+"""Bytes of free memory at the end of the heap that are kept."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Of ``mallopt(3)``."""
 
@@ -29,4 +31,4 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # another C library, as musl
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, KEPT_BYTES)) and bool(mallopt(_TRIM_THRESHOLD, KEPT_BYTES))
+    return bool(mallopt(_MMAP_THRESHOLD, LARGEST_KEPT)) and bool(mallopt(_TRIM_THRESHOLD, KEPT))
