@@ -28,6 +28,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from metaformer.allocation import keep_freed_memory
 from metaformer.autoencoder import Autoencoder
 from metaformer.benchmark import save_results
 from metaformer.detector import PRESETS, Detector, Metaformer
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--presets", default=",".join(PRESETS))
     parser.add_argument("--peers", type=Path)
     options = parser.parse_args()
+    keep_freed_memory()  # as the command does
     torch.set_num_threads(options.threads)
 
     clock = CLOCKS[options.clock]
