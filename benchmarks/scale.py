@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from metaformer.allocation import keep_freed_memory
 from metaformer.batch import write_map
 from metaformer.detector import Detector
 from metaformer.files import write_text
@@ -82,6 +83,7 @@ def measure_stages(detector: Detector, paths: list[Path]) -> dict[str, float]:
 
     read = maps = megapixels = 0.0
     rows = []
+    keep_freed_memory()  # as the command does
     detector.predict(paths[0])  # loads libraries, as does the next line
     arrow()
     with tempfile.TemporaryDirectory() as folder:
