@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi import HTTPException
+from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -49,7 +50,7 @@ def made(http) -> dict:
 )
 def test_without_the_token_there_is_nothing(http, made, header):
     headers = {"Authorization": header.encode("latin-1")} if header is not None else {}
-    stranger = httpx.Client(transport=http._transport, base_url="http://testserver")
+    stranger = TestClient(http.app)
     for method, path in [
         ("GET", "/api/detectors"),
         ("POST", "/api/detectors"),
