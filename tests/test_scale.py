@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.dataset
 import pyarrow.parquet
 import pytest
+import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
@@ -339,6 +340,7 @@ def test_a_worker_killed_in_a_ray_job_costs_nothing_but_time(tmp_path):
     shards = list((output / "scores").iterdir())
     assert len(shards) == 7 and all(path.name.startswith("shard-") for path in shards)
 
+    torch.set_num_threads(1)  # as a worker has
     detector = Detector.load(tmp_path / "d.metaformer")
     score_images(detector, [folder], tmp_path / "local", scores_format="parquet")
     found = sorted(table(output), key=lambda row: str(row["path"]))
