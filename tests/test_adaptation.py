@@ -44,6 +44,22 @@ def support(count: int, **options) -> list[np.ndarray]:
     return [boards.good(seed, **options) for seed in range(count)]
 
 
+def maps_by_the_others(images) -> list[torch.Tensor]:
+    """Of each image by a model that was adapted to all others."""
+    model = boards.universal().model
+    prepared = [prepare(model, image) for image in images]
+    views = [prepare_views(model, image) for image in images]
+    maps = []
+    for i in range(len(images)):
+        others = model.adapt(
+            [p for j, p in enumerate(prepared) if j != i],
+            seed=0,
+            views=[v for j, v in enumerate(views) if j != i],
+        )
+        maps.append(raw_map(model, others, prepared[i]))
+    return maps
+
+
 # Folds
 
 
@@ -89,17 +105,8 @@ def test_from_any_number_of_images_defects_score_higher(count, rule):
 
 def test_normal_scores_come_from_models_that_did_not_see_the_image():
     images = support(4)
-    model = boards.universal().model
-    prepared = [prepare(model, image) for image in images]
-    views = [prepare_views(model, image) for image in images]
-    expected = []
-    for i in range(4):
-        others = model.adapt(
-            [p for j, p in enumerate(prepared) if j != i],
-            seed=0,
-            views=[v for j, v in enumerate(views) if j != i],
-        )
-        expected.append(image_score(raw_map(model, others, prepared[i]), model.config.score_share))
+    share = boards.universal().model.config.score_share
+    expected = [image_score(grid, share) for grid in maps_by_the_others(images)]
     result = adapt(images)
     assert [score.raw_score for score in result.support_scores] == expected
     assert result.calibration.normal_scores == tuple(sorted(expected))
@@ -107,18 +114,9 @@ def test_normal_scores_come_from_models_that_did_not_see_the_image():
 
 def test_few_normal_pixels_lie_above_the_pixel_threshold():
     images = support(5)
-    model = boards.universal().model
     result = adapt(images)
-    prepared = [prepare(model, image) for image in images]
-    views = [prepare_views(model, image) for image in images]
     above, count = 0, 0
-    for i in range(5):
-        others = model.adapt(
-            [p for j, p in enumerate(prepared) if j != i],
-            seed=0,
-            views=[v for j, v in enumerate(views) if j != i],
-        )
-        cells = raw_map(model, others, prepared[i])
+    for cells in maps_by_the_others(images):
         above += int((cells > result.calibration.pixel_threshold).sum())
         count += cells.numel()
     assert 0 <= above <= math.ceil(PIXEL_FALSE_ALARM_RATE * count)

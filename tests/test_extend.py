@@ -177,8 +177,8 @@ def test_a_file_without_grids_is_extended_by_estimate(tmp_path):
     for level, tokens in memory(extended).items():
         assert torch.equal(tokens, memory(whole)[level])
     estimated, recomputed = support_scores(extended), support_scores(whole)
-    # Nearly: new images are remembered without their views here.
-    assert estimated[3:] == pytest.approx(recomputed[3:], rel=0.05)
+    # The order of the rows differs, and sums with it.
+    assert estimated[3:] == pytest.approx(recomputed[3:], rel=1e-4)
     assert np.mean(estimated[:3]) < np.mean(support_scores(boards.detector()))
 
     for name, change in {"grids.8": tensors["grids.8"] + 1, "grids.16": torch.ones(3)}.items():

@@ -87,7 +87,7 @@ def extend(
                 on_step=on_step,
             )
             return done, "recomputed"
-    done = extend_by_estimate(model, earlier, prepared, false_alarm_rate, seed, on_step)
+    done = extend_by_estimate(model, earlier, prepared, views, false_alarm_rate, seed, on_step)
     return done, "estimated"
 
 
@@ -95,6 +95,7 @@ def extend_by_estimate(
     model: Model,
     earlier: Earlier,
     prepared: Sequence[Any],
+    views: Sequence[Rows],
     false_alarm_rate: float,
     seed: int,
     on_step: Callable[[int, int], None] = lambda done, total: None,
@@ -108,15 +109,20 @@ def extend_by_estimate(
     folds = make_folds(len(prepared), model.max_folds) or [{0}]
     maps: list[Tensor] = [torch.empty(0)] * len(prepared)
 
-    def remember(images: Sequence[Any]) -> Adapted:
-        return earlier.adapted.extended(images, earlier=earlier.count, seed=seed)
+    def remember(left_out: set[int]) -> Adapted:
+        adapted, count = earlier.adapted, earlier.count
+        images = [image for i, image in enumerate(prepared) if i not in left_out]
+        if isinstance(adapted, AdaptedFeature):
+            kept = [rows for i, rows in enumerate(views) if i not in left_out]
+            return adapted.extended(images, earlier=count, seed=seed, views=kept)
+        return adapted.extended(images, earlier=count, seed=seed)
 
     for number, fold in enumerate(folds):
-        others = remember([p for i, p in enumerate(prepared) if i not in fold])
+        others = remember(fold)
         for i in fold:
             maps[i] = raw_map(model, others, prepared[i])
         on_step(number + 1, len(folds) + 1)
-    adapted = remember(prepared)
+    adapted = remember(set())
     on_step(len(folds) + 1, len(folds) + 1)
 
     new_scores = scores_of(model, maps)

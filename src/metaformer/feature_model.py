@@ -183,7 +183,7 @@ class AdaptedFeature:
         """Reading -> (K, 2) rows and columns of each support image's grid, in the order of the
         memory; None if the memory does not hold every token of the support."""
         self.views = list(views)
-        """Of each support image, or of none."""
+        """Of support images, where it has few."""
         self.compared = {name: self._choose(name) for name in memory}
         """What of memory and views a token is compared with."""
 
@@ -218,7 +218,9 @@ class AdaptedFeature:
                 tokens[name] = image
         return support
 
-    def extended(self, images: Sequence[Tokens], *, earlier: int, seed: int) -> AdaptedFeature:
+    def extended(
+        self, images: Sequence[Tokens], *, earlier: int, seed: int, views: Sequence[Rows] = ()
+    ) -> AdaptedFeature:
         """With the tokens of more images in the memory, which stays within ``max_tokens``.
 
         For a memory that does not hold all of its support; otherwise adapt to ``support()`` and
@@ -227,6 +229,7 @@ class AdaptedFeature:
         Args:
             images: what ``prepare`` gave for each new image.
             earlier: how many support images the memory stands for.
+            views: what ``sample_views`` gave for each new image, or nothing.
         """
         generator = torch.Generator().manual_seed(seed)
         config = self.model.config
@@ -244,7 +247,7 @@ class AdaptedFeature:
             memory[name] = merge_samples(
                 old, new, stands_for=round(earlier * per_image), most=most, generator=generator
             )
-        return AdaptedFeature(self.model, memory, None, self.views)
+        return AdaptedFeature(self.model, memory, None, [*self.views, *views])
 
     @torch.inference_mode()
     def anomaly_map(self, tokens: Tokens) -> Tensor:
