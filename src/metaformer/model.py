@@ -243,17 +243,23 @@ def crop(reading: Reading, height: int, width: int) -> Reading:
     )
 
 
-def know(support: Sequence[Reading]) -> Known:
-    """Keep a support, given as readings of one or more images each; differentiable."""
+def know(support: Sequence[Reading], typical: Tensor | None = None) -> Known:
+    """Keep a support, given as readings of one or more images each; differentiable.
+
+    Args:
+        typical: units, (levels + 1,), where they are not to be this support's own.
+    """
     features = {
         level: [
             image.flatten(1).T for reading in support for image in reading.features[level]
         ]  # of (h * w, C)
         for level in LEVELS
     }
-    gap = torch.cat([main_gap(reading).flatten() for reading in support]).mean()
-    distances = [typical_distance(features[level]) for level in LEVELS]
-    tokens, places, response = [gap.new_zeros(0, TOKEN_CHANNELS)], [gap.new_zeros(0, 2)], []
+    if typical is None:
+        gap = torch.cat([main_gap(reading).flatten() for reading in support]).mean()
+        distances = [typical_distance(features[level]) for level in LEVELS]
+        typical = torch.stack([*distances, gap]) + LEAST_TYPICAL
+    tokens, places, response = [typical.new_zeros(0, TOKEN_CHANNELS)], [typical.new_zeros(0, 2)], []
     for reading in support:
         if reading.response is not None:
             tokens.append(reading.tokens().flatten(0, 1))
@@ -263,9 +269,9 @@ def know(support: Sequence[Reading]) -> Known:
     return Known(
         tokens=torch.cat(tokens),
         places=torch.cat(places),
-        response=torch.cat([gap.new_zeros(0), *response]),
+        response=torch.cat([typical.new_zeros(0), *response]),
         memory={level: torch.cat(images) for level, images in features.items()},
-        typical=torch.stack([*distances, gap]) + LEAST_TYPICAL,
+        typical=typical,
         images=sum(len(reading.rebuilt) for reading in support),
     )
 

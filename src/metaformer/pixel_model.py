@@ -241,9 +241,14 @@ class AdaptedPixel:
         stages, rebuilt, _ = self.universal.autoencoder.read(image.pixels, self.moments)
         return reading_of(image, stages, rebuilt)
 
-    def know(self, readings: Sequence[Reading], generator: torch.Generator) -> Known:
+    def know(
+        self,
+        readings: Sequence[Reading],
+        generator: torch.Generator,
+        typical: Tensor | None = None,
+    ) -> Known:
         """Keep readings, no more than the configured numbers of images and tokens of them."""
-        known = know(choose(readings, self.config.max_images, generator))
+        known = know(choose(readings, self.config.max_images, generator), typical)
         for level, memory in known.memory.items():
             kept = torch.randperm(len(memory), generator=generator)[: self.config.max_tokens]
             known.memory[level] = memory[kept.sort().values].contiguous()
@@ -265,9 +270,11 @@ class AdaptedPixel:
 
     @torch.no_grad()
     def left_out_maps(self, fold: set[int], *, seed: int) -> dict[int, Tensor]:
-        """Raw maps (h, w) of the support images of ``fold`` with only the others in memory."""
+        """Raw maps (h, w) of the support images of ``fold`` with only the others in memory, in the
+        units of all, which are those that later images are measured in."""
+        assert self.known is not None
         others = [reading for i, reading in enumerate(self.readings) if i not in fold]
-        known = self.know(others, torch.Generator().manual_seed(seed))
+        known = self.know(others, torch.Generator().manual_seed(seed), self.known.typical)
         return {i: self._find(self.readings[i], known) for i in fold}
 
     @torch.no_grad()
