@@ -40,8 +40,8 @@ from metaformer.photo_pool import PhotoPool
 from metaformer.preprocess import image_score, working_size
 from metaformer.summary import machine
 
-SHOTS = (1, 4)
-PRODUCT_SHOTS = (1, 4, 8)
+SHOTS: tuple[int, ...] = (1, 4)
+PRODUCT_SHOTS: tuple[int, ...] = (1, 4, 8)
 SEED = 77
 PHOTO_TASKS = 20
 """Of each kind and number of shots."""

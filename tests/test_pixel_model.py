@@ -94,6 +94,11 @@ def test_the_pass_for_the_moments_is_the_reading_by_them(model: PixelModel) -> N
             stages, rebuilt, _ = autoencoder.read(image, moments)
         for one, other in zip([*stages, rebuilt], [*passes[i][0], passes[i][1]], strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    of_encoder, passes = read_support(autoencoder, images, torch.Generator(), rebuild=False)
+    assert of_encoder.keys() == {f"encoder.{i}" for i in range(5)}
+    for name, (mean, variance) in of_encoder.items():
+        assert torch.equal(mean, moments[name][0]) and torch.equal(variance, moments[name][1])
+    assert all(rebuilt is None for _, rebuilt in passes.values())
 
 
 def test_state_restores_the_same_map(model: PixelModel, adapted: AdaptedPixel) -> None:
@@ -101,6 +106,20 @@ def test_state_restores_the_same_map(model: PixelModel, adapted: AdaptedPixel) -
     restored = AdaptedPixel.from_state(tensors, settings)
     query = model.prepare(stripes(2, spot=True))
     assert torch.equal(restored.anomaly_map(query), adapted.anomaly_map(query))
+
+
+def test_the_gap_has_a_share_only_where_asked(model: PixelModel, adapted: AdaptedPixel) -> None:
+    """And has it in files from before it could be left out, which do not name it."""
+    with_gap = PixelModel(replace(CONFIG, gap=True), model.universal, model.rates, model.prior)
+    other = with_gap.adapt([with_gap.prepare(stripes(s)) for s in range(3)], seed=0)
+    assert adapted.known is not None and other.known is not None
+    assert len(adapted.known.typical) == 3 and len(other.known.typical) == 4
+    query = model.prepare(stripes(2, spot=True))
+    raw = other.anomaly_map(query)
+    assert not torch.allclose(raw, adapted.anomaly_map(query), rtol=0.01)
+    tensors, settings = other.state()
+    del settings["config"]["gap"]
+    assert torch.equal(AdaptedPixel.from_state(tensors, settings).anomaly_map(query), raw)
 
 
 def test_a_left_out_image_is_not_in_the_memory(model: PixelModel) -> None:

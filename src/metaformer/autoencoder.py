@@ -136,12 +136,15 @@ class Autoencoder(nn.Module):
         return self.read_support(*support)[1]
 
     def read_support(
-        self, *support: Tensor
-    ) -> tuple[list[tuple[list[Tensor], Tensor]], dict[str, tuple[Tensor, Tensor]]]:
-        """``read`` of each batch of ``support_moments``, and the moments over all, in one pass."""
+        self, *support: Tensor, rebuild: bool = True
+    ) -> tuple[list[tuple[list[Tensor], Tensor | None]], dict[str, tuple[Tensor, Tensor]]]:
+        """``read`` of each batch of ``support_moments``, and the moments over all, in one pass.
+
+        Without ``rebuild`` of the encoder alone.
+        """
         record: dict[str, tuple[Tensor, Tensor]] = {}
         *stages, code = self._encode(list(support), None, record)
-        rebuilt = self._decode(code, None, record)
+        rebuilt = self._decode(code, None, record) if rebuild else [None] * len(support)
         batches = [([stage[i] for stage in stages], x) for i, x in enumerate(rebuilt)]
         return batches, record
 

@@ -89,10 +89,12 @@ def episode_loss(
         ]
     with torch.set_grad_enabled(not only_transformer):
         support, query = read_episode(model, prior, history[-1], task, bfloat16=bfloat16)
+    assert query.rebuilt is not None
     rebuild = step_weights[-1] * F.mse_loss(query.rebuilt[twinned], good)
     losses = {"rebuild": loss_weights.rebuild * (rebuild + sum(early))}
     if loss_weights != LossWeights(loss_weights.rebuild, 0, 0, 0, 0):
         finding = model.find(query, know([support]))
+        assert finding.refined is not None
         refined = F.l1_loss(finding.refined[twinned], good)
         losses["refine"] = loss_weights.refine * refined
         losses |= defect_losses(model, finding, task, loss_weights)

@@ -79,11 +79,11 @@ class Reading:
 
     features: dict[int, Tensor]
     """Stride -> (B, C, h, w), unit length over C."""
-    gap: Tensor
+    gap: Tensor | None
     """(B, GAP_CHANNELS, H / 4, W / 4), see ``gap_channels``; where T is not to be asked, the
-    absolute difference alone, (B, 3, H / 4, W / 4)."""
-    rebuilt: Tensor
-    """(B, 3, H, W) in [-1, 1]."""
+    absolute difference alone, (B, 3, H / 4, W / 4); None where it has no share in the map."""
+    rebuilt: Tensor | None
+    """(B, 3, H, W) in [-1, 1]; None where the gap is."""
     response: Tensor | None
     """(B, H / 8, W / 8): R in [0, 1]; None where T is not to be asked."""
     images: Tensor | None = None
@@ -95,7 +95,7 @@ class Reading:
         Raises:
             ValueError: the images were read without R.
         """
-        if self.response is None:
+        if self.response is None or self.gap is None:
             raise ValueError("T needs R and all of the gap: read the images with a response.")
         size = self.response.shape[1:]
         parts = [
@@ -121,7 +121,7 @@ class Known:
     """Stride -> (N, C), unit length."""
     typical: Tensor
     """(levels + 1,): mean distance of one support image to the others, and mean gap: the units
-    that distance and gap are measured in."""
+    that distance and gap are measured in. (levels,) where the gap has no share in the map."""
     images: int
     """How many images the support has."""
     templates: tuple[Tensor, ...] = ()
@@ -136,8 +136,8 @@ class Finding:
     """(B, H / 4, W / 4): about 1 where all is normal."""
     first: Tensor
     """The same before T."""
-    refined: Tensor
-    """(B, 3, H, W): the reconstruction after T."""
+    refined: Tensor | None
+    """(B, 3, H, W): the reconstruction after T; None where the images were not rebuilt."""
 
 
 class UniversalModel(nn.Module):
@@ -163,13 +163,13 @@ class UniversalModel(nn.Module):
 
     def find(self, query: Reading, known: Known) -> Finding:
         """Compare images with a support; T is left out where they were read without R."""
-        ratios = self.ratios(query, known)  # levels + 1 maps (B, h, w), each at its stride
-        fine = query.gap.shape[2:]
-        shares = self.mix.softmax(0)
+        ratios = self.ratios(query, known)  # levels or one more maps (B, h, w), each at its stride
+        fine = query.features[FINE].shape[2:]
+        shares = self.mix[: len(ratios)].softmax(0)
         # A doubling counts as much at any level; 1 where a ratio is 1.
         layers = torch.stack([torch.log2(1 + _resize(ratio, fine)) for ratio in ratios], dim=1)
         first = (layers * shares[:, None, None]).sum(1)  # (B, H / 4, W / 4)
-        if self.transformer is None or query.response is None:
+        if self.transformer is None or query.response is None or query.rebuilt is None:
             return Finding(first, first, query.rebuilt)
 
         rows, columns = size = query.response.shape[1:]
@@ -193,33 +193,38 @@ class UniversalModel(nn.Module):
         return Finding((first + correction) * gate, first, refined)
 
     def ratios(self, query: Reading, known: Known) -> list[Tensor]:
-        """Distance at each level and gap, each (B, h, w), in units of what is typical."""
+        """Distance at each level and, if it was read, gap, each (B, h, w), in units of what is
+        typical."""
         maps = []
-        for unit, (level, grid) in zip(known.typical[:-1], query.features.items(), strict=True):
+        units = known.typical[: len(LEVELS)]
+        for unit, (level, grid) in zip(units, query.features.items(), strict=True):
             cells = grid.flatten(2).transpose(1, 2).flatten(0, 1)  # (B * h * w, C)
             distance = cosine_distance(cells, known.memory[level])
             maps.append(distance.reshape(len(grid), *grid.shape[2:]) / unit)
-        maps.append(main_gap(query) / known.typical[-1])
+        if query.gap is not None:
+            maps.append(main_gap(query) / known.typical[-1])
         return maps
 
 
 def read(
-    images: Tensor, stages: Sequence[Tensor], rebuilt: Tensor, response: Tensor | None
+    images: Tensor, stages: Sequence[Tensor], rebuilt: Tensor | None, response: Tensor | None
 ) -> Reading:
     """Put together what A and P say; what only T reads is left out without ``response``.
 
     Args:
         images: (B, 3, H, W) in [-1, 1].
         stages: A's encoder stages, (B, C, H / 2^(i+1), W / 2^(i+1)).
-        rebuilt: (B, 3, H, W).
+        rebuilt: (B, 3, H, W), or None if the gap is to have no share.
         response: R, (B, 1, H, W) in [0, 1], or None.
     """
-    rebuilt = rebuilt.float()
     features = {
         stride: F.normalize(stage.float(), dim=1)
         for stride, stage in zip(STAGES, stages, strict=True)
         if stride in LEVELS
     }
+    if rebuilt is None:
+        return Reading(features, None, None, None, images)
+    rebuilt = rebuilt.float()
     if response is None:
         gap = F.avg_pool2d((images - rebuilt).abs(), FINE)
         return Reading(features, gap, rebuilt, None, images)
@@ -234,8 +239,8 @@ def crop(reading: Reading, height: int, width: int) -> Reading:
             stride: grid[:, :, : height // stride, : width // stride]
             for stride, grid in reading.features.items()
         },
-        reading.gap[:, :, : height // FINE, : width // FINE],
-        reading.rebuilt[:, :, :height, :width],
+        None if reading.gap is None else reading.gap[:, :, : height // FINE, : width // FINE],
+        None if reading.rebuilt is None else reading.rebuilt[:, :, :height, :width],
         None
         if reading.response is None
         else reading.response[:, : height // CELL, : width // CELL],
@@ -247,7 +252,7 @@ def know(support: Sequence[Reading], typical: Tensor | None = None) -> Known:
     """Keep a support, given as readings of one or more images each; differentiable.
 
     Args:
-        typical: units, (levels + 1,), where they are not to be this support's own.
+        typical: units, as in ``Known``, where they are not to be this support's own.
     """
     features = {
         level: [
@@ -256,9 +261,11 @@ def know(support: Sequence[Reading], typical: Tensor | None = None) -> Known:
         for level in LEVELS
     }
     if typical is None:
-        gap = torch.cat([main_gap(reading).flatten() for reading in support]).mean()
-        distances = [typical_distance(features[level]) for level in LEVELS]
-        typical = torch.stack([*distances, gap]) + LEAST_TYPICAL
+        units = [typical_distance(features[level]) for level in LEVELS]
+        gaps = [main_gap(reading).flatten() for reading in support if reading.gap is not None]
+        if gaps:
+            units.append(torch.cat(gaps).mean())
+        typical = torch.stack(units) + LEAST_TYPICAL
     tokens, places, response = [typical.new_zeros(0, TOKEN_CHANNELS)], [typical.new_zeros(0, 2)], []
     for reading in support:
         if reading.response is not None:
@@ -272,7 +279,7 @@ def know(support: Sequence[Reading], typical: Tensor | None = None) -> Known:
         response=torch.cat([typical.new_zeros(0), *response]),
         memory={level: torch.cat(images) for level, images in features.items()},
         typical=typical,
-        images=sum(len(reading.rebuilt) for reading in support),
+        images=sum(len(reading.features[FINE]) for reading in support),
     )
 
 
@@ -300,6 +307,7 @@ def spread(rows: Tensor, most: int) -> Tensor:
 
 def main_gap(reading: Reading) -> Tensor:
     """(B, H / 4, W / 4): mean absolute difference of image and reconstruction."""
+    assert reading.gap is not None
     difference = reading.gap if reading.response is None else reading.gap[:, 6:9]
     return difference.mean(1)
 

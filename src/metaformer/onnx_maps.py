@@ -18,7 +18,7 @@ from metaformer.metric import COARSE, FLOOR, POOL, POOLED, POOLED_LENGTH
 from metaformer.metric import FINE as FINE_TOKENS
 from metaformer.model import FINE, STAGES
 from metaformer.onnx_graph import Graph, Value
-from metaformer.onnx_networks import autoencoder, backbone
+from metaformer.onnx_networks import backbone, decoder, encoder
 from metaformer.pixel_model import AdaptedPixel
 
 
@@ -126,22 +126,27 @@ def pixel_map(graph: Graph, images: Value, adapted: AdaptedPixel) -> Value:
     height, width = graph.side(images, 2), graph.side(images, 3)
     centred = graph.op("Sub", graph.op("Mul", images, graph.numbers(2)), graph.numbers(1))
     pixels = pad_to_multiple(graph, centred, height, width)
-    stages, rebuilt = autoencoder(graph, pixels, adapted.universal.autoencoder, adapted.moments)
-
-    gap = graph.op("Abs", graph.op("Sub", pixels, rebuilt))
-    gap = graph.op("ReduceMean", gap, graph.integers(1), keepdims=1)
-    gap = crop(graph, gap, height, width, 1)  # (N, 1, H, W), the padding cut off
-    cell = [FINE] * 2
-    gap = graph.op("AveragePool", gap, kernel_shape=cell, strides=cell)  # (N, 1, H / 4, W / 4)
-    rows, columns = graph.side(gap, 2), graph.side(gap, 3)
-    *units, gap_unit = known.typical.tolist()
-    *shares, gap_share = adapted.universal.mix.softmax(0).tolist()
-    parts = [doublings(graph, gap, gap_unit, gap_share)]
-    for (level, memory), unit, share in zip(known.memory.items(), units, shares, strict=True):
+    autoencoder, moments = adapted.universal.autoencoder, adapted.moments
+    stages = encoder(graph, pixels, autoencoder, moments)
+    grids = []
+    for level, memory in known.memory.items():  # the finest first
         stage = crop(graph, stages[STAGES.index(level)], height, width, level)
-        distance = nearest_distance(graph, graph.unit_length(stage), memory)
-        parts.append(doublings(graph, graph.resize(distance, rows, columns), unit, share))
-    return graph.op("Sum", *parts)
+        grids.append(nearest_distance(graph, graph.unit_length(stage), memory))
+    rows, columns = graph.side(grids[0], 2), graph.side(grids[0], 3)
+    grids = [graph.resize(grid, rows, columns) for grid in grids]
+    if adapted.config.gap:
+        rebuilt = decoder(graph, stages[-1], autoencoder, moments)
+        gap = graph.op("Abs", graph.op("Sub", pixels, rebuilt))
+        gap = graph.op("ReduceMean", gap, graph.integers(1), keepdims=1)
+        gap = crop(graph, gap, height, width, 1)  # (N, 1, H, W), the padding cut off
+        cell = [FINE] * 2
+        grids.append(graph.op("AveragePool", gap, kernel_shape=cell, strides=cell))
+    shares = adapted.universal.mix[: len(grids)].softmax(0).tolist()
+    parts = [
+        doublings(graph, grid, unit, share)
+        for grid, unit, share in zip(grids, known.typical.tolist(), shares, strict=True)
+    ]
+    return graph.op("Sum", *parts)  # (N, 1, H / 4, W / 4)
 
 
 def doublings(graph: Graph, grid: Value, unit: float, share: float) -> Value:

@@ -1,4 +1,4 @@
-"""The networks as ONNX nodes: EfficientNet-Lite0 (``backbone``) and A (``autoencoder``)."""
+"""The networks as ONNX nodes: EfficientNet-Lite0, and A in two parts."""
 
 from __future__ import annotations
 
@@ -49,11 +49,8 @@ def relu6(graph: Graph, x: Value) -> Value:
     return graph.op("Clip", x, graph.numbers(0), graph.numbers(6))
 
 
-def autoencoder(
-    graph: Graph, pixels: Value, net: Autoencoder, moments: Moments
-) -> tuple[list[Value], Value]:
-    """(N, 3, H, W) in [-1, 1], sides multiples of 128 -> outputs of the five encoder stages, and
-    the reconstruction (N, 3, H, W).
+def encoder(graph: Graph, pixels: Value, net: Autoencoder, moments: Moments) -> list[Value]:
+    """(N, 3, H, W) in [-1, 1], sides multiples of 128 -> outputs of A's five encoder stages.
 
     Raises:
         ValueError: A is not the published default (support norm, bilinear).
@@ -74,18 +71,24 @@ def autoencoder(
         )
         x = graph.op("LeakyRelu", x, alpha=slope)
         stages.append(x)
-    size = [BOTTLENECK_POOL] * 2
-    x = graph.op("AveragePool", x, kernel_shape=size, strides=size)  # (N, 512, H / 128, W / 128)
+    return stages
+
+
+def decoder(graph: Graph, deepest: Value, net: Autoencoder, moments: Moments) -> Value:
+    """Output of the last encoder stage -> reconstruction (N, 3, H, W)."""
+    slope, size = net.config.slope, [BOTTLENECK_POOL] * 2
+    x = graph.op("AveragePool", deepest, kernel_shape=size, strides=size)
+    # (N, 512, H / 128, W / 128)
     for i, conv in enumerate(net.decoder_convs):
         assert isinstance(conv, nn.ConvTranspose2d)
         # A transposed convolution at stride 1 is a convolution with mirrored, swapped weights.
         mirrored = conv.weight.flip(2, 3).transpose(0, 1)
         x = upsample(graph, x, 8 if i == 0 else 2)
         if i == len(net.decoder_norms):  # the last layer is linear
-            return stages, plain_conv(graph, x, mirrored, conv.bias)
+            return plain_conv(graph, x, mirrored, conv.bias)
         weight, bias = fold(mirrored, conv.bias, net.decoder_norms[i], moments[f"decoder.{i}"])
         x = graph.op("LeakyRelu", plain_conv(graph, x, weight, bias), alpha=slope)
-    return stages, x
+    return x
 
 
 @torch.no_grad()

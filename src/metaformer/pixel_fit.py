@@ -94,23 +94,27 @@ def choose(images: Sequence[Item], most: int, generator: torch.Generator) -> lis
 
 @torch.no_grad()
 def read_support(
-    autoencoder: Autoencoder, images: Sequence[Tensor], generator: torch.Generator
-) -> tuple[Moments, dict[int, tuple[list[Tensor], Tensor]]]:
+    autoencoder: Autoencoder,
+    images: Sequence[Tensor],
+    generator: torch.Generator,
+    *,
+    rebuild: bool = True,
+) -> tuple[Moments, dict[int, tuple[list[Tensor], Tensor | None]]]:
     """Moments over the support, or over ``MOMENT_IMAGES`` of it, which bounds memory.
 
     Returns:
         The moments and, since the same pass has them, the encoder stages and reconstruction of
-        each image that they were taken over, by its index.
+        each image that they were taken over, by its index. Without ``rebuild`` the encoder's alone.
     """
     chosen = choose(range(len(images)), MOMENT_IMAGES, generator)
     groups: dict[torch.Size, list[int]] = {}
     for i in chosen:
         groups.setdefault(images[i].shape, []).append(i)
     batches = [torch.cat([images[i] for i in same]) for same in groups.values()]
-    results, moments = autoencoder.read_support(*batches)
+    results, moments = autoencoder.read_support(*batches, rebuild=rebuild)
     passes = {}
     for same, (stages, rebuilt) in zip(groups.values(), results, strict=True):
         for row, i in enumerate(same):
             one = slice(row, row + 1)
-            passes[i] = [stage[one] for stage in stages], rebuilt[one]
+            passes[i] = [stage[one] for stage in stages], None if rebuilt is None else rebuilt[one]
     return moments, passes

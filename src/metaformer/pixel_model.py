@@ -58,6 +58,10 @@ class PixelConfig:
     """``fast``: the meta-learned steps of A, seconds; the map is the one before T, which as
     meta-trained marks pixels better and ranks images worse
     (``docs/decisions/0005-universal.md``). ``long``: T is trained on the support and used."""
+    gap: bool = False
+    """Whether the gap of image and reconstruction has its share in the map of the fast mode. After
+    the few steps of that mode A rebuilds too little of an image for it to help
+    (``docs/decisions/0010-gap.md``). The long mode always reads it."""
     aligned: bool = False
     """Every image shows the part in the same place: the map is multiplied by the gap to the likest
     of the support images, pixel by pixel. Of the fast mode."""
@@ -81,6 +85,11 @@ class PixelConfig:
     def corrects(self) -> bool:
         """Whether T has its say."""
         return self.mode == "long"
+
+    @property
+    def rebuilds(self) -> bool:
+        """Whether images are rebuilt, for the gap."""
+        return self.gap or self.corrects
 
 
 @dataclass(frozen=True)
@@ -139,7 +148,9 @@ class PixelModel:
         generator = torch.Generator().manual_seed(seed)
         images = [image.pixels for image in support]
         fitted = fit(self.universal, self.rates, images, generator)
-        moments, passes = read_support(fitted.autoencoder, images, generator)
+        moments, passes = read_support(
+            fitted.autoencoder, images, generator, rebuild=self.config.rebuilds
+        )
         adapted = AdaptedPixel(self.config, fitted, self.prior, moments, None)
         adapted.readings = [
             adapted.read(image) if i not in passes else reading_of(image, *passes.pop(i))
@@ -156,7 +167,7 @@ def padded(image: Tensor) -> Tensor:
     return image.contiguous(memory_format=torch.channels_last)
 
 
-def reading_of(image: PreparedImage, stages: Sequence[Tensor], rebuilt: Tensor) -> Reading:
+def reading_of(image: PreparedImage, stages: Sequence[Tensor], rebuilt: Tensor | None) -> Reading:
     """What A's encoder stages and reconstruction say of one image, padding cut off."""
     reading = read(image.pixels, stages, rebuilt, image.response)
     return crop(reading, image.height, image.width)
@@ -238,7 +249,11 @@ class AdaptedPixel:
     @torch.no_grad()
     def read(self, image: PreparedImage) -> Reading:
         """What A and P say of one image, padding cut off."""
-        stages, rebuilt, _ = self.universal.autoencoder.read(image.pixels, self.moments)
+        autoencoder = self.universal.autoencoder
+        if not self.config.rebuilds:
+            *stages, _ = autoencoder.encode(image.pixels, self.moments)
+            return reading_of(image, stages, None)
+        stages, rebuilt, _ = autoencoder.read(image.pixels, self.moments)
         return reading_of(image, stages, rebuilt)
 
     def know(
@@ -383,7 +398,7 @@ class AdaptedPixel:
             templates=tuple(t for _, t in sorted(part("templates.").items())),
         )
         return cls(
-            PixelConfig(**settings["config"]),
+            PixelConfig(**{"gap": True, **settings["config"]}),  # as before it could be left out
             universal.requires_grad_(False).eval(),
             prior.requires_grad_(False).eval(),
             {name: (moments[f"{name}.mean"], moments[f"{name}.variance"]) for name in names},

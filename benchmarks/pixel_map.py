@@ -1,0 +1,134 @@
+"""What the map of the ``pixel`` preset's fast mode is made of, and what A's steps are worth to it.
+
+    python -m benchmarks.pixel_map PHOTOS DATA_ROOT... --output benchmarks/results/pixel_map.json
+
+The tasks of ``benchmarks.metric``, fewer of them: held-out kinds of photos, and good training
+images of products, some with a synthetic defect; no test image. Compared are the map with and
+without the gap of image and reconstruction, and the number of support images that A takes its steps
+on; none means no steps. Metrics within a task, of cells of stride 8, means over tasks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import Tensor
+
+from benchmarks import metric
+from benchmarks.metric import Task, cells, overall, photo_tasks, product_tasks, table
+from metaformer import pixel_fit
+from metaformer.adaptation import prepare, raw_map
+from metaformer.allocation import keep_freed_memory
+from metaformer.benchmark import save_results
+from metaformer.model import LEVELS
+from metaformer.pixel_model import AdaptedPixel, PixelConfig, PixelModel
+from metaformer.preprocess import image_score
+from metaformer.summary import machine
+
+Means = dict[str, dict[str, dict[str, float]]]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    metric.SHOTS, metric.PHOTO_TASKS = (4,), options.photo_tasks
+    metric.PRODUCT_SHOTS = tuple(options.shots)
+    metric.PRODUCT_TASKS, metric.PRODUCT_QUERIES = options.product_tasks, 14
+    model = PixelModel.from_pretrained(PixelConfig(gap=True))
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for task in (*product_tasks(options.roots), *photo_tasks(options.photos)):
+        group = f"{task.group}, {len(task.support)} shots"
+        for name, maps in measured_maps(model, task, options.fit_images):
+            for key, value in scores(task, maps, model.config.score_share).items():
+                per_variant = found.setdefault(group, {}).setdefault(name, {})
+                per_variant.setdefault(key, []).append(value)
+        means = {group: mean_of(variants) for group, variants in found.items()}
+        means["mean"] = {name: overall(means, name) for name in next(iter(means.values()))}
+        settings = {"product_tasks": options.product_tasks, "photo_tasks": options.photo_tasks}
+        save_results({**settings, "machine": machine(), "results": means}, options.output)
+    print("Image AUROC / pixel AUROC / pixel AP, percent.\n")
+    print(table(means))
+
+
+def measured_maps(
+    model: PixelModel, task: Task, fit_images: Sequence[int]
+) -> Iterator[tuple[str, list[Tensor]]]:
+    """The queries' maps (h, w) by each variant."""
+    support = [prepare(model, image) for image in task.support]
+    queries = [prepare(model, image) for image in task.query]
+    for count in fit_images:
+        pixel_fit.FIT_IMAGES = count or 1
+        adapting = model if count else with_no_steps(model)
+        adapted = adapting.adapt(support, seed=0)
+        for with_gap in (True, False):
+            name = f"steps on {count}" + (", with gap" if with_gap else "")
+            chosen = adapted if with_gap else without_gap(adapted)
+            yield name, [raw_map(model, chosen, query) for query in queries]
+
+
+def with_no_steps(model: PixelModel) -> PixelModel:
+    """The same with inner rates of zero."""
+    rates = copy.deepcopy(model.rates)
+    rates.rates.zero_()
+    return PixelModel(model.config, model.universal, rates, model.prior)
+
+
+def without_gap(adapted: AdaptedPixel) -> AdaptedPixel:
+    """The same, with the gap left out of the map."""
+    assert adapted.known is not None
+    known = replace(adapted.known, typical=adapted.known.typical[: len(LEVELS)])
+    config = replace(adapted.config, gap=False)
+    return AdaptedPixel(config, adapted.universal, adapted.prior, adapted.moments, known)
+
+
+def scores(task: Task, maps: list[Tensor], share: float) -> dict[str, float]:
+    """Within one task; without what it does not have."""
+    found = {}
+    if task.anomalous.any() and not task.anomalous.all():
+        found["image_auroc"] = roc_auc_score(task.anomalous, [image_score(m, share) for m in maps])
+    if task.masks is None:
+        return found
+    coarse = [F.avg_pool2d(grid[None], 2)[0] for grid in maps]  # stride 8
+    truth = np.concatenate(
+        [cells(mask, grid.shape) for mask, grid in zip(task.masks, coarse, strict=True)]
+    )
+    values: NDArray[np.float32] = np.concatenate([grid.flatten().numpy() for grid in coarse])
+    if truth.any():
+        found["pixel_auroc"] = roc_auc_score(truth, values)
+        found["pixel_ap"] = average_precision_score(truth, values)
+    return {name: float(value) for name, value in found.items()}
+
+
+def mean_of(variants: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
+    return {
+        name: {key: float(np.mean(values)) for key, values in metrics.items()}
+        for name, metrics in variants.items()
+    }
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("roots", type=Path, nargs="*")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--fit-images", type=int, nargs="+", default=[0, 2, 4])
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--product-tasks", type=int, default=2)
+    parser.add_argument("--photo-tasks", type=int, default=4)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
