@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import metaformer.pixel_fit as pixel_fit
 import metaformer.pixel_long as pixel_long
 from metaformer.inner_loop import InnerRates
 from metaformer.model import UniversalModel
-from metaformer.pixel_fit import fit, read_support
+from metaformer.pixel_fit import check_loss, fit, fit_long, read_support, shifted
 from metaformer.pixel_model import AdaptedPixel, PixelConfig, PixelModel, UniversalWeightsError
 from metaformer.prior import InstancePrior
 
@@ -161,12 +162,40 @@ def test_aligned_a_shift_that_a_memory_forgives_is_found(model: PixelModel) -> N
 def test_long_training_keeps_the_best(model: PixelModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pixel_long, "STEPS", 4)
     monkeypatch.setattr(pixel_long, "CHECK_EVERY", 2)
+    monkeypatch.setattr(pixel_fit, "LONG_STEPS", 2)
     long = PixelModel(replace(CONFIG, mode="long"), model.universal, model.rates, model.prior)
     support = [long.prepare(stripes(s)) for s in range(2)]
     adapted = long.adapt(support, seed=0)
     losses = pixel_long.train_transformer(adapted, support, seed=1)
     assert len(losses) == 3
     assert not any(p.requires_grad for p in adapted.universal.parameters())
+
+
+def test_long_fitting_keeps_a_at_its_best(
+    model: PixelModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stops when images left out are rebuilt no better, and goes back to the best."""
+    monkeypatch.setattr(pixel_fit, "LONG_STEPS", 12)
+    monkeypatch.setattr(pixel_fit, "LONG_CHECK_EVERY", 2)
+    images = [model.prepare(stripes(s, width=96)).pixels for s in range(4)]
+    autoencoder = fit(model.universal, model.rates, images, torch.Generator()).autoencoder
+    losses = fit_long(autoencoder, images, torch.Generator().manual_seed(0))
+    assert min(losses) < losses[0]
+    order = torch.randperm(4, generator=torch.Generator().manual_seed(0)).tolist()
+    left_out, others = [images[order[0]]], [images[i] for i in order[1:]]
+    assert check_loss(autoencoder, others, left_out) == min(losses)
+    assert not any(p.requires_grad for p in autoencoder.parameters())
+
+    monkeypatch.setattr(pixel_fit, "LONG_RATE", 10.0)  # never a gain: two checks, then it stops
+    before = {name: t.clone() for name, t in autoencoder.state_dict().items()}
+    assert len(fit_long(autoencoder, images, torch.Generator().manual_seed(0))) == 3
+    assert all(torch.equal(t, before[name]) for name, t in autoencoder.state_dict().items())
+
+
+def test_an_image_is_shifted_within_reach() -> None:
+    image = torch.arange(32.0).expand(1, 3, 32, 32)
+    found = {int(shifted(image, torch.Generator().manual_seed(s))[0, 0, 0, 16]) for s in range(60)}
+    assert min(found) >= 8 and max(found) <= 24 and len(found) > 10
 
 
 def test_missing_weights_are_named(tmp_path: object) -> None:

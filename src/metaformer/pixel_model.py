@@ -1,7 +1,8 @@
 """The ``pixel`` preset: the universal model A + P + T, nothing pretrained by others.
 
 Adapting takes the meta-learned gradient steps of A on the support, then remembers what A's encoder
-says of it. In ``long`` mode T is then trained on synthetic defects of the support images.
+says of it. In ``long`` mode A goes on for a hundred steps, and T is then trained on synthetic
+defects of the support images.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from metaformer.model import (
     read,
     respond,
 )
-from metaformer.pixel_fit import choose, fit, read_support
+from metaformer.pixel_fit import choose, fit, fit_long, read_support
 from metaformer.prior import InstancePrior, PriorConfig, load_prior
 
 TEMPLATE_REACH = 1
@@ -57,7 +58,8 @@ class PixelConfig:
     mode: Mode = "fast"
     """``fast``: the meta-learned steps of A, seconds; the map is the one before T, which as
     meta-trained marks pixels better and ranks images worse
-    (``docs/decisions/0005-universal.md``). ``long``: T is trained on the support and used."""
+    (``docs/decisions/0005-universal.md``). ``long``: A and T are trained on the support, and the
+    map is T's."""
     gap: bool = False
     """Whether the gap of image and reconstruction has its share in the map of the fast mode. After
     the few steps of that mode A rebuilds too little of an image for it to help
@@ -144,10 +146,15 @@ class PixelModel:
         return PreparedImage(padded(pixels), response, *image.shape[2:])
 
     def adapt(self, support: Sequence[PreparedImage], *, seed: int) -> AdaptedPixel:
-        """The meta-learned steps of a copy of A on the support, then remember the support."""
+        """The meta-learned steps of a copy of A on the support, then remember the support.
+
+        In the long mode more steps of A; T is trained by ``train_transformer`` afterwards.
+        """
         generator = torch.Generator().manual_seed(seed)
         images = [image.pixels for image in support]
         fitted = fit(self.universal, self.rates, images, generator)
+        if self.config.mode == "long":
+            fit_long(fitted.autoencoder, images, generator)
         moments, passes = read_support(
             fitted.autoencoder, images, generator, rebuild=self.config.rebuilds
         )
