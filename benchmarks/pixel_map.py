@@ -1,11 +1,12 @@
-"""What the map of the ``pixel`` preset's fast mode is made of, and what A's steps are worth to it.
+"""What the map of the ``pixel`` preset is made of, and what A's steps and the long mode are worth.
 
     python -m benchmarks.pixel_map PHOTOS DATA_ROOT... --output benchmarks/results/pixel_map.json
 
 The tasks of ``benchmarks.metric``, fewer of them: held-out kinds of photos, and good training
 images of products, some with a synthetic defect; no test image. Compared are the map with and
 without the gap of image and reconstruction, and the number of support images that A takes its steps
-on; none means no steps. Metrics within a task, of cells of stride 8, means over tasks.
+on; none means no steps. ``--long`` adds the long mode, before T and after. Metrics within a task,
+of cells of stride 8, means over tasks.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from torch import Tensor
 from benchmarks import metric
 from benchmarks.metric import Task, cells, overall, photo_tasks, product_tasks, table
 from metaformer import pixel_fit
-from metaformer.adaptation import prepare, raw_map
+from metaformer.adaptation import adapt_model, prepare, raw_map
 from metaformer.allocation import keep_freed_memory
 from metaformer.benchmark import save_results
 from metaformer.model import LEVELS
 from metaformer.pixel_model import AdaptedPixel, PixelConfig, PixelModel
-from metaformer.preprocess import image_score
+from metaformer.preprocess import image_score, smooth
 from metaformer.summary import machine
 
 Means = dict[str, dict[str, dict[str, float]]]
@@ -50,7 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for task in (*product_tasks(options.roots), *photo_tasks(options.photos)):
         group = f"{task.group}, {len(task.support)} shots"
-        for name, maps in measured_maps(model, task, options.fit_images):
+        variants = [*measured_maps(model, task, options.fit_images)]
+        if options.long:
+            variants += long_maps(model, task)
+        for name, maps in variants:
             for key, value in scores(task, maps, model.config.score_share).items():
                 per_variant = found.setdefault(group, {}).setdefault(name, {})
                 per_variant.setdefault(key, []).append(value)
@@ -76,6 +80,20 @@ def measured_maps(
             name = f"steps on {count}" + (", with gap" if with_gap else "")
             chosen = adapted if with_gap else without_gap(adapted)
             yield name, [raw_map(model, chosen, query) for query in queries]
+
+
+def long_maps(model: PixelModel, task: Task) -> Iterator[tuple[str, list[Tensor]]]:
+    config = PixelConfig(mode="long")
+    long = PixelModel(config, model.universal, model.rates, model.prior)
+    adapted = adapt_model(long, [prepare(long, image) for image in task.support], [], seed=0)
+    assert isinstance(adapted, AdaptedPixel) and adapted.known is not None
+    findings = []
+    with torch.no_grad():
+        for image in task.query:
+            reading = adapted.read(prepare(long, image))
+            findings.append(adapted.universal.find(reading, adapted.known))
+    yield "long, before T", [smooth(found.first, config.sigma)[0] for found in findings]
+    yield "long", [smooth(found.anomaly, config.sigma)[0] for found in findings]
 
 
 def with_no_steps(model: PixelModel) -> PixelModel:
@@ -124,6 +142,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("roots", type=Path, nargs="*")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--fit-images", type=int, nargs="+", default=[0, 2, 4])
+    parser.add_argument("--long", action="store_true", help="minutes for every task")
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--product-tasks", type=int, default=2)
     parser.add_argument("--photo-tasks", type=int, default=4)
