@@ -127,7 +127,9 @@ def measure(
     categories: Sequence[Category], folder: Path, options: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
     """Of both maps; one where the variant has no T."""
-    config = PixelConfig(resolution=options.resolution, mode="long")  # so that T is asked
+    config = PixelConfig(
+        resolution=options.resolution, mode="long", long_steps=0
+    )  # so that T is asked
     model = PixelModel.from_pretrained(config, folder)
     findings: dict[tuple[int, int], Finding] = {}
     results = {}

@@ -50,7 +50,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(1)
     if options.sets:
-        real = PixelModel.from_pretrained(PixelConfig(mode="long"), options.weights)
+        real = PixelModel.from_pretrained(PixelConfig(mode="long", long_steps=0), options.weights)
         sets = [row for root in options.sets for row in measure_set(real, root, options.shots, 40)]
         for row in sets:
             print(row)
@@ -60,7 +60,7 @@ def main() -> None:
         return
     config = EpisodeConfig(resolution=options.side, shots=(options.shots,), queries=(6, 6))
     model = PixelModel.from_pretrained(
-        PixelConfig(resolution=options.side, mode="long"), options.weights
+        PixelConfig(resolution=options.side, mode="long", long_steps=0), options.weights
     )
     pool = PhotoPool.load(options.photos, split="validation", seed=POOL_SEED, quiet=True)
     rows: list[dict[str, Any]] = []

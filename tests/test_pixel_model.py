@@ -162,8 +162,8 @@ def test_aligned_a_shift_that_a_memory_forgives_is_found(model: PixelModel) -> N
 def test_long_training_keeps_the_best(model: PixelModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pixel_long, "STEPS", 4)
     monkeypatch.setattr(pixel_long, "CHECK_EVERY", 2)
-    monkeypatch.setattr(pixel_fit, "LONG_STEPS", 2)
-    long = PixelModel(replace(CONFIG, mode="long"), model.universal, model.rates, model.prior)
+    config = replace(CONFIG, mode="long", long_steps=2)
+    long = PixelModel(config, model.universal, model.rates, model.prior)
     support = [long.prepare(stripes(s)) for s in range(2)]
     adapted = long.adapt(support, seed=0)
     losses = pixel_long.train_transformer(adapted, support, seed=1)
@@ -175,11 +175,10 @@ def test_long_fitting_keeps_a_at_its_best(
     model: PixelModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stops when images left out are rebuilt no better, and goes back to the best."""
-    monkeypatch.setattr(pixel_fit, "LONG_STEPS", 12)
     monkeypatch.setattr(pixel_fit, "LONG_CHECK_EVERY", 2)
     images = [model.prepare(stripes(s, width=96)).pixels for s in range(4)]
     autoencoder = fit(model.universal, model.rates, images, torch.Generator()).autoencoder
-    losses = fit_long(autoencoder, images, torch.Generator().manual_seed(0))
+    losses = fit_long(autoencoder, images, 12, torch.Generator().manual_seed(0))
     assert min(losses) < losses[0]
     order = torch.randperm(4, generator=torch.Generator().manual_seed(0)).tolist()
     left_out, others = [images[order[0]]], [images[i] for i in order[1:]]
@@ -188,7 +187,7 @@ def test_long_fitting_keeps_a_at_its_best(
 
     monkeypatch.setattr(pixel_fit, "LONG_RATE", 10.0)  # never a gain: two checks, then it stops
     before = {name: t.clone() for name, t in autoencoder.state_dict().items()}
-    assert len(fit_long(autoencoder, images, torch.Generator().manual_seed(0))) == 3
+    assert len(fit_long(autoencoder, images, 12, torch.Generator().manual_seed(0))) == 3
     assert all(torch.equal(t, before[name]) for name, t in autoencoder.state_dict().items())
 
 

@@ -20,7 +20,7 @@ from metaformer.inner_loop import LARGEST_GRADIENT, InnerRates, total_norm
 from metaformer.model import UniversalModel
 
 Item = TypeVar("Item")
-LONG_STEPS, LONG_BATCH, LONG_RATE = 100, 2, 3e-4
+LONG_BATCH, LONG_RATE = 2, 3e-4
 """Of the long mode, by Adam."""
 LONG_CHECK_EVERY, LONG_PATIENCE = 20, 2
 """Checks without a gain before it stops."""
@@ -66,7 +66,7 @@ def fit(
 
 
 def fit_long(
-    autoencoder: Autoencoder, images: Sequence[Tensor], generator: torch.Generator
+    autoencoder: Autoencoder, images: Sequence[Tensor], steps: int, generator: torch.Generator
 ) -> list[float]:
     """Go on fitting A, in place, and keep it as it was at its best on support images left out.
 
@@ -84,7 +84,7 @@ def fit_long(
     optimiser = torch.optim.Adam(autoencoder.parameters(), lr=LONG_RATE)
     losses = [check_loss(autoencoder, trained, checked)]
     best, since = copy.deepcopy(autoencoder.state_dict()), 0
-    for step in range(LONG_STEPS):
+    for step in range(steps):
         optimiser.zero_grad(set_to_none=True)
         drawn = [shifted(image, generator) for image in choose(trained, LONG_BATCH, generator)]
         for batch in batches_of_one_size(drawn):

@@ -60,6 +60,8 @@ class PixelConfig:
     meta-trained marks pixels better and ranks images worse
     (``docs/decisions/0005-universal.md``). ``long``: A and T are trained on the support, and the
     map is T's."""
+    long_steps: int = 100
+    """Steps of A in the long mode beyond the meta-learned ones, at most."""
     gap: bool = False
     """Whether the gap of image and reconstruction has its share in the map of the fast mode. After
     the few steps of that mode A rebuilds too little of an image for it to help
@@ -154,7 +156,7 @@ class PixelModel:
         images = [image.pixels for image in support]
         fitted = fit(self.universal, self.rates, images, generator)
         if self.config.mode == "long":
-            fit_long(fitted.autoencoder, images, generator)
+            fit_long(fitted.autoencoder, images, self.config.long_steps, generator)
         moments, passes = read_support(
             fitted.autoencoder, images, generator, rebuild=self.config.rebuilds
         )
