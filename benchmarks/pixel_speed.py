@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from metaformer.allocation import keep_freed_memory
 from metaformer.benchmark import save_results
 from metaformer.datasets import draw_support, load_categories
 from metaformer.detector import Detector, Metaformer
@@ -60,9 +61,13 @@ def measure(folder: Path, shots: int, repeats: int, adaptations: int) -> dict[st
     )
     batch = padded(torch.rand(BATCH, 3, *size) * 2 - 1)
 
+    autoencoder = adapted.universal.autoencoder
+    with torch.no_grad():
+        moments = autoencoder.support_moments(batch)
+
     @torch.no_grad()
     def alone() -> None:
-        adapted.universal.autoencoder(batch, adapted.moments)
+        autoencoder(batch, moments)
 
     detector.predict_pixels(image)  # the first pass plans memory; not counted
     alone()
@@ -92,6 +97,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as the command does
     before = os.getloadavg()[0]
     figures = measure(options.folder, options.shots, options.repeats, options.adaptations)
     result = {

@@ -165,6 +165,22 @@ def test_encode_and_decode_make_forward() -> None:
     assert torch.equal(model.decode(code, moments), model(x, moments))
 
 
+@torch.no_grad()
+def test_the_first_stages_alone_are_those_of_a_whole_pass() -> None:
+    model, x = Autoencoder(), images(2)
+    stages, moments = model.read_stages(4, x[:1], x[1:])
+    whole = model.encode(x, model.support_moments(x))
+    assert moments.keys() == {f"encoder.{i}" for i in range(4)}
+    for i in range(4):
+        found = torch.cat([of_image[i] for of_image in stages])
+        torch.testing.assert_close(found, whole[i], rtol=1e-4, atol=1e-4)
+    small = torch.zeros(1, 3, 48, 80)  # multiples of 16 are enough
+    (found_stages,), _ = model.read_stages(4, small, moments=moments)
+    assert found_stages[-1].shape == (1, 256, 3, 5)
+    with pytest.raises(ValueError, match="multiples of 16, got 40 x 80"):
+        model.read_stages(4, torch.zeros(1, 3, 40, 80))
+
+
 @pytest.mark.parametrize(
     "shape", [(3, 256, 256), (1, 1, 256, 256), (1, 3, 200, 256), (1, 3, 0, 128)]
 )

@@ -13,8 +13,14 @@ import metaformer.pixel_fit as pixel_fit
 import metaformer.pixel_long as pixel_long
 from metaformer.inner_loop import InnerRates
 from metaformer.model import UniversalModel
-from metaformer.pixel_fit import check_loss, fit, fit_long, read_support, shifted
-from metaformer.pixel_model import AdaptedPixel, PixelConfig, PixelModel, UniversalWeightsError
+from metaformer.pixel_fit import check_loss, fit, fit_long, read_support, shifted, squeezed
+from metaformer.pixel_model import (
+    AdaptedPixel,
+    PixelConfig,
+    PixelModel,
+    UniversalWeightsError,
+    padded,
+)
 from metaformer.prior import InstancePrior
 
 CONFIG = PixelConfig(resolution=128)
@@ -45,9 +51,14 @@ def adapted(model: PixelModel) -> AdaptedPixel:
 
 def test_padding_is_cut_off_again(model: PixelModel, adapted: AdaptedPixel) -> None:
     prepared = model.prepare(stripes(0))
-    assert prepared.pixels.shape == (1, 3, 128, 256)
+    assert prepared.pixels.shape == (1, 3, 96, 144), "nothing is rebuilt, so nothing padded"
     assert prepared.response is None, "T has no say in the fast mode"
     assert adapted.anomaly_map(prepared).shape == (96 // 4, 144 // 4)
+    with_gap = PixelModel(replace(CONFIG, gap=True), model.universal, model.rates, model.prior)
+    prepared = with_gap.prepare(stripes(0))
+    assert prepared.pixels.shape == (1, 3, 128, 256)
+    found = with_gap.adapt([prepared], seed=0)
+    assert found.anomaly_map(prepared).shape == (96 // 4, 144 // 4)
 
 
 def test_a_spot_stands_out(model: PixelModel, adapted: AdaptedPixel) -> None:
@@ -73,13 +84,13 @@ def test_adapting_leaves_the_universal_weights_alone(model: PixelModel) -> None:
 
 
 def test_adapting_lowers_the_reconstruction_error(model: PixelModel) -> None:
-    images = [model.prepare(stripes(s)).pixels for s in range(3)]
+    images = [squeezed(model.prepare(stripes(s)).pixels) for s in range(3)]
     fitted = fit(model.universal, model.rates, images, torch.Generator())
 
     @torch.no_grad()
     def error(universal: UniversalModel) -> float:
         moments, _ = read_support(universal.autoencoder, images, torch.Generator())
-        x = model.prepare(stripes(7)).pixels
+        x = squeezed(model.prepare(stripes(7)).pixels)
         return float(F.mse_loss(universal.autoencoder(x, moments), x))
 
     assert error(fitted) < error(model.universal)
@@ -87,7 +98,7 @@ def test_adapting_lowers_the_reconstruction_error(model: PixelModel) -> None:
 
 def test_the_pass_for_the_moments_is_the_reading_by_them(model: PixelModel) -> None:
     autoencoder = model.universal.autoencoder
-    images = [model.prepare(stripes(s, width=w)).pixels for s, w in ((0, 144), (1, 96), (2, 144))]
+    images = [padded(stripes(s, width=w) * 2 - 1) for s, w in ((0, 144), (1, 96), (2, 144))]
     moments, passes = read_support(autoencoder, images, torch.Generator())
     assert sorted(passes) == [0, 1, 2]
     for i, image in enumerate(images):
@@ -95,11 +106,15 @@ def test_the_pass_for_the_moments_is_the_reading_by_them(model: PixelModel) -> N
             stages, rebuilt, _ = autoencoder.read(image, moments)
         for one, other in zip([*stages, rebuilt], [*passes[i][0], passes[i][1]], strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
-    of_encoder, passes = read_support(autoencoder, images, torch.Generator(), rebuild=False)
-    assert of_encoder.keys() == {f"encoder.{i}" for i in range(5)}
+    of_encoder, fewer = read_support(autoencoder, images, torch.Generator(), rebuild=False)
+    assert of_encoder.keys() == {f"encoder.{i}" for i in range(4)}
     for name, (mean, variance) in of_encoder.items():
-        assert torch.equal(mean, moments[name][0]) and torch.equal(variance, moments[name][1])
-    assert all(rebuilt is None for _, rebuilt in passes.values())
+        torch.testing.assert_close(mean, moments[name][0], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(variance, moments[name][1], rtol=1e-3, atol=1e-4)
+    for i, (stages, rebuilt) in fewer.items():
+        assert rebuilt is None
+        for one, other in zip(stages, passes[i][0][:4], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
 def test_state_restores_the_same_map(model: PixelModel, adapted: AdaptedPixel) -> None:
@@ -115,9 +130,10 @@ def test_the_gap_has_a_share_only_where_asked(model: PixelModel, adapted: Adapte
     other = with_gap.adapt([with_gap.prepare(stripes(s)) for s in range(3)], seed=0)
     assert adapted.known is not None and other.known is not None
     assert len(adapted.known.typical) == 3 and len(other.known.typical) == 4
-    query = model.prepare(stripes(2, spot=True))
+    query = with_gap.prepare(stripes(2, spot=True))
     raw = other.anomaly_map(query)
-    assert not torch.allclose(raw, adapted.anomaly_map(query), rtol=0.01)
+    without = adapted.anomaly_map(model.prepare(stripes(2, spot=True)))
+    assert not torch.allclose(raw, without, rtol=0.01)
     tensors, settings = other.state()
     del settings["config"]["gap"]
     assert torch.equal(AdaptedPixel.from_state(tensors, settings).anomaly_map(query), raw)
@@ -176,7 +192,7 @@ def test_long_fitting_keeps_a_at_its_best(
 ) -> None:
     """It stops when images left out are rebuilt no better, and goes back to the best."""
     monkeypatch.setattr(pixel_fit, "LONG_CHECK_EVERY", 2)
-    images = [model.prepare(stripes(s, width=96)).pixels for s in range(4)]
+    images = [squeezed(stripes(s, width=96) * 2 - 1) for s in range(4)]
     autoencoder = fit(model.universal, model.rates, images, torch.Generator()).autoencoder
     losses = fit_long(autoencoder, images, 12, torch.Generator().manual_seed(0))
     assert min(losses) < losses[0]
@@ -189,6 +205,17 @@ def test_long_fitting_keeps_a_at_its_best(
     before = {name: t.clone() for name, t in autoencoder.state_dict().items()}
     assert len(fit_long(autoencoder, images, 12, torch.Generator().manual_seed(0))) == 3
     assert all(torch.equal(t, before[name]) for name, t in autoencoder.state_dict().items())
+
+
+def test_an_image_is_squeezed_to_the_nearest_sides() -> None:
+    for sides, expected in {
+        (288, 224): (256, 256),
+        (96, 144): (128, 128),
+        (256, 128): (256, 128),
+    }.items():
+        image = torch.rand(1, 3, *sides) * 2 - 1
+        assert squeezed(image).shape[2:] == expected
+        assert float(squeezed(image).mean()) == pytest.approx(float(image.mean()), abs=0.02)
 
 
 def test_an_image_is_shifted_within_reach() -> None:

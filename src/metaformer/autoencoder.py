@@ -136,17 +136,28 @@ class Autoencoder(nn.Module):
         return self.read_support(*support)[1]
 
     def read_support(
-        self, *support: Tensor, rebuild: bool = True
-    ) -> tuple[list[tuple[list[Tensor], Tensor | None]], dict[str, tuple[Tensor, Tensor]]]:
-        """``read`` of each batch of ``support_moments``, and the moments over all, in one pass.
-
-        Without ``rebuild`` of the encoder alone.
-        """
+        self, *support: Tensor
+    ) -> tuple[list[tuple[list[Tensor], Tensor]], dict[str, tuple[Tensor, Tensor]]]:
+        """``read`` of each batch of ``support_moments``, and the moments over all, in one pass."""
         record: dict[str, tuple[Tensor, Tensor]] = {}
         *stages, code = self._encode(list(support), None, record)
-        rebuilt = self._decode(code, None, record) if rebuild else [None] * len(support)
+        rebuilt = self._decode(code, None, record)
         batches = [([stage[i] for stage in stages], x) for i, x in enumerate(rebuilt)]
         return batches, record
+
+    def read_stages(
+        self, count: int, *batches: Tensor, moments: Moments | None = None
+    ) -> tuple[list[list[Tensor]], dict[str, tuple[Tensor, Tensor]]]:
+        """The first ``count`` encoder stages of each batch, and nothing that comes after them.
+
+        Without ``moments`` the batches (B_i, 3, H_i, W_i) are a support: they are normalised by
+        moments over all of them, which are returned. Sides are multiples of 2^count.
+        """
+        for x in batches:
+            check_input(x, 2**count)
+        record: dict[str, tuple[Tensor, Tensor]] | None = {} if moments is None else None
+        stages = self._stages(list(batches), count, moments, record)
+        return [[stage[i] for stage in stages] for i in range(len(batches))], record or {}
 
     def read(
         self, x: Tensor, moments: Moments | None = None
@@ -176,19 +187,25 @@ class Autoencoder(nn.Module):
         self, images: list[Tensor], moments: Moments | None, record: Record
     ) -> list[list[Tensor]]:
         for x in images:
-            check_input(x)
+            check_input(x, SIZE_MULTIPLE)
+        features = self._stages(images, len(self.encoder_convs), moments, record)
+        # (B, 512, H / 128, W / 128): the code
+        features.append([F.avg_pool2d(x, BOTTLENECK_POOL) for x in features[-1]])
+        return features
+
+    def _stages(
+        self, images: list[Tensor], count: int, moments: Moments | None, record: Record
+    ) -> list[list[Tensor]]:
         features = []
         # Pooling before the activation gives the same numbers (leaky ReLU is increasing) and
         # keeps a quarter of the activations.
         xs = images
-        for i, conv in enumerate(self.encoder_convs):
+        for i, conv in enumerate(self.encoder_convs[:count]):
             xs = [conv(x) for x in xs]  # (B, 32 * 2^i, H / 2^i, W / 2^i)
             xs = self._normalise(f"encoder.{i}", self.encoder_norms[i], xs, moments, record)
             # (B, 32 * 2^i, H / 2^(i+1), W / 2^(i+1))
             xs = [F.leaky_relu(F.max_pool2d(x, 2), self.config.slope) for x in xs]
             features.append(xs)
-        # (B, 512, H / 128, W / 128): the code
-        features.append([F.avg_pool2d(x, BOTTLENECK_POOL) for x in xs])
         return features
 
     def _decode(self, codes: list[Tensor], moments: Moments | None, record: Record) -> list[Tensor]:
@@ -222,14 +239,14 @@ class Autoencoder(nn.Module):
         return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
-def check_input(x: Tensor) -> None:
+def check_input(x: Tensor, multiple: int) -> None:
     """Raise ValueError unless ``x`` is (B, 3, H, W) with sides that A can halve and restore."""
     if x.dim() != 4 or x.shape[1] != 3:
         raise ValueError(f"A takes images of shape (B, 3, H, W), got {tuple(x.shape)}.")
     height, width = x.shape[2:]
-    if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE or not height or not width:
+    if height % multiple or width % multiple or not height or not width:
         raise ValueError(
-            f"A takes sides that are multiples of {SIZE_MULTIPLE}, got {height} x {width}. "
+            f"A takes sides that are multiples of {multiple}, got {height} x {width}. "
             f"Resize or pad the image first."
         )
 

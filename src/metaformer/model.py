@@ -31,6 +31,8 @@ CELL = 8
 """Pixels along the side of a token of T."""
 FINE = 4
 """Pixels along the side of a value of the map."""
+COMPARED_STAGES = STAGES.index(max(LEVELS)) + 1
+"""Stages that the comparison with the support needs, from the first."""
 LEVEL_CHANNELS = dict(zip(STAGES, ENCODER_CHANNELS[1:], strict=True))
 TOKEN_CHANNELS = sum(LEVEL_CHANNELS[level] for level in LEVELS) + GAP_CHANNELS * (CELL // FINE) ** 2
 CUES = len(LEVELS) + 2
@@ -213,13 +215,13 @@ def read(
 
     Args:
         images: (B, 3, H, W) in [-1, 1].
-        stages: A's encoder stages, (B, C, H / 2^(i+1), W / 2^(i+1)).
+        stages: A's encoder stages, (B, C, H / 2^(i+1), W / 2^(i+1)); ``COMPARED_STAGES`` or more.
         rebuilt: (B, 3, H, W), or None if the gap is to have no share.
         response: R, (B, 1, H, W) in [0, 1], or None.
     """
     features = {
         stride: F.normalize(stage.float(), dim=1)
-        for stride, stage in zip(STAGES, stages, strict=True)
+        for stride, stage in zip(STAGES, stages, strict=False)
         if stride in LEVELS
     }
     if rebuilt is None:

@@ -16,7 +16,7 @@ from metaformer.feature_model import AdaptedFeature
 from metaformer.memory import MEMORY_CHUNK
 from metaformer.metric import COARSE, FLOOR, POOL, POOLED, POOLED_LENGTH
 from metaformer.metric import FINE as FINE_TOKENS
-from metaformer.model import FINE, STAGES
+from metaformer.model import COMPARED_STAGES, FINE, STAGES
 from metaformer.onnx_graph import Graph, Value
 from metaformer.onnx_networks import backbone, decoder, encoder
 from metaformer.pixel_model import AdaptedPixel
@@ -125,16 +125,18 @@ def pixel_map(graph: Graph, images: Value, adapted: AdaptedPixel) -> Value:
     assert known is not None
     height, width = graph.side(images, 2), graph.side(images, 3)
     centred = graph.op("Sub", graph.op("Mul", images, graph.numbers(2)), graph.numbers(1))
-    pixels = pad_to_multiple(graph, centred, height, width)
+    with_gap = adapted.config.gap
+    pixels = pad_to_multiple(graph, centred, height, width) if with_gap else centred
     autoencoder, moments = adapted.universal.autoencoder, adapted.moments
-    stages = encoder(graph, pixels, autoencoder, moments)
+    count = len(STAGES) if with_gap else COMPARED_STAGES
+    stages = encoder(graph, pixels, autoencoder, moments, count)
     grids = []
     for level, memory in known.memory.items():  # the finest first
         stage = crop(graph, stages[STAGES.index(level)], height, width, level)
         grids.append(nearest_distance(graph, graph.unit_length(stage), memory))
     rows, columns = graph.side(grids[0], 2), graph.side(grids[0], 3)
     grids = [graph.resize(grid, rows, columns) for grid in grids]
-    if adapted.config.gap:
+    if with_gap:
         rebuilt = decoder(graph, stages[-1], autoencoder, moments)
         gap = graph.op("Abs", graph.op("Sub", pixels, rebuilt))
         gap = graph.op("ReduceMean", gap, graph.integers(1), keepdims=1)

@@ -49,8 +49,11 @@ def relu6(graph: Graph, x: Value) -> Value:
     return graph.op("Clip", x, graph.numbers(0), graph.numbers(6))
 
 
-def encoder(graph: Graph, pixels: Value, net: Autoencoder, moments: Moments) -> list[Value]:
-    """(N, 3, H, W) in [-1, 1], sides multiples of 128 -> outputs of A's five encoder stages.
+def encoder(
+    graph: Graph, pixels: Value, net: Autoencoder, moments: Moments, count: int
+) -> list[Value]:
+    """(N, 3, H, W) in [-1, 1], sides multiples of 2^count -> outputs of A's first ``count`` encoder
+    stages.
 
     Raises:
         ValueError: A is not the published default (support norm, bilinear).
@@ -63,7 +66,7 @@ def encoder(graph: Graph, pixels: Value, net: Autoencoder, moments: Moments) -> 
     slope = net.config.slope
     x = pixels
     stages = []
-    for i, conv in enumerate(net.encoder_convs):
+    for i, conv in enumerate(net.encoder_convs[:count]):
         assert isinstance(conv, nn.Conv2d)
         weight, bias = fold(conv.weight, None, net.encoder_norms[i], moments[f"encoder.{i}"])
         x = graph.op(

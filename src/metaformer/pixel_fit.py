@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metaformer.autoencoder import Autoencoder, Moments
+from metaformer.autoencoder import SIZE_MULTIPLE, Autoencoder, Moments
 from metaformer.inner_loop import LARGEST_GRADIENT, InnerRates, total_norm
-from metaformer.model import UniversalModel
+from metaformer.model import COMPARED_STAGES, UniversalModel
 
 Item = TypeVar("Item")
 LONG_BATCH, LONG_RATE = 2, 3e-4
@@ -137,6 +137,18 @@ def support_gradients(
     return total
 
 
+def squeezed(image: Tensor) -> Tensor:
+    """(1, 3, H, W) brought to the nearest sides that A can rebuild, each at least one multiple.
+
+    Steps are taken on it: padding is a third of many an image, and a third of the time.
+    """
+    sides = [max(1, round(side / SIZE_MULTIPLE)) * SIZE_MULTIPLE for side in image.shape[2:]]
+    if sides == list(image.shape[2:]):
+        return image
+    resized = F.interpolate(image, sides, mode="bilinear", antialias=True)
+    return resized.contiguous(memory_format=torch.channels_last)
+
+
 def batches_of_one_size(images: Sequence[Tensor]) -> Iterator[Tensor]:
     """(1, 3, H, W) each -> batches of at most ``BATCH``, in the order given."""
     for same in by_size(images):
@@ -170,17 +182,21 @@ def read_support(
 
     Returns:
         The moments and, since the same pass has them, the encoder stages and reconstruction of
-        each image that they were taken over, by its index. Without ``rebuild`` the encoder's alone.
+        each image that they were taken over, by its index. Without ``rebuild`` the stages that are
+        compared alone.
     """
     chosen = choose(range(len(images)), MOMENT_IMAGES, generator)
+    if not rebuild:  # image by image: what a convolution works on stays in the cache
+        found, moments = autoencoder.read_stages(COMPARED_STAGES, *(images[i] for i in chosen))
+        return moments, {i: (of_image, None) for i, of_image in zip(chosen, found, strict=True)}
     groups: dict[torch.Size, list[int]] = {}
     for i in chosen:
         groups.setdefault(images[i].shape, []).append(i)
     batches = [torch.cat([images[i] for i in same]) for same in groups.values()]
-    results, moments = autoencoder.read_support(*batches, rebuild=rebuild)
-    passes = {}
+    results, moments = autoencoder.read_support(*batches)
+    passes: dict[int, tuple[list[Tensor], Tensor | None]] = {}
     for same, (stages, rebuilt) in zip(groups.values(), results, strict=True):
         for row, i in enumerate(same):
             one = slice(row, row + 1)
-            passes[i] = [stage[one] for stage in stages], None if rebuilt is None else rebuilt[one]
+            passes[i] = [stage[one] for stage in stages], rebuilt[one]
     return moments, passes

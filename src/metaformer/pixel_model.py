@@ -24,6 +24,7 @@ from metaformer.gap import template_gap
 from metaformer.inner_loop import InnerRates
 from metaformer.memory import merge_samples
 from metaformer.model import (
+    COMPARED_STAGES,
     FINE,
     Known,
     Reading,
@@ -34,7 +35,7 @@ from metaformer.model import (
     read,
     respond,
 )
-from metaformer.pixel_fit import choose, fit, fit_long, read_support
+from metaformer.pixel_fit import choose, fit, fit_long, read_support, squeezed
 from metaformer.prior import InstancePrior, PriorConfig, load_prior
 
 TEMPLATE_REACH = 1
@@ -98,10 +99,10 @@ class PixelConfig:
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image padded to what A takes, and what P says of it."""
+    """An image as A takes it, and what P says of it."""
 
     pixels: Tensor
-    """(1, 3, H, W) in [-1, 1], sides multiples of 128."""
+    """(1, 3, H, W) in [-1, 1]; where it is to be rebuilt padded to multiples of 128."""
     response: Tensor | None
     """(1, 1, H, W) in [0, 1]; None where T has no say."""
     height: int
@@ -142,10 +143,14 @@ class PixelModel:
         return cls(config or PixelConfig(), universal, rates, load_prior())
 
     def prepare(self, image: Tensor) -> PreparedImage:
-        """Pad one image (1, 3, H, W) in [0, 1]; if T has its say, ask P where the object is."""
+        """One image (1, 3, H, W) in [0, 1], sides multiples of 16; if T has its say, ask P where
+        the object is."""
         pixels = image * 2 - 1
         response = padded(respond(self.prior, pixels)) if self.config.corrects else None
-        return PreparedImage(padded(pixels), response, *image.shape[2:])
+        if self.config.rebuilds:
+            pixels = padded(pixels)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return PreparedImage(pixels, response, *image.shape[2:])
 
     def adapt(self, support: Sequence[PreparedImage], *, seed: int) -> AdaptedPixel:
         """The meta-learned steps of a copy of A on the support, then remember the support.
@@ -154,9 +159,10 @@ class PixelModel:
         """
         generator = torch.Generator().manual_seed(seed)
         images = [image.pixels for image in support]
-        fitted = fit(self.universal, self.rates, images, generator)
+        whole = [squeezed(i.pixels[:, :, : i.height, : i.width]) for i in support]
+        fitted = fit(self.universal, self.rates, whole, generator)
         if self.config.mode == "long":
-            fit_long(fitted.autoencoder, images, self.config.long_steps, generator)
+            fit_long(fitted.autoencoder, whole, self.config.long_steps, generator)
         moments, passes = read_support(
             fitted.autoencoder, images, generator, rebuild=self.config.rebuilds
         )
@@ -260,7 +266,9 @@ class AdaptedPixel:
         """What A and P say of one image, padding cut off."""
         autoencoder = self.universal.autoencoder
         if not self.config.rebuilds:
-            *stages, _ = autoencoder.encode(image.pixels, self.moments)
+            (stages,), _ = autoencoder.read_stages(
+                COMPARED_STAGES, image.pixels, moments=self.moments
+            )
             return reading_of(image, stages, None)
         stages, rebuilt, _ = autoencoder.read(image.pixels, self.moments)
         return reading_of(image, stages, rebuilt)
