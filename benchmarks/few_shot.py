@@ -47,6 +47,9 @@ METHODS: tuple[Method, ...] = (
     # Deeper levels suit some materials better (magnetic tile) and others worse (cookie).
     PatchCore(name="patchcore-deep", strides=(16, 32)),
     PaDiM(),
+    # What architecture and random weights find by themselves: the bar for the pixel preset, whose
+    # weights are its own too.
+    PatchCore(name="patchcore-untrained", trained=False, standardise=True),
 )
 
 

@@ -34,11 +34,16 @@ class PatchCore:
     the plain distance of the worst patch, as the authors' own code has it."""
     standardise: bool = False
     """Divide each channel by its deviation over the support. Not in the paper."""
+    trained: bool = True
+    """With the backbone's ImageNet weights; otherwise with random ones."""
     name: str = "patchcore"
 
     @property
     def settings(self) -> dict[str, Any]:
-        return asdict(self) | {"strides": list(self.strides), "backbone": "efficientnet_lite0"}
+        settings = asdict(self) | {"strides": list(self.strides), "backbone": "efficientnet_lite0"}
+        if self.trained:
+            del settings["trained"]  # as in results from before there was a choice
+        return settings
 
     def fit(self, support: Sequence[NDArray[np.uint8]], seed: int) -> FittedPatchCore:
         # One image at a time: a support of hundreds fits in memory as features, not as a batch.
@@ -54,7 +59,9 @@ class PatchCore:
     def _patches(self, image: NDArray[np.uint8]) -> tuple[Tensor, tuple[int, int]]:
         """One image -> (h * w, C) and (h, w)."""
         batch = to_batch([image], self.resolution)
-        features = patch_features(batch, self.strides, self.pooling)  # (1, C, h, w)
+        features = patch_features(
+            batch, self.strides, self.pooling, trained=self.trained
+        )  # (1, C, h, w)
         height, width = features.shape[2:]
         return features[0].flatten(1).T.contiguous(), (height, width)
 
