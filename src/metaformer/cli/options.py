@@ -89,7 +89,7 @@ Download = Annotated[
 Mode = Annotated[
     ModeName,
     typer.Option(
-        help="Of the pixel preset: long fits A and trains T on your images, for minutes.",
+        help="Of the pixel preset: long fits A and trains T on your images: ten minutes, or more.",
         rich_help_panel=RARE,
     ),
 ]
