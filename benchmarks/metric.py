@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import Tensor
 
 from metaformer.adaptation import adapt_model, has_views, prepare, prepare_views, raw_map
 from metaformer.allocation import keep_freed_memory
@@ -126,6 +127,11 @@ def measure(variant: Variant, task: Task) -> dict[str, float]:
     adapted = adapt_model(model, [prepare(model, image) for image in task.support], views, 0)
     maps = [raw_map(model, adapted, prepare(model, image)) for image in task.query]
     scores = [image_score(grid, model.config.score_share) for grid in maps]
+    return judge(task, scores, maps)
+
+
+def judge(task: Task, scores: Sequence[float], maps: Sequence[Tensor]) -> dict[str, float]:
+    """Metrics of the queries' scores and maps (h, w); without what the task does not have."""
     found = {}
     if task.anomalous.any() and not task.anomalous.all():
         found["image_auroc"] = float(roc_auc_score(task.anomalous, scores))
@@ -197,14 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for metric, value in measure(model, task).items():
                     per_model = found.setdefault(group, {}).setdefault(name, {})
                     per_model.setdefault(metric, []).append(value)
-    means = {
-        group: {
-            name: {metric: float(np.mean(values)) for metric, values in metrics.items()}
-            for name, metrics in per_model.items()
-        }
-        for group, per_model in found.items()
-    }
-    means["mean"] = {name: overall(means, name) for name in models}
+    means = means_of(found)
     content: dict[str, Any] = {
         "date": date.today().isoformat(),
         "machine": machine(),
@@ -214,6 +213,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_text(options.output, json.dumps(content, indent=1) + "\n")
     print("Image AUROC / pixel AUROC / pixel AP, percent.\n")
     print(table(means))
+
+
+def means_of(
+    found: dict[str, dict[str, dict[str, list[float]]]],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Group -> variant -> metric: values to their mean, and the mean of groups as one more."""
+    means = {
+        group: {
+            name: {metric: float(np.mean(values)) for metric, values in metrics.items()}
+            for name, metrics in per_model.items()
+        }
+        for group, per_model in found.items()
+    }
+    means["mean"] = {name: overall(means, name) for name in next(iter(found.values()))}
+    return means
 
 
 def overall(means: dict[str, dict[str, dict[str, float]]], name: str) -> dict[str, float]:

@@ -18,15 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from benchmarks import metric
-from benchmarks.metric import Task, cells, overall, photo_tasks, product_tasks, table
+from benchmarks.metric import Task, judge, means_of, photo_tasks, product_tasks, table
 from metaformer import pixel_fit
 from metaformer.adaptation import adapt_model, prepare, raw_map
 from metaformer.allocation import keep_freed_memory
@@ -35,8 +32,6 @@ from metaformer.model import LEVELS
 from metaformer.pixel_model import AdaptedPixel, PixelConfig, PixelModel
 from metaformer.preprocess import image_score, smooth
 from metaformer.summary import machine
-
-Means = dict[str, dict[str, dict[str, float]]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,11 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.long:
             variants += long_maps(model, task)
         for name, maps in variants:
-            for key, value in scores(task, maps, model.config.score_share).items():
+            scores = [image_score(grid, model.config.score_share) for grid in maps]
+            coarse = [F.avg_pool2d(grid[None], 2)[0] for grid in maps]  # stride 8
+            for key, value in judge(task, scores, coarse).items():
                 per_variant = found.setdefault(group, {}).setdefault(name, {})
                 per_variant.setdefault(key, []).append(value)
-        means = {group: mean_of(variants) for group, variants in found.items()}
-        means["mean"] = {name: overall(means, name) for name in next(iter(means.values()))}
+        means = means_of(found)
         settings = {"product_tasks": options.product_tasks, "photo_tasks": options.photo_tasks}
         save_results({**settings, "machine": machine(), "results": means}, options.output)
     print("Image AUROC / pixel AUROC / pixel AP, percent.\n")
@@ -109,31 +105,6 @@ def without_gap(adapted: AdaptedPixel) -> AdaptedPixel:
     known = replace(adapted.known, typical=adapted.known.typical[: len(LEVELS)])
     config = replace(adapted.config, gap=False)
     return AdaptedPixel(config, adapted.universal, adapted.prior, adapted.moments, known)
-
-
-def scores(task: Task, maps: list[Tensor], share: float) -> dict[str, float]:
-    """Within one task; without what it does not have."""
-    found = {}
-    if task.anomalous.any() and not task.anomalous.all():
-        found["image_auroc"] = roc_auc_score(task.anomalous, [image_score(m, share) for m in maps])
-    if task.masks is None:
-        return found
-    coarse = [F.avg_pool2d(grid[None], 2)[0] for grid in maps]  # stride 8
-    truth = np.concatenate(
-        [cells(mask, grid.shape) for mask, grid in zip(task.masks, coarse, strict=True)]
-    )
-    values: NDArray[np.float32] = np.concatenate([grid.flatten().numpy() for grid in coarse])
-    if truth.any():
-        found["pixel_auroc"] = roc_auc_score(truth, values)
-        found["pixel_ap"] = average_precision_score(truth, values)
-    return {name: float(value) for name, value in found.items()}
-
-
-def mean_of(variants: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
-    return {
-        name: {key: float(np.mean(values)) for key, values in metrics.items()}
-        for name, metrics in variants.items()
-    }
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -8,12 +8,12 @@ halves the time where a processor has it, and takes ten times as long where it h
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from metaformer.autoencoder import SIZE_MULTIPLE, Autoencoder, Moments
 from metaformer.inner_loop import LARGEST_GRADIENT, InnerRates, total_norm
@@ -52,7 +52,7 @@ def fit(
     autoencoder = fitted.autoencoder
     parameters = dict(autoencoder.named_parameters())
     adapted = [parameters[name] for name in rates.names]
-    chosen = choose(images, FIT_IMAGES, generator)
+    chosen = [squeezed(image) for image in choose(images, FIT_IMAGES, generator)]
     for step in range(rates.steps):
         gradients = support_gradients(autoencoder, adapted, chosen)
         norm = float(total_norm(gradients))
@@ -80,27 +80,62 @@ def fit_long(
     held_out = max(1, len(images) // HELD_OUT_SHARE)
     checked = [images[i] for i in order[:held_out]]
     trained = [images[i] for i in order[held_out:]] or checked
-    autoencoder.requires_grad_(True)
-    optimiser = torch.optim.Adam(autoencoder.parameters(), lr=LONG_RATE)
-    losses = [check_loss(autoencoder, trained, checked)]
-    best, since = copy.deepcopy(autoencoder.state_dict()), 0
-    for step in range(steps):
-        optimiser.zero_grad(set_to_none=True)
+
+    def backward() -> None:
         drawn = [shifted(image, generator) for image in choose(trained, LONG_BATCH, generator)]
         for batch in batches_of_one_size(drawn):
             loss = F.mse_loss(autoencoder(batch), batch) * (len(batch) / len(drawn))
             torch.autograd.backward(loss)
+
+    return train_watched(
+        list(autoencoder.parameters()),
+        backward,
+        lambda: check_loss(autoencoder, trained, checked),
+        steps=steps,
+        rate=LONG_RATE,
+        check_every=LONG_CHECK_EVERY,
+        patience=LONG_PATIENCE,
+    )
+
+
+def train_watched(
+    parameters: Sequence[nn.Parameter],
+    backward: Callable[[], None],
+    check: Callable[[], float],
+    *,
+    steps: int,
+    rate: float,
+    check_every: int,
+    patience: int,
+) -> list[float]:
+    """Adam steps on what ``backward`` leaves in the gradients; ends at the best parameters.
+
+    Stops early after ``patience`` checks in a row without a gain. The parameters are frozen then.
+
+    Returns:
+        The losses of the checks, the first before any step.
+    """
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimiser = torch.optim.Adam(parameters, lr=rate)
+    losses = [check()]
+    best, best_values, since = losses[0], copy.deepcopy(parameters), 0
+    for step in range(steps):
+        optimiser.zero_grad(set_to_none=True)
+        backward()
         optimiser.step()
-        if (step + 1) % LONG_CHECK_EVERY:
+        if (step + 1) % check_every:
             continue
-        losses.append(check_loss(autoencoder, trained, checked))
-        since += 1
-        if losses[-1] == min(losses):
-            best, since = copy.deepcopy(autoencoder.state_dict()), 0
-        if since == LONG_PATIENCE:
+        losses.append(check())
+        since = since + 1 if losses[-1] >= best else 0
+        if losses[-1] < best:
+            best, best_values = losses[-1], copy.deepcopy(parameters)
+        if since == patience:
             break
-    autoencoder.load_state_dict(best)
-    autoencoder.requires_grad_(False)
+    with torch.no_grad():
+        for parameter, value in zip(parameters, best_values, strict=True):
+            parameter.copy_(value)
+            parameter.requires_grad_(False)
     return losses
 
 

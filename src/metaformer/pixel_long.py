@@ -8,7 +8,6 @@ support images are ever seen. Ours.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from torch import Tensor
 from metaformer.defects import draw_defect
 from metaformer.episode_loss import image_logits, location_loss, ranking_loss
 from metaformer.model import FINE, Known, Reading, UniversalModel, know
+from metaformer.pixel_fit import train_watched
 from metaformer.pixel_model import AdaptedPixel, PreparedImage
 from metaformer.preprocess import to_tensor
 
@@ -61,29 +61,20 @@ def train_transformer(
     good = adapted.readings
     checks = [example(adapted, support, good, rng) for _ in range(CHECK_QUERIES)]
     trained = [*model.transformer.parameters(), model.mix, model.slope, model.offset]
-    for parameter in trained:
-        parameter.requires_grad_(True)
-    optimiser = torch.optim.Adam(trained, lr=LEARNING_RATE)
-    losses = [check(model, checks, good)]
-    best, best_values, since = losses[0], copy.deepcopy(trained), 0
-    for step in range(STEPS):
+
+    def backward() -> None:
         drawn = example(adapted, support, good, rng)
-        optimiser.zero_grad(set_to_none=True)
-        example_loss(model, drawn, known_to(drawn, good, rng)).backward()
-        optimiser.step()
-        if (step + 1) % CHECK_EVERY:
-            continue
-        losses.append(check(model, checks, good))
-        since = since + 1 if losses[-1] >= best else 0
-        if losses[-1] < best:
-            best, best_values = losses[-1], copy.deepcopy(trained)
-        if since == PATIENCE:
-            break
-    with torch.no_grad():
-        for parameter, value in zip(trained, best_values, strict=True):
-            parameter.copy_(value)
-    model.requires_grad_(False)
-    return losses
+        torch.autograd.backward(example_loss(model, drawn, known_to(drawn, good, rng)))
+
+    return train_watched(
+        trained,
+        backward,
+        lambda: check(model, checks, good),
+        steps=STEPS,
+        rate=LEARNING_RATE,
+        check_every=CHECK_EVERY,
+        patience=PATIENCE,
+    )
 
 
 def example(

@@ -159,10 +159,11 @@ class PixelModel:
         """
         generator = torch.Generator().manual_seed(seed)
         images = [image.pixels for image in support]
-        whole = [squeezed(i.pixels[:, :, : i.height, : i.width]) for i in support]
+        whole = [image.pixels[:, :, : image.height, : image.width] for image in support]
         fitted = fit(self.universal, self.rates, whole, generator)
         if self.config.mode == "long":
-            fit_long(fitted.autoencoder, whole, self.config.long_steps, generator)
+            watched = [squeezed(image) for image in whole]
+            fit_long(fitted.autoencoder, watched, self.config.long_steps, generator)
         moments, passes = read_support(
             fitted.autoencoder, images, generator, rebuild=self.config.rebuilds
         )
