@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from metaformer.adaptation import adapt_model, prepare, raw_map
+from metaformer.adaptation import adapt_model, prepare, raw_maps
 from metaformer.datasets import load_categories
 from metaformer.feature_config import ALIGNED, FeatureConfig
 from metaformer.feature_model import FeatureModel
@@ -59,7 +59,7 @@ def measure(config: FeatureConfig, samples: Sequence[Sample]) -> list[float]:
     for sample in samples:
         assert sample.template is not None
         adapted = adapt_model(model, [prepare(model, read_image(sample.template))], [], 0)
-        found = raw_map(model, adapted, prepare(model, read_image(sample.image)))
+        found = raw_maps(model, adapted, prepare(model, read_image(sample.image)))[-1]
         values.append(cv2.resize(found.numpy(), (GRID, GRID)).ravel())
         truth.append(box_mask(sample))
     labels, scores = np.concatenate(truth), np.concatenate(values)

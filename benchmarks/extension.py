@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from metaformer.adaptation import prepare, raw_map
+from metaformer.adaptation import prepare, raw_maps
 from metaformer.benchmark import save_results
 from metaformer.benchmark_samples import limit_samples
 from metaformer.datasets import Sample, draw_support, load_categories
@@ -95,8 +95,8 @@ def scorer(universal: Metaformer, test: Sequence[Sample]) -> Callable[[Detector]
     prepared = [prepare(model, read_image(sample.image)) for sample in test]
 
     def score(detector: Detector) -> list[float]:
-        maps = (raw_map(detector.model, detector.adapted, image) for image in prepared)
-        return [image_score(m, model.config.score_share) for m in maps]
+        maps = (raw_maps(detector.model, detector.adapted, image) for image in prepared)
+        return [image_score(m[0], model.config.score_share) for m in maps]
 
     return score
 

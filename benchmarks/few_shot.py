@@ -37,6 +37,11 @@ METHODS: tuple[Method, ...] = (
         Metaformer(FeatureModel.from_pretrained(FeatureConfig(learned=False)), "feature"),
         "feature-plain",
     ),
+    # With T, which loses on real defects (docs/decisions/0013-token-transformer.md).
+    DetectorMethod.of(
+        Metaformer(FeatureModel.from_pretrained(FeatureConfig(transformer=True)), "feature"),
+        "feature-transformer",
+    ),
     DetectorMethod("pixel"),
     DetectorMethod("pixel", aligned=True, name="pixel-aligned"),
     PerPixel(),

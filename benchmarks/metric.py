@@ -5,7 +5,8 @@
 Tasks of two kinds, neither of which shows a test image or a real defect of any benchmark:
 held-out kinds of photos, with novel material and with synthetic defects; and good training images
 of real products, some of which get a synthetic defect. Means over tasks; AUROC and AP of pixels
-at stride 8. ``--weights NAME=FOLDER`` adds what ``metaformer pretrain metric`` wrote.
+at stride 8. ``--weights NAME=FOLDER`` adds what ``metaformer pretrain metric`` wrote,
+``--transformer NAME=FOLDER`` what ``metaformer pretrain transformer`` did.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
-from metaformer.adaptation import adapt_model, has_views, prepare, prepare_views, raw_map
+from metaformer.adaptation import adapt_model, has_views, prepare, prepare_views, raw_maps
 from metaformer.allocation import keep_freed_memory
 from metaformer.datasets import load_categories
 from metaformer.defects import DefectConfig, draw_defect
@@ -40,6 +41,7 @@ from metaformer.novelty import novelty_task
 from metaformer.photo_pool import PhotoPool
 from metaformer.preprocess import image_score, working_size
 from metaformer.summary import machine
+from metaformer.token_transformer import load_token_transformer
 
 SHOTS: tuple[int, ...] = (1, 4)
 PRODUCT_SHOTS: tuple[int, ...] = (1, 4, 8)
@@ -125,9 +127,9 @@ def measure(variant: Variant, task: Task) -> dict[str, float]:
     if variant.views and has_views(model, len(task.support)):
         views = [prepare_views(model, image) for image in task.support]
     adapted = adapt_model(model, [prepare(model, image) for image in task.support], views, 0)
-    maps = [raw_map(model, adapted, prepare(model, image)) for image in task.query]
-    scores = [image_score(grid, model.config.score_share) for grid in maps]
-    return judge(task, scores, maps)
+    maps = [raw_maps(model, adapted, prepare(model, image)) for image in task.query]
+    scores = [image_score(grids[0], model.config.score_share) for grids in maps]
+    return judge(task, scores, [grids[-1] for grids in maps])
 
 
 def judge(task: Task, scores: Sequence[float], maps: Sequence[Tensor]) -> dict[str, float]:
@@ -152,20 +154,29 @@ def cells(mask: NDArray[np.bool_], shape: Sequence[int]) -> NDArray[np.bool_]:
     return found
 
 
-def variants(weights: Sequence[str]) -> dict[str, Variant]:
+def variants(weights: Sequence[str], transformers: Sequence[str]) -> dict[str, Variant]:
     plain = FeatureModel.from_pretrained(FeatureConfig(learned=False))
-    learned = FeatureModel(FeatureConfig(), plain.backbone)
-    every = FeatureModel(FeatureConfig(compared_tokens=20_000), plain.backbone)
+
+    def learned(**changes: Any) -> FeatureModel:
+        return FeatureModel(FeatureConfig(**changes), plain.backbone)
+
     found = {
         "without learning": Variant(plain),
-        "learned metric, every token, no views": Variant(every, views=False),
-        "no views": Variant(learned, views=False),
-        "as it is": Variant(learned),
+        "one map, as learned": Variant(learned(balances=())),
+        "no views": Variant(learned(), views=False),
+        "every token": Variant(learned(compared_tokens=20_000)),
+        "4,000 tokens": Variant(learned(compared_tokens=4_000)),
+        "as it is": Variant(learned()),
     }
     for entry in weights:
         name, _, folder = entry.partition("=")
         model = FeatureModel(FeatureConfig(), plain.backbone, load_metric(Path(folder)))
         found[name] = Variant(model)
+    for entry in transformers:
+        name, _, folder = entry.partition("=")
+        transformer = load_token_transformer(Path(folder) if folder else None)
+        config = FeatureConfig(transformer=True)
+        found[name] = Variant(FeatureModel(config, plain.backbone, transformer=transformer))
     return found
 
 
@@ -189,12 +200,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("roots", type=Path, nargs="*")
     parser.add_argument("--weights", action="append", default=[], metavar="NAME=FOLDER")
+    parser.add_argument(
+        "--transformer", action="append", default=[], metavar="NAME=FOLDER", help="empty: shipped"
+    )
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)
     keep_freed_memory()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    models = variants(options.weights)
+    models = variants(options.weights, options.transformer)
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for tasks in (photo_tasks(options.photos), product_tasks(options.roots)):
         for task in tasks:

@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks import metric
 from benchmarks.metric import Task, judge, means_of, photo_tasks, product_tasks, table
 from metaformer import pixel_fit
-from metaformer.adaptation import adapt_model, prepare, raw_map
+from metaformer.adaptation import adapt_model, prepare, raw_maps
 from metaformer.allocation import keep_freed_memory
 from metaformer.benchmark import save_results
 from metaformer.model import LEVELS
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     metric.SHOTS, metric.PHOTO_TASKS = (4,), options.photo_tasks
     metric.PRODUCT_SHOTS = tuple(options.shots)
     metric.PRODUCT_TASKS, metric.PRODUCT_QUERIES = options.product_tasks, 14
-    model = PixelModel.from_pretrained(PixelConfig(gap=True))
+    model = PixelModel.from_pretrained(PixelConfig(gap=True, resolution=options.resolution))
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for task in (*product_tasks(options.roots), *photo_tasks(options.photos)):
         group = f"{task.group}, {len(task.support)} shots"
@@ -51,12 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             variants += long_maps(model, task)
         for name, maps in variants:
             scores = [image_score(grid, model.config.score_share) for grid in maps]
-            coarse = [F.avg_pool2d(grid[None], 2)[0] for grid in maps]  # stride 8
+            coarse = [F.avg_pool2d(grid[None], 2)[0] for grid in maps]  # stride 4 -> 8
             for key, value in judge(task, scores, coarse).items():
                 per_variant = found.setdefault(group, {}).setdefault(name, {})
                 per_variant.setdefault(key, []).append(value)
         means = means_of(found)
-        settings = {"product_tasks": options.product_tasks, "photo_tasks": options.photo_tasks}
+        settings = {
+            "product_tasks": options.product_tasks,
+            "photo_tasks": options.photo_tasks,
+            "resolution": options.resolution,
+        }
         save_results({**settings, "machine": machine(), "results": means}, options.output)
     print("Image AUROC / pixel AUROC / pixel AP, percent.\n")
     print(table(means))
@@ -75,11 +79,11 @@ def measured_maps(
         for with_gap in (True, False):
             name = f"steps on {count}" + (", with gap" if with_gap else "")
             chosen = adapted if with_gap else without_gap(adapted)
-            yield name, [raw_map(model, chosen, query) for query in queries]
+            yield name, [raw_maps(model, chosen, query)[-1] for query in queries]
 
 
 def long_maps(model: PixelModel, task: Task) -> Iterator[tuple[str, list[Tensor]]]:
-    config = PixelConfig(mode="long")
+    config = PixelConfig(mode="long", resolution=model.config.resolution)
     long = PixelModel(config, model.universal, model.rates, model.prior)
     adapted = adapt_model(long, [prepare(long, image) for image in task.support], [], seed=0)
     assert isinstance(adapted, AdaptedPixel) and adapted.known is not None
@@ -114,6 +118,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--fit-images", type=int, nargs="+", default=[0, 2, 4])
     parser.add_argument("--long", action="store_true", help="minutes for every task")
+    parser.add_argument("--resolution", type=int, default=PixelConfig().resolution)
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--product-tasks", type=int, default=2)
     parser.add_argument("--photo-tasks", type=int, default=4)

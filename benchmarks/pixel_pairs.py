@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from metaformer.adaptation import at_working_size, raw_map
+from metaformer.adaptation import at_working_size, raw_maps
 from metaformer.benchmark import save_results
 from metaformer.benchmark_samples import limit_samples, load_mask, template_of
 from metaformer.datasets import load_categories
@@ -46,9 +46,9 @@ def main() -> None:
             prepared = model.prepare(at_working_size(model, image))
             mask = load_mask(sample, image.shape[:2])
             assert mask is not None and adapted.known is not None
-            maps = {"aligned": raw_map(model, adapted, prepared)}
+            maps = {"aligned": raw_maps(model, adapted, prepared)[-1]}
             adapted.known = replace(adapted.known, templates=())
-            maps["anywhere"] = raw_map(model, adapted, prepared)
+            maps["anywhere"] = raw_maps(model, adapted, prepared)[-1]
             for name, grid in maps.items():
                 full = to_image_size(grid, image.shape)
                 metrics[name].add(resize_map(full, (mask.shape[0], mask.shape[1])), mask)

@@ -17,15 +17,15 @@ from metaformer.adaptation import (
     Adaptation,
     adapt_to_support,
     judge_support,
-    make_folds,
     perturbed_views,
     prepare,
     prepare_views,
-    raw_map,
+    raw_maps,
     shrink,
 )
 from metaformer.feature_config import FeatureConfig
 from metaformer.feature_model import FeatureModel
+from metaformer.memory import make_folds
 from metaformer.preprocess import image_score
 
 
@@ -56,7 +56,7 @@ def maps_by_the_others(images) -> list[torch.Tensor]:
             seed=0,
             views=[v for j, v in enumerate(views) if j != i],
         )
-        maps.append(raw_map(model, others, prepared[i]))
+        maps.append(raw_maps(model, others, prepared[i]))
     return maps
 
 
@@ -94,7 +94,7 @@ def test_from_any_number_of_images_defects_score_higher(count, rule):
 
     def raw(image) -> float:
         return image_score(
-            raw_map(model, result.adapted, prepare(model, image)), model.config.score_share
+            raw_maps(model, result.adapted, prepare(model, image))[0], model.config.score_share
         )
 
     good = [raw(boards.good(seed)) for seed in range(100, 104)]
@@ -106,7 +106,7 @@ def test_from_any_number_of_images_defects_score_higher(count, rule):
 def test_normal_scores_come_from_models_that_did_not_see_the_image():
     images = support(4)
     share = boards.universal().model.config.score_share
-    expected = [image_score(grid, share) for grid in maps_by_the_others(images)]
+    expected = [image_score(grids[0], share) for grids in maps_by_the_others(images)]
     result = adapt(images)
     assert [score.raw_score for score in result.support_scores] == expected
     assert result.calibration.normal_scores == tuple(sorted(expected))
@@ -116,7 +116,7 @@ def test_few_normal_pixels_lie_above_the_pixel_threshold():
     images = support(5)
     result = adapt(images)
     above, count = 0, 0
-    for cells in maps_by_the_others(images):
+    for *_, cells in maps_by_the_others(images):
         above += int((cells > result.calibration.pixel_threshold).sum())
         count += cells.numel()
     assert 0 <= above <= math.ceil(PIXEL_FALSE_ALARM_RATE * count)
@@ -272,7 +272,7 @@ def test_images_of_a_small_support_are_remembered_in_other_light_and_mirrored_to
     plain = universal.adapt([tokens], seed=0)
     for view in ((0.85 * image + 0.5).astype(np.uint8), np.ascontiguousarray(image[::-1])):
         seen = prepare(universal, view)
-        assert float(lone.anomaly_map(seen).mean()) < 0.9 * float(plain.anomaly_map(seen).mean())
+        assert float(lone.anomaly_maps(seen).mean()) < 0.9 * float(plain.anomaly_maps(seen).mean())
 
     many = [boards.good(seed) for seed in range(VIEWED_IMAGES + 1)]
     assert len(remembered(*many[:-1]).views) == VIEWED_IMAGES

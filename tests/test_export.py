@@ -513,3 +513,11 @@ def test_export_leaves_an_earlier_file_when_refused(
     assert done.exit_code == 1
     assert "--check" in done.output
     assert model.read_bytes() == b"earlier"
+
+
+def test_a_detector_with_the_token_transformer_is_refused():
+    model = FeatureModel.from_pretrained(FeatureConfig(resolution=64, transformer=True))
+    images = [np.full((64, 64, 3), level, np.uint8) for level in (90, 120)]
+    detector = Metaformer(model, "feature").adapt(images)
+    with pytest.raises(UnsupportedExportError, match="whose map T corrects"):
+        full_model(detector)

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import boards
+from metaformer.adaptation import raw_maps
 from metaformer.cli import app
 from metaformer.detector import Detector, Metaformer
 from metaformer.detector_file import DetectorFileError
@@ -25,7 +26,7 @@ from metaformer.feature_model import AdaptedFeature, FeatureModel
 from metaformer.images import ImageError
 from metaformer.memory import merge_samples
 from metaformer.pixel_model import PixelConfig, PixelModel
-from metaformer.preprocess import image_score, smooth, to_tensor
+from metaformer.preprocess import image_score, to_tensor
 from metaformer.support import DuplicateSupportWarning, OddSupportWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore::metaformer.support.OddSupportWarning")
@@ -223,7 +224,7 @@ def test_more_memory_never_raises_a_score(count, seed):
     query = model.prepare(to_tensor(boards.defective(seed), (96, 96)))
 
     def score(memory: AdaptedFeature) -> float:
-        raw = smooth(memory.anomaly_map(query)[None], model.config.sigma)[0]
+        raw = raw_maps(model, memory, query)[0]
         return image_score(raw, model.config.score_share)
 
     # The matrix product rounds differently with other sizes.

@@ -74,8 +74,8 @@ def test_the_support_itself_is_at_distance_zero(model):
     tokens = [model.prepare(tensor(boards.good(seed))) for seed in range(2)]
     adapted = model.adapt(tokens, seed=0)
     for image in tokens:
-        found = adapted.anomaly_map(image)
-        other = adapted.anomaly_map(model.prepare(tensor(boards.good(7))))
+        found = adapted.anomaly_maps(image)
+        other = adapted.anomaly_maps(model.prepare(tensor(boards.good(7))))
         # Not quite zero: floors, and the rounding of squares under a root.
         assert float(found.max()) < 0.1 * float(other.mean())
 
@@ -83,13 +83,14 @@ def test_the_support_itself_is_at_distance_zero(model):
 def test_a_real_defect_stands_out_where_it_is(model):
     good = [model.prepare(tensor(boards.good(seed, "77000005"))) for seed in range(3)]
     adapted = model.adapt(good, seed=0)
-    found = adapted.anomaly_map(model.prepare(tensor(boards.defective(50, "77000005"))))
-    plain = adapted.anomaly_map(model.prepare(tensor(boards.good(50, "77000005"))))
-    assert found.shape == (12, 12)
-    assert float(found.max()) > 1.2 * float(plain.max())
-    row, column = divmod(int(found.argmax()), 12)
-    # Cells are 8 pixels wide and the defect lies at the centre of the cut, give or take a few.
-    assert abs(row - 5.5) <= 3 and abs(column - 5.5) <= 3
+    found = adapted.anomaly_maps(model.prepare(tensor(boards.defective(50, "77000005"))))
+    plain = adapted.anomaly_maps(model.prepare(tensor(boards.good(50, "77000005"))))
+    assert found.shape == (2, 12, 12)
+    for defective, good in zip(found, plain, strict=True):
+        assert float(defective.max()) > 1.2 * float(good.max())
+        row, column = divmod(int(defective.argmax()), 12)
+        # Cells are 8 pixels wide and the defect lies at the centre of the cut, give or take a few.
+        assert abs(row - 5.5) <= 3 and abs(column - 5.5) <= 3
 
 
 def distances(image, memory) -> dict[str, torch.Tensor]:
@@ -109,7 +110,7 @@ def test_plain_map_is_the_weighted_mean_of_the_levels(plain):
     memory = {"8": unit(50, 40, 0), "16": unit(50, 112, 1)}
     parts = distances(image, memory)
     expected = (0.5 * parts["8"] + 1.0 * parts["16"]) / 1.5
-    found = AdaptedFeature(plain, memory).anomaly_map(image)
+    (found,) = AdaptedFeature(plain, memory).anomaly_maps(image)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -117,19 +118,29 @@ def test_learned_map_is_the_weighted_geometric_mean_of_both_distances(model):
     image = model.prepare(tensor(boards.good(9)))
     memory = {"8": unit(50, 40, 0), "16": unit(50, 112, 1), "pooled": unit(50, 64, 2)}
     parts = distances(image, memory)
-    weights, exponent = model.metric.shares()
-    assert float(weights.sum()) == pytest.approx(1) and 0 < float(exponent) < 1
+    weights, learned = model.metric.shares()
+    assert float(weights.sum()) == pytest.approx(1) and 0 < float(learned) < 1
     cosine = weights[0] * parts["8"] + weights[1] * parts["16"]
-    expected = (cosine + FLOOR) ** (1 - exponent) * (parts["pooled"] + FLOOR) ** exponent
-    found = AdaptedFeature(model, memory).anomaly_map(image)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for balances in ((0.6, 0.8), (0.3,), ()):
+        compare = FeatureModel(replace(CONFIG, balances=balances), model.backbone, model.metric)
+        found = AdaptedFeature(compare, memory).anomaly_maps(image)
+        exponents = balances or (float(learned),)
+        for grid, exponent in zip(found, exponents, strict=True):
+            expected = (cosine + FLOOR) ** (1 - exponent) * (parts["pooled"] + FLOOR) ** exponent
+            torch.testing.assert_close(grid, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("balances", [(0.5, 0.5, 0.5), (1.1,), (-0.1, 0.5), (float("nan"),)])
+def test_balances_are_up_to_two_exponents(balances):
+    with pytest.raises(ValueError, match="balances: found"):
+        FeatureConfig(balances=balances)
 
 
 def test_more_normal_images_never_raise_the_map(model):
     tokens = [model.prepare(tensor(boards.good(seed))) for seed in range(4)]
     query = model.prepare(tensor(boards.defective(8)))
-    few = model.adapt(tokens[:2], seed=0).anomaly_map(query)
-    many = model.adapt(tokens, seed=0).anomaly_map(query)
+    few = model.adapt(tokens[:2], seed=0).anomaly_maps(query)
+    many = model.adapt(tokens, seed=0).anomaly_maps(query)
     assert (many <= few + 1e-6).all()
     assert (many < few - 1e-4).any()
 
@@ -137,8 +148,8 @@ def test_more_normal_images_never_raise_the_map(model):
 def test_order_of_the_support_does_not_matter(model):
     tokens = [model.prepare(tensor(boards.good(seed))) for seed in range(3)]
     query = model.prepare(tensor(boards.good(8)))
-    forward = model.adapt(tokens, seed=0).anomaly_map(query)
-    backward = model.adapt(tokens[::-1], seed=0).anomaly_map(query)
+    forward = model.adapt(tokens, seed=0).anomaly_maps(query)
+    backward = model.adapt(tokens[::-1], seed=0).anomaly_maps(query)
     torch.testing.assert_close(forward, backward, rtol=1e-5, atol=1e-6)
 
 
@@ -164,7 +175,7 @@ def test_state_restores_the_same_maps_bit_for_bit(model):
     copies = {name: t.clone() for name, t in tensors.items()}
     restored = adapted_from_state(copies, settings)
     query = model.prepare(tensor(boards.defective(1)))
-    assert torch.equal(restored.anomaly_map(query), adapted.anomaly_map(query))
+    assert torch.equal(restored.anomaly_maps(query), adapted.anomaly_maps(query))
     assert restored.model.config == CONFIG
 
 
@@ -175,8 +186,8 @@ def test_a_file_keeps_the_metric_it_was_made_with(model):
     adapted = changed.adapt([changed.prepare(tensor(boards.good(0)))], seed=0)
     restored = adapted_from_state(*adapted.state())
     query = tensor(boards.defective(1))
-    found = restored.anomaly_map(restored.model.prepare(query))
-    assert torch.equal(found, adapted.anomaly_map(changed.prepare(query)))
+    found = restored.anomaly_maps(restored.model.prepare(query))
+    assert torch.equal(found, adapted.anomaly_maps(changed.prepare(query)))
 
 
 def test_a_file_from_before_the_metric_is_read_as_it_was(plain):
@@ -185,7 +196,7 @@ def test_a_file_from_before_the_metric_is_read_as_it_was(plain):
     del settings["config"]["learned"]
     restored = adapted_from_state(tensors, settings)
     query = plain.prepare(tensor(boards.defective(1)))
-    assert torch.equal(restored.anomaly_map(query), adapted.anomaly_map(query))
+    assert torch.equal(restored.anomaly_maps(query), adapted.anomaly_maps(query))
 
 
 def test_the_metric_is_of_its_levels_alone():
@@ -260,8 +271,8 @@ def test_what_is_normal_elsewhere_is_found_only_by_place(aligned):
         config = replace(aligned.config, aligned=by_place)
         compare = FeatureModel(config, aligned.backbone)
         adapted = compare.adapt([compare.prepare(tensor(image)) for image in normal], seed=0)
-        right = adapted.anomaly_map(compare.prepare(tensor(boards.good(9, "77000005", 192, 192))))
-        found = adapted.anomaly_map(compare.prepare(tensor(wrong)))
+        right = adapted.anomaly_maps(compare.prepare(tensor(boards.good(9, "77000005", 192, 192))))
+        (found,) = adapted.anomaly_maps(compare.prepare(tensor(wrong)))
         maxima[by_place] = float(found[4:12, 4:12].mean() / right.mean())
     assert maxima[True] > 1.5 * maxima[False]
 
@@ -272,7 +283,7 @@ def test_an_aligned_part_may_be_out_of_place_by_the_reach(aligned):
 
     def score(shift: int) -> float:
         moved = torch.roll(tensor(image), shift, dims=3)
-        return float(adapted.anomaly_map(aligned.prepare(moved))[12:-12, 12:-12].mean())
+        return float(adapted.anomaly_maps(aligned.prepare(moved))[0, 12:-12, 12:-12].mean())
 
     assert score(0) < 1e-5
     assert score(8) < 0.3 * score(48)

@@ -227,7 +227,7 @@ def test_maps_of_an_episode_are_those_of_the_preset():
     from metaformer.feature_model import AdaptedFeature, FeatureModel
     from metaformer.preprocess import smooth
 
-    model = FeatureModel.from_pretrained(FeatureConfig(resolution=64))
+    model = FeatureModel.from_pretrained(FeatureConfig(resolution=64, balances=()))
     support, query = features(0, 2), features(1, 1)
     task = FeatureEpisode(support, query, torch.zeros(1, 8, 8), torch.tensor([True]))
     memory = {
@@ -235,5 +235,5 @@ def test_maps_of_an_episode_are_those_of_the_preset():
         for name, grids in model.metric(support).items()
     }
     tokens = {name: grid[0] for name, grid in model.metric(query).items()}
-    used = smooth(AdaptedFeature(model, memory).anomaly_map(tokens)[None], model.config.sigma)
+    used = smooth(AdaptedFeature(model, memory).anomaly_maps(tokens), model.config.sigma)
     torch.testing.assert_close(episode_maps(model.metric, task), used, atol=1e-5, rtol=1e-4)

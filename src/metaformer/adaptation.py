@@ -20,6 +20,7 @@ from torch import Tensor
 from metaformer.calibration import Calibration, calibrate
 from metaformer.feature_model import AdaptedFeature, FeatureModel, Rows
 from metaformer.images import resize_image
+from metaformer.memory import make_folds
 from metaformer.pixel_long import train_transformer
 from metaformer.pixel_model import AdaptedPixel, PixelModel
 from metaformer.preprocess import image_score, smooth, to_tensor, working_size
@@ -117,7 +118,7 @@ def adapt_to_support(
     detail = shrink(image, VIEW_DETAIL * model.config.resolution)
     changed = perturbed_views(detail, VIEWS, seed, moves=0.1 if is_aligned(model) else 1.0)
     # Another part differs from this one by more than a changed view of it does.
-    maps = [model.view_factor * raw_map(model, adapted, prepare(model, view)) for view in changed]
+    maps = [model.view_factor * raw_maps(model, adapted, prepare(model, view)) for view in changed]
     on_step(total, total)
     calibration = calibrate(
         scores_of(model, maps),
@@ -144,13 +145,27 @@ def adapt_to_prepared(
     """
     folds = make_folds(len(prepared), model.max_folds)
     maps: list[Tensor] = [torch.empty(0)] * len(prepared)
-    adapted = adapt_model(model, prepared, views, seed)
-    on_step(1, len(folds) + 1)
-    for number, fold in enumerate(folds):
-        for i, left_out in left_out_maps(model, adapted, prepared, views, fold, seed).items():
-            maps[i] = left_out
-        on_step(number + 2, len(folds) + 1)
-    if isinstance(adapted, AdaptedPixel):
+    adapted: Adapted
+    if isinstance(model, FeatureModel):
+        distances = model.left_out_distances(
+            prepared, views, seed=seed, on_fold=lambda done: on_step(done, len(folds) + 1)
+        )
+        adapted = model.adapt(prepared, seed=seed, views=views, left_out=distances)
+        for fold in folds:
+            for i in fold:
+                left_out = adapted.read(prepared[i], distances[i], without=fold)
+                maps[i] = smooth(left_out, model.config.sigma)
+        on_step(len(folds) + 1, len(folds) + 1)
+    else:
+        adapted = adapt_model(model, prepared, views, seed)
+        assert isinstance(adapted, AdaptedPixel)
+        on_step(1, len(folds) + 1)
+        for number, fold in enumerate(folds):
+            # Only the memory forgets an image: a fit of A for every fold would take most of the
+            # time. What A has learned of it in its few steps stays (decision 0005).
+            for i, left_out in adapted.left_out_maps(fold, seed=seed).items():
+                maps[i] = smooth(left_out[None], model.config.sigma)
+            on_step(number + 2, len(folds) + 1)
         adapted.readings = []
     scores = scores_of(model, maps)
     calibration = calibrate(scores, false_alarm_rate, pixel_threshold=pixel_threshold_of(maps))
@@ -167,40 +182,14 @@ def adapt_model(model: Model, prepared: Sequence[Any], views: Sequence[Rows], se
     return adapted
 
 
-def left_out_maps(
-    model: Model,
-    adapted: Adapted,
-    prepared: Sequence[Any],
-    views: Sequence[Rows],
-    fold: set[int],
-    seed: int,
-) -> dict[int, Tensor]:
-    """Raw maps (h, w) of the images of ``fold``, as if they had not been adapted to.
-
-    Of the ``pixel`` preset only the memory forgets them: a fit of A for every fold would take most
-    of the time. What A has learned of an image in its few steps stays
-    (``docs/decisions/0005-universal.md``).
-    """
-    if isinstance(adapted, AdaptedPixel):
-        maps = adapted.left_out_maps(fold, seed=seed)
-    else:
-        others = adapted.model.adapt(
-            [tokens for i, tokens in enumerate(prepared) if i not in fold],
-            seed=seed,
-            views=[rows for i, rows in enumerate(views) if i not in fold],
-        )
-        maps = {i: others.anomaly_map(prepared[i]) for i in fold}
-    return {i: smooth(grid[None], model.config.sigma)[0] for i, grid in maps.items()}
-
-
 def scores_of(model: Model, maps: Sequence[Tensor]) -> list[float]:
-    """Raw image scores of raw maps (h, w)."""
-    return [image_score(m, model.config.score_share) for m in maps]
+    """Raw image scores of images' raw maps (M, h, w)."""
+    return [image_score(m[0], model.config.score_share) for m in maps]
 
 
 def pixel_threshold_of(maps: Sequence[Tensor]) -> float:
-    """The value that ``PIXEL_FALSE_ALARM_RATE`` of the pixels of normal maps (h, w) reach."""
-    pixels = torch.cat([m.flatten() for m in maps])
+    """What ``PIXEL_FALSE_ALARM_RATE`` of the pixels of normal images' maps (M, h, w) reach."""
+    pixels = torch.cat([m[-1].flatten() for m in maps])
     kept = max(1, round(PIXEL_FALSE_ALARM_RATE * len(pixels)))
     return float(pixels.topk(kept).values[-1])
 
@@ -231,17 +220,12 @@ def at_working_size(model: Model, image: Image) -> Tensor:
     return to_tensor(image, size)
 
 
-def raw_map(model: Model, adapted: Adapted, prepared: Any) -> Tensor:
-    """(h, w) raw anomaly map, blurred."""
-    return smooth(adapted.anomaly_map(prepared)[None], model.config.sigma)[0]
-
-
-def make_folds(count: int, most: int) -> list[set[int]]:
-    """Leave-one-out up to ``most`` images, ``most`` interleaved folds beyond; none for one."""
-    if count < 2:
-        return []
-    folds = min(count, most)
-    return [set(range(first, count, folds)) for first in range(folds)]
+def raw_maps(model: Model, adapted: Adapted, prepared: Any) -> Tensor:
+    """(M, h, w) raw anomaly maps, blurred: the first is what the image is scored by, the last marks
+    pixels. M is 1 or 2."""
+    if isinstance(adapted, AdaptedFeature):
+        return smooth(adapted.anomaly_maps(prepared), model.config.sigma)
+    return smooth(adapted.anomaly_map(prepared)[None], model.config.sigma)
 
 
 def judge_support(scores: Sequence[float]) -> tuple[SupportScore, ...]:

@@ -21,7 +21,7 @@ from metaformer.adaptation import (
     has_views,
     prepare,
     prepare_views,
-    raw_map,
+    raw_maps,
 )
 from metaformer.backbone_weights import BackboneError
 from metaformer.calibration import Calibration
@@ -255,11 +255,11 @@ class Detector:
     def score_pixels(self, pixels: NDArray[np.uint8]) -> tuple[float, NDArray[np.float32]]:
         """Raw score and raw (H, W) map of an image (H, W, 3) uint8 RGB, before calibration."""
         if self.engine is None:
-            grid = raw_map(self.model, self.adapted, prepare(self.model, pixels))  # (h, w)
+            grids = raw_maps(self.model, self.adapted, prepare(self.model, pixels))  # (M, h, w)
         else:
-            grid = self.engine(at_working_size(self.model, pixels))[0]
-        score = image_score(grid, self.model.config.score_share)
-        return score, to_image_size(grid, pixels.shape)
+            grids = self.engine(at_working_size(self.model, pixels))[0]
+        score = image_score(grids[0], self.model.config.score_share)
+        return score, to_image_size(grids[-1], pixels.shape)
 
     def predict_many(self, images: Iterable[ImageSource]) -> Iterator[Prediction]:
         """``predict`` for each image in turn, holding one in memory at a time."""

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaformer.adaptation import raw_map
+from metaformer.adaptation import raw_maps
 from metaformer.decoding import count_pixels
 from metaformer.detector import Detector
 from metaformer.onnx_detector import map_model
@@ -194,7 +194,7 @@ def make_engine(detector: Detector, name: EngineName) -> Engine:
     runtime: Runtime = name
     model = map_model(detector).SerializeToString()
     run = compile_model(model, runtime, threads=torch.get_num_threads())
-    return Engine(name, lambda images: torch.from_numpy(run(images.numpy())["raw_map"]))
+    return Engine(name, lambda images: torch.from_numpy(run(images.numpy())["raw_maps"]))
 
 
 def torch_engine(detector: Detector) -> Engine:
@@ -202,7 +202,7 @@ def torch_engine(detector: Detector) -> Engine:
 
     def run(images: Tensor) -> Tensor:
         model, adapted = detector.model, detector.adapted
-        return torch.stack([raw_map(model, adapted, model.prepare(x[None])) for x in images])
+        return torch.stack([raw_maps(model, adapted, model.prepare(x[None])) for x in images])
 
     return Engine("torch", run)
 
@@ -218,17 +218,17 @@ def test_image(detector: Detector) -> Tensor:
     return torch.from_numpy(pixels.astype(np.float32))
 
 
-def check_engine(detector: Detector, engine: Engine, expected_map: Tensor) -> None:
-    """Hold an engine against PyTorch's map (h, w) of the test image.
+def check_engine(detector: Detector, engine: Engine, expected_maps: Tensor) -> None:
+    """Hold an engine against PyTorch's maps (M, h, w) of the test image.
 
     Raises:
         EngineError: the score or the map is another.
     """
     share = detector.model.config.score_share
-    found_map = engine(test_image(detector))[0]
-    expected, found = image_score(expected_map, share), image_score(found_map, share)
+    found_maps = engine(test_image(detector))[0]
+    expected, found = image_score(expected_maps[0], share), image_score(found_maps[0], share)
     spread = detector.calibration.spread
-    furthest = float((found_map - expected_map).abs().max())
+    furthest = float((found_maps - expected_maps).abs().max())
     # Written so that NaN is refused too.
     if (
         abs(found - expected) <= MOST_SCORE_DIFFERENCE * spread

@@ -28,13 +28,13 @@ from metaformer.adaptation import (
     Model,
     adapt_to_prepared,
     judge_support,
-    make_folds,
     pixel_threshold_of,
-    raw_map,
+    raw_maps,
     scores_of,
 )
 from metaformer.calibration import Calibration, calibrate
 from metaformer.feature_model import AdaptedFeature, FeatureModel, Rows
+from metaformer.memory import make_folds
 
 How = Literal["recomputed", "estimated"]
 
@@ -120,13 +120,13 @@ def extend_by_estimate(
     for number, fold in enumerate(folds):
         others = remember(fold)
         for i in fold:
-            maps[i] = raw_map(model, others, prepared[i])
+            maps[i] = raw_maps(model, others, prepared[i])
         on_step(number + 1, len(folds) + 1)
     adapted = remember(set())
     on_step(len(folds) + 1, len(folds) + 1)
 
     new_scores = scores_of(model, maps)
-    before = scores_of(model, [raw_map(model, earlier.adapted, image) for image in prepared])
+    before = scores_of(model, [raw_maps(model, earlier.adapted, image) for image in prepared])
     factor = shrinkage(before, new_scores)
     scores = [*(factor * score for score in earlier.scores), *new_scores]
     # The earlier maps are gone: their threshold counts as much as they were many.

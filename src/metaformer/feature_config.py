@@ -25,6 +25,15 @@ class FeatureConfig:
     learned: bool = True
     """Compare in the meta-learned metric, which knows strides 8 and 16 of the shipped backbone
     (``docs/decisions/0006-metric.md``)."""
+    balances: tuple[float, ...] = (0.6, 0.8)
+    """Exponents of the Euclidean distance in the learned metric's maps: of the map that images are
+    scored by, and of that which marks pixels (``docs/decisions/0012-two-maps.md``). One value
+    serves for both, and none leaves what the metric has learned (0.495). Without the metric there
+    is one map."""
+    transformer: bool = False
+    """Let T correct the maps. It has learned to read the distances of the learned metric, and is
+    not used without it. Off: it wins on synthetic defects and photos and loses on real defects
+    (``docs/decisions/0013-token-transformer.md``)."""
     aligned: bool = False
     """Compare each token only with support tokens around the same place: for a fixed camera and a
     fixed part, or a test image with its golden sample. Finds what is normal elsewhere but not
@@ -33,10 +42,10 @@ class FeatureConfig:
     """Pixels that an aligned part may be out of place, at the working resolution."""
     max_tokens: int = 20_000
     """Support tokens kept per reading; beyond it a seeded random choice stands for all."""
-    compared_tokens: int = 4_000
+    compared_tokens: int = 2_000
     """Of those, and of the tokens of views, so many are compared with; a random choice again. A
-    quarter of all does as well (``docs/decisions/0009-fewer-tokens-more-views.md``), and takes a
-    quarter of the time. Not of aligned detectors, which compare at a place."""
+    fraction of all does as well (``docs/decisions/0009-fewer-tokens-more-views.md``, ``0012``), and
+    takes that fraction of the time. Not of aligned detectors, which compare at a place."""
     score_share: float = 0.01
     """The image score is the mean of this share of the highest cells."""
     sigma: float = 1.0
@@ -47,11 +56,21 @@ class FeatureConfig:
     """Of the weights of another backbone; they stay outside detector files."""
 
     def __post_init__(self) -> None:
+        if len(self.balances) > 2 or not all(0 <= balance <= 1 for balance in self.balances):
+            raise ValueError(
+                f"balances: found {self.balances}; accepted are up to two exponents, each from 0 "
+                f"to 1."
+            )
         if self.learned and (self.aligned or self.levels != (8, 16) or self.backbone != SHIPPED):
             raise ValueError(
                 f"learned: found with levels {self.levels}, aligned {self.aligned} and backbone "
                 f"{self.backbone}; accepted with it are levels (8, 16) of {SHIPPED}, not aligned."
             )
+
+    @property
+    def corrects(self) -> bool:
+        """Whether T corrects the map."""
+        return self.learned and self.transformer
 
     @property
     def readings(self) -> tuple[str, ...]:

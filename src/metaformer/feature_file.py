@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from metaformer.feature_config import SHIPPED, FeatureConfig
-from metaformer.feature_model import METRIC, AdaptedFeature, FeatureModel, Rows
+from metaformer.feature_model import METRIC, TRANSFORMER, AdaptedFeature, FeatureModel, Rows
 from metaformer.metric import metric_from_tensors
+from metaformer.token_transformer import SeenImage, transformer_from_tensors
 
 
 def adapted_from_state(
@@ -29,14 +30,22 @@ def adapted_from_state(
         k: tuple(v) if isinstance(v, list) else v for k, v in settings["config"].items()
     }
     # What earlier versions did not know.
-    config = FeatureConfig(**{"learned": False, "compared_tokens": sys.maxsize, **stored})
+    unknown: dict[str, Any] = {
+        "learned": False,
+        "balances": (),
+        "compared_tokens": sys.maxsize,
+    }
+    config = FeatureConfig(**(unknown | stored))
     if config.backbone != SHIPPED and not isinstance(config.backbone_sha256, str):
         raise ValueError(f"no SHA-256 of the weights of {config.backbone}")
-    metric = None
+    metric, transformer = None, None
     if config.learned:
-        kept = {n[len(METRIC) :]: t for n, t in tensors.items() if n.startswith(METRIC)}
-        metric = metric_from_tensors(kept)
-    model = FeatureModel.from_pretrained(config, backbone_weights=backbone_weights, metric=metric)
+        metric = metric_from_tensors(under(METRIC, tensors))
+    if config.corrects:
+        transformer = transformer_from_tensors(under(TRANSFORMER, tensors))
+    model = FeatureModel.from_pretrained(
+        config, backbone_weights=backbone_weights, metric=metric, transformer=transformer
+    )
     memory = {name: tensors[f"memory.{name}"] for name in config.readings}
     for name, tokens in memory.items():
         channels, dims = model.channels(name), 4 if config.aligned else 2
@@ -53,7 +62,37 @@ def adapted_from_state(
             fits = sizes.ndim == 2 and sizes.shape[1] == 2 and bool((sizes > 0).all())
             if not fits or int(sizes.prod(1).sum()) != cells:
                 raise ValueError(f"grids.{name} does not add up to the {cells} tokens kept")
-    return AdaptedFeature(model, memory, grids, views_of(tensors, model))
+    adapted = AdaptedFeature(model, memory, grids, views_of(tensors, model))
+    if transformer is not None:
+        adapted.seen = seen_of(tensors, transformer.config.width)
+    return adapted
+
+
+def under(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin with ``start``, without it."""
+    return {n[len(start) :]: t for n, t in tensors.items() if n.startswith(start)}
+
+
+def seen_of(tensors: dict[str, Tensor], width: int) -> dict[int, SeenImage]:
+    """The support images in a detector file as T sees them.
+
+    Raises:
+        ValueError: they do not add up.
+        KeyError: there are none.
+    """
+    tokens, rows = tensors["seen.tokens"], tensors["seen.rows"].tolist()
+    loudness, index = tensors["seen.loudness"].tolist(), tensors["seen.index"].tolist()
+    lengths = {len(rows), len(loudness), len(index), len(set(index))}
+    fits = tokens.ndim == 2 and tokens.shape[1] == width and sum(rows) == len(tokens)
+    if not rows or min(rows) < 1 or len(lengths) != 1 or not fits:
+        raise ValueError(
+            f"seen.tokens has shape {tuple(tokens.shape)}, needed are {sum(rows)} rows of {width} "
+            f"for {len(rows)} images"
+        )
+    return {
+        i: SeenImage(part, loud)
+        for i, part, loud in zip(index, tokens.split(rows), loudness, strict=True)
+    }
 
 
 def views_of(tensors: dict[str, Tensor], model: FeatureModel) -> list[Rows]:

@@ -3,11 +3,13 @@
 Tokens are compared in a metric meta-learned on other products (``metric.py``). Without it, for
 other backbones and for aligned parts, this is the plain comparison: cosine distance of each token
 to its nearest support token, level by level, which is the control that the metric has to beat.
+Beside the metric the transformer T (``token_transformer.py``) corrects the map, by what the map of
+each support image is when the others are remembered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,13 +23,16 @@ from metaformer.backbone_weights import BackboneError
 from metaformer.feature_config import SHIPPED, FeatureConfig
 from metaformer.memory import (
     aligned_distance,
+    apart_distance,
     cosine_distance,
     euclidean_distance,
     fit_grid,
+    make_folds,
     merge_samples,
 )
-from metaformer.metric import POOLED, TokenMetric, load_metric
+from metaformer.metric import COARSE, POOLED, TokenMetric, load_metric
 from metaformer.timm_backbone import load_timm_backbone
+from metaformer.token_transformer import SeenImage, TokenTransformer, load_token_transformer
 
 VIEW_FACTOR, LEARNED_VIEW_FACTOR = 1.3, 1.4
 """How many times a changed view's score another part scores (``docs/decisions/0002-threshold.md``);
@@ -38,10 +43,21 @@ Tokens = dict[str, Tensor]
 """Reading -> (C, h, w) of one image: at a stride, each token of unit length, or ``pooled``."""
 Rows = dict[str, Tensor]
 """Reading -> (N, C) tokens without their places."""
+Distances = dict[str, Tensor]
+"""Reading -> (h, w) of one image: distance of each token to the nearest remembered."""
 METRIC = "metric."
 """Start of the names of the metric's tensors in a detector file."""
 VIEW_SHARE = 8
 """One in so many of the tokens of a view is kept: views stand beside the image they are of."""
+TRANSFORMER = "transformer."
+"""Start of the names of T's tensors in a detector file."""
+TRUST = 0.5
+"""Share of T's correction that is made. It was trained on photos with all of it; on products half
+does better (``docs/decisions/0013-token-transformer.md``)."""
+SEEN_IMAGES = 10
+"""Most support images that T attends to."""
+OWN_REACH = 2
+"""Cells of stride 16 around a place of a lone support image that are not compared with it."""
 
 
 class Backbone(Protocol):
@@ -61,11 +77,18 @@ class FeatureModel:
     """Leave-one-out costs little: leaving an image out is leaving its tokens out."""
 
     def __init__(
-        self, config: FeatureConfig, backbone: Backbone, metric: TokenMetric | None = None
+        self,
+        config: FeatureConfig,
+        backbone: Backbone,
+        metric: TokenMetric | None = None,
+        transformer: TokenTransformer | None = None,
     ) -> None:
         self.config = config
         self.backbone = backbone
         self.metric = (metric or load_metric()) if config.learned else None
+        self.transformer: TokenTransformer | None = None
+        if config.corrects:
+            self.transformer = transformer or load_token_transformer()
         self.view_factor = LEARNED_VIEW_FACTOR if config.learned else VIEW_FACTOR
         self.size_multiple = max(config.levels)
 
@@ -76,9 +99,10 @@ class FeatureModel:
         *,
         backbone_weights: Path | None = None,
         metric: TokenMetric | None = None,
+        transformer: TokenTransformer | None = None,
     ) -> FeatureModel:
         """The model of ``config``; ``backbone_weights`` are those of a backbone of timm, and
-        ``metric`` takes the place of the package's.
+        ``metric`` and ``transformer`` take the places of the package's.
 
         Raises:
             BackboneError: the backbone or its weights cannot be used.
@@ -86,7 +110,7 @@ class FeatureModel:
         config = config or FeatureConfig()
         if config.backbone == SHIPPED:
             refuse_weights(backbone_weights)
-            return cls(config, load_backbone(deepest=max(config.levels)), metric)
+            return cls(config, load_backbone(deepest=max(config.levels)), metric, transformer)
         backbone = load_timm_backbone(
             config.backbone,
             weights=backbone_weights,
@@ -124,14 +148,71 @@ class FeatureModel:
         return {name: torch.cat(parts) for name, parts in rows.items()}
 
     def adapt(
-        self, support: Sequence[Tokens], *, seed: int, views: Sequence[Rows] = ()
+        self,
+        support: Sequence[Tokens],
+        *,
+        seed: int,
+        views: Sequence[Rows] = (),
+        left_out: Sequence[Distances] | None = None,
     ) -> AdaptedFeature:
-        """Remember the support. No weight changes.
+        """Remember the support, and show it to T. No weight changes.
 
         Args:
             support: what ``prepare`` gave for each image.
             views: what ``sample_views`` gave for each image, or nothing.
+            left_out: what ``left_out_distances`` gave for the support, if that is known already.
         """
+        adapted = self.remember(support, seed=seed, views=views)
+        if self.transformer is not None:
+            if left_out is None:
+                left_out = self.left_out_distances(support, views, seed=seed)
+            adapted.seen = adapted.show(support, left_out, seed=seed)
+        return adapted
+
+    @torch.inference_mode()
+    def left_out_distances(
+        self,
+        support: Sequence[Tokens],
+        views: Sequence[Rows] = (),
+        *,
+        seed: int,
+        on_fold: Callable[[int], None] = lambda done: None,
+    ) -> list[Distances]:
+        """Of each support image, to what is remembered of the others.
+
+        Of a lone image, to the rest of it: each token to those not around its own place. Its views
+        are left out then, for they show the same place again.
+
+        Args:
+            on_fold: called with the number of folds done.
+        """
+        if len(support) == 1:
+            return [
+                {
+                    name: apart_distance(
+                        grid,
+                        OWN_REACH * grid.shape[1] // support[0][COARSE].shape[1],
+                        euclidean=name == POOLED,
+                    )
+                    for name, grid in support[0].items()
+                }
+            ]
+        found: list[Distances] = [{} for _ in support]
+        for number, fold in enumerate(make_folds(len(support), self.max_folds)):
+            others = self.remember(
+                [tokens for i, tokens in enumerate(support) if i not in fold],
+                seed=seed,
+                views=[rows for i, rows in enumerate(views) if i not in fold],
+            )
+            for i in fold:
+                found[i] = others.distances(support[i])
+            on_fold(number + 1)
+        return found
+
+    def remember(
+        self, support: Sequence[Tokens], *, seed: int, views: Sequence[Rows] = ()
+    ) -> AdaptedFeature:
+        """``adapt`` without T."""
         generator = torch.Generator().manual_seed(seed)
         remember = self._remember_grids if self.config.aligned else self._remember_tokens
         memory = {name: remember(name, support, generator) for name in self.config.readings}
@@ -186,6 +267,8 @@ class AdaptedFeature:
         """Of support images, where it has few."""
         self.compared = {name: self._choose(name) for name in memory}
         """What of memory and views a token is compared with."""
+        self.seen: dict[int, SeenImage] = {}
+        """Index in the support -> the image as T sees it."""
 
     def _choose(self, name: str) -> Tensor:
         config, memory = self.model.config, self.memory[name]
@@ -247,35 +330,79 @@ class AdaptedFeature:
             memory[name] = merge_samples(
                 old, new, stands_for=round(earlier * per_image), most=most, generator=generator
             )
-        return AdaptedFeature(self.model, memory, None, [*self.views, *views])
+        extended = AdaptedFeature(self.model, memory, None, [*self.views, *views])
+        extended.seen = self.seen  # of the earlier images: gaps of later ones are much the same
+        return extended
 
     @torch.inference_mode()
-    def anomaly_map(self, tokens: Tokens) -> Tensor:
-        """(h, w) raw map on the finest grid, values from 0 to about 2 before blur."""
+    def show(
+        self, support: Sequence[Tokens], left_out: Sequence[Distances], *, seed: int
+    ) -> dict[int, SeenImage]:
+        """Some of the support as T sees it, by the distances of each image to the others."""
+        transformer = self.model.transformer
+        assert transformer is not None
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(support), generator=generator)[:SEEN_IMAGES].sort().values
+        seen = {}
+        for i in chosen.tolist():
+            logarithm = self._learned_map(left_out[i]).log()
+            embedded = transformer.embed(batch(support[i]), batch(left_out[i]), logarithm[None])
+            seen[i] = SeenImage(embedded[0], float(logarithm.mean()))
+        return seen
+
+    @torch.inference_mode()
+    def anomaly_maps(self, tokens: Tokens) -> Tensor:
+        """(M, h, w) raw maps on the finest grid, values from 0 to about 2 before blur: the first
+        is what the image is scored by, the last marks pixels. M is 1 or 2."""
+        return self.read(tokens, self.distances(tokens))
+
+    def distances(self, tokens: Tokens) -> Distances:
+        return {name: self._distance(name, tokens[name]) for name in self.model.config.readings}
+
+    @torch.inference_mode()
+    def read(
+        self, tokens: Tokens, distances: Distances, *, without: Set[int] = frozenset()
+    ) -> Tensor:
+        """(M, h, w) raw maps of an image by its distances.
+
+        Args:
+            without: support images that T is not to look at; unless there is no other.
+        """
+        joined = self.join(distances)
+        transformer = self.model.transformer
+        if transformer is None:
+            return joined
+        support = [image for i, image in self.seen.items() if i not in without]
+        logarithm = self._learned_map(distances).log()[None]
+        embedded = transformer.embed(batch(tokens), batch(distances), logarithm)
+        height, width = distances[COARSE].shape
+        correction = transformer(embedded, support or [*self.seen.values()], (height, width))
+        return joined * (TRUST * correction[0]).exp()
+
+    def join(self, distances: Distances) -> Tensor:
+        """(M, h, w) of all readings, as they are before T."""
         config, metric = self.model.config, self.model.metric
-        height, width = tokens[config.readings[0]].shape[1:]
-        distances = {
-            name: F.interpolate(
-                self._distance(name, tokens[name]), (height, width), mode="bilinear"
-            )
-            for name in config.readings
-        }  # (1, 1, h, w) each
+        resized = on_one_grid(distances, config.readings[0])
         if metric is not None:
-            return metric.join(distances)[0, 0]
-        weighted = zip(distances.values(), config.level_weights, strict=True)
+            balances = config.balances or (None,)
+            return torch.stack([metric.join(resized, balance) for balance in balances])
+        weighted = zip(resized.values(), config.level_weights, strict=True)
         total = torch.stack([weight * distance for distance, weight in weighted]).sum(0)
-        return total[0, 0] / sum(config.level_weights)
+        return total[None] / sum(config.level_weights)
+
+    def _learned_map(self, distances: Distances) -> Tensor:
+        """(h, w) as the metric was trained to join distances, which T was trained to read."""
+        assert self.model.metric is not None
+        return self.model.metric.join(on_one_grid(distances, self.model.config.readings[0]))
 
     def _distance(self, name: str, tokens: Tensor) -> Tensor:
-        """Tokens (C, h, w) of one reading -> (1, 1, h, w) distance to what is remembered."""
+        """Tokens (C, h, w) of one reading -> (h, w) distance to what is remembered."""
         config = self.model.config
         if config.aligned:
             reach = config.reach_cells(int(name))
-            distance = aligned_distance(tokens, self.compared[name], reach=reach)
-        else:
-            nearest = euclidean_distance if name == POOLED else cosine_distance
-            distance = nearest(tokens.flatten(1).T, self.compared[name])
-        return distance.reshape(1, 1, *tokens.shape[1:])
+            return aligned_distance(tokens, self.compared[name], reach=reach)
+        nearest = euclidean_distance if name == POOLED else cosine_distance
+        return nearest(tokens.flatten(1).T, self.compared[name]).reshape(tokens.shape[1:])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and settings to save; ``adapted_from_state`` restores the same scores."""
@@ -289,6 +416,16 @@ class AdaptedFeature:
                 tensors[f"view_rows.{name}"] = torch.tensor([len(of_image) for of_image in rows])
         if self.model.metric is not None:  # another version of the package may have another
             tensors |= {f"{METRIC}{n}": t for n, t in self.model.metric.state_dict().items()}
+        if self.model.transformer is not None:
+            weights = self.model.transformer.state_dict()
+            tensors |= {f"{TRANSFORMER}{n}": t for n, t in weights.items()}
+            images = self.seen.values()
+            tensors["seen.tokens"] = torch.cat([image.tokens for image in images])
+            tensors["seen.rows"] = torch.tensor([len(image.tokens) for image in images])
+            tensors["seen.loudness"] = torch.tensor(
+                [image.loudness for image in images], dtype=torch.float64
+            )
+            tensors["seen.index"] = torch.tensor(list(self.seen))
         config = asdict(self.model.config)
         if config["backbone"] == SHIPPED:
             del config["backbone"], config["backbone_sha256"]  # as before there were others
@@ -299,6 +436,20 @@ def channels_last(grid: Tensor) -> Tensor:
     """(C, h, w) with the channels of a cell side by side, as they are compared. The same numbers in
     another order in memory would be summed in another order."""
     return grid[None].contiguous(memory_format=torch.channels_last)[0]
+
+
+def on_one_grid(distances: Distances, reading: str) -> Distances:
+    """Resampled to the grid of ``reading``."""
+    size = tuple(distances[reading].shape)
+    return {
+        name: F.interpolate(grid[None, None], size, mode="bilinear")[0, 0]
+        for name, grid in distances.items()
+    }
+
+
+def batch(grids: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of one image -> of a batch of one."""
+    return {name: grid[None] for name, grid in grids.items()}
 
 
 def refuse_weights(backbone_weights: Path | None) -> None:

@@ -34,6 +34,34 @@ def euclidean_distance(queries: Tensor, memory: Tensor) -> Tensor:
     return squares.clamp_min(0).sqrt()
 
 
+def apart_distance(tokens: Tensor, reach: int, *, euclidean: bool) -> Tensor:
+    """(h, w) distance of each of ``tokens`` (C, h, w) to the nearest on the same image that is more
+    than ``reach`` cells away, along either side; to the nearest of all where none is so far.
+
+    Euclidean, or 1 - cosine of unit tokens.
+    """
+    height, width = tokens.shape[1:]
+    rows = tokens.flatten(1).T  # (h * w, C)
+    places = torch.cartesian_prod(torch.arange(height), torch.arange(width))
+    nearest = []
+    for chunk, here in zip(
+        torch.split(rows, QUERY_CHUNK), torch.split(places, QUERY_CHUNK), strict=True
+    ):
+        distance = torch.cdist(chunk, rows) if euclidean else 1 - chunk @ rows.T
+        is_near = (here[:, None] - places).abs().amax(2) <= reach  # (chunk, h * w)
+        is_near &= ~is_near.all(1, keepdim=True)
+        nearest.append(distance.masked_fill(is_near, torch.inf).amin(1))
+    return torch.cat(nearest).clamp_min(0).reshape(height, width)
+
+
+def make_folds(count: int, most: int) -> list[set[int]]:
+    """Leave-one-out up to ``most`` images, ``most`` interleaved folds beyond; none for one."""
+    if count < 2:
+        return []
+    folds = min(count, most)
+    return [set(range(first, count, folds)) for first in range(folds)]
+
+
 def aligned_distance(query: Tensor, memory: Tensor, reach: int) -> Tensor:
     """(h, w) 1 - cosine of ``query`` (C, h, w) to the nearest of ``memory`` (K, C, h', w') within
     ``reach`` cells of the same place; both of unit length."""

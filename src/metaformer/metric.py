@@ -91,9 +91,15 @@ class TokenMetric(nn.Module):
         of the Euclidean one, in (0, 1)."""
         return self.log_shares.softmax(0), self.balance.sigmoid()
 
-    def join(self, distances: dict[str, Tensor]) -> Tensor:
-        """Reading -> (..., h, w) distances on one grid -> (..., h, w) the map, above 0."""
+    def join(self, distances: dict[str, Tensor], balance: float | None = None) -> Tensor:
+        """Reading -> (..., h, w) distances on one grid -> (..., h, w) the map, above 0.
+
+        Args:
+            balance: exponent of the Euclidean distance in place of the learned one.
+        """
         weights, exponent = self.shares()
+        if balance is not None:
+            exponent = torch.full_like(exponent, balance)
         cosine = weights[0] * distances[FINE] + weights[1] * distances[COARSE]
         euclidean = distances[POOLED]
         return (cosine + FLOOR) ** (1 - exponent) * (euclidean + FLOOR) ** exponent

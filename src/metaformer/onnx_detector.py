@@ -9,21 +9,22 @@ import numpy as np
 from metaformer.calibration import Calibration
 from metaformer.detector import Detector
 from metaformer.onnx_graph import Graph, Value
-from metaformer.onnx_maps import raw_map
+from metaformer.onnx_maps import raw_maps
 from metaformer.onnx_resize import to_working_size
 
 
 def map_model(detector: Detector) -> Any:
-    """From the working size to the raw map, for use inside the package.
+    """From the working size to the raw maps, for use inside the package.
 
     ``images`` (N, 3, H, W) float32 in [0, 1], as ``preprocess.to_tensor`` makes them ->
-    ``raw_map`` (N, h, w).
+    ``raw_maps`` (N, M, h, w), the first to score by, the last to mark pixels.
     """
     graph = Graph()
-    grid = graph.op("Squeeze", raw_map(graph, "images", detector.adapted), graph.integers(1))
+    grids = raw_maps(graph, "images", detector.adapted)
+    joined = graph.op("Concat", *grids, axis=1) if len(grids) > 1 else grids[0]
     return graph.model(
         {"images": (np.float32, ("N", 3, "H", "W"))},
-        [(grid, "raw_map", np.float32, ("N", "h", "w"))],
+        [(joined, "raw_maps", np.float32, ("N", len(grids), "h", "w"))],
     )
 
 
@@ -40,8 +41,8 @@ def full_model(detector: Detector) -> Any:
     working = to_working_size(
         graph, "images", height, width, config.resolution, detector.model.size_multiple
     )
-    grid = raw_map(graph, working, detector.adapted)  # (N, 1, h, w)
-    raw_score = image_score(graph, grid, config.score_share)
+    grids = raw_maps(graph, working, detector.adapted)  # (N, 1, h, w) each
+    raw_score = image_score(graph, grids[0], config.score_share)
 
     calibration = detector.calibration
     score = calibrate(graph, raw_score, calibration.threshold, calibration)
@@ -50,7 +51,7 @@ def full_model(detector: Detector) -> Any:
     if float(threshold) < calibration.threshold:  # numpy would round the double first
         threshold = np.nextafter(threshold, np.float32(np.inf))
     is_anomalous = graph.op("GreaterOrEqual", raw_score, graph.constant(threshold))
-    full = graph.op("Squeeze", graph.resize(grid, height, width), graph.integers(1))
+    full = graph.op("Squeeze", graph.resize(grids[-1], height, width), graph.integers(1))
     anomaly_map = calibrate(graph, full, calibration.pixel_threshold, calibration)
     return graph.model(
         {"images": (np.uint8, ("N", "H", "W", 3))},

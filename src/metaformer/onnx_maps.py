@@ -1,4 +1,4 @@
-"""A detector's raw anomaly map as ONNX nodes: what ``anomaly_map`` and ``smooth`` compute."""
+"""A detector's raw anomaly maps as ONNX nodes: what the model and ``smooth`` compute."""
 
 from __future__ import annotations
 
@@ -26,20 +26,28 @@ class UnsupportedExportError(ValueError):
     """The detector has a part that cannot leave PyTorch."""
 
 
-def raw_map(graph: Graph, images: Value, adapted: Adapted) -> Value:
-    """(N, 3, H, W) in [0, 1], at a working size -> (N, 1, h, w) raw map, blurred.
+def raw_maps(graph: Graph, images: Value, adapted: Adapted) -> list[Value]:
+    """(N, 3, H, W) in [0, 1], at a working size -> (N, 1, h, w) raw maps, blurred: the first to
+    score by, the last to mark pixels.
 
     Raises:
-        UnsupportedExportError: the detector's backbone is not the one inside the package.
+        UnsupportedExportError: the detector's backbone is not the one inside the package, or it
+            has a part that is not written as ONNX.
     """
     if isinstance(adapted, AdaptedFeature):
-        grid = feature_map(graph, images, adapted)
+        grids = feature_maps(graph, images, adapted)
     else:
-        grid = pixel_map(graph, images, adapted)
-    return blur(graph, grid, adapted.model.config.sigma)
+        grids = [pixel_map(graph, images, adapted)]
+    return [blur(graph, grid, adapted.model.config.sigma) for grid in grids]
 
 
-def feature_map(graph: Graph, images: Value, adapted: AdaptedFeature) -> Value:
+def feature_maps(graph: Graph, images: Value, adapted: AdaptedFeature) -> list[Value]:
+    if adapted.model.transformer is not None:
+        raise UnsupportedExportError(
+            "a detector of the feature preset whose map T corrects (FeatureConfig(transformer="
+            "True)) is not written as an ONNX or OpenVINO model. Compute with PyTorch, or leave T "
+            "out, as is the default."
+        )
     config = adapted.model.config
     net = adapted.model.backbone
     if not isinstance(net, EfficientNetLite0):
@@ -64,15 +72,16 @@ def feature_map(graph: Graph, images: Value, adapted: AdaptedFeature) -> Value:
     metric = adapted.model.metric
     if metric is None:
         shares = torch.tensor(config.level_weights) / sum(config.level_weights)
-        return weighted_sum(graph, grids, shares)
-    weights, exponent = metric.shares()
+        return [weighted_sum(graph, grids, shares)]
+    weights, learned = metric.shares()
     cosine = weighted_sum(graph, grids[:2], weights)
-    kinds = ((cosine, 1 - float(exponent)), (grids[2], float(exponent)))
-    factors = [
-        graph.op("Pow", graph.op("Add", grid, graph.numbers(FLOOR)), graph.numbers(power))
-        for grid, power in kinds
-    ]
-    return graph.op("Mul", *factors)
+    cosine, euclidean = (graph.op("Add", x, graph.numbers(FLOOR)) for x in (cosine, grids[2]))
+    maps = []
+    for balance in config.balances or (float(learned),):
+        kinds = ((cosine, 1 - balance), (euclidean, balance))
+        factors = [graph.op("Pow", grid, graph.numbers(power)) for grid, power in kinds]
+        maps.append(graph.op("Mul", *factors))
+    return maps
 
 
 def feature_tokens(

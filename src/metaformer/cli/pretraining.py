@@ -1,4 +1,5 @@
-"""Training what is shipped: ``pretrain prior``, ``autoencoder``, ``universal`` and ``metric``."""
+"""Training what is shipped: ``pretrain prior``, ``autoencoder``, ``universal``, ``metric`` and
+``transformer``."""
 
 from __future__ import annotations
 
@@ -69,3 +70,17 @@ def pretrain_metric(
         from metaformer.training.metric_config import MetricConfig
 
         typer.echo(train_metric(MetricConfig.from_yaml(config), resume=resume, quiet=quiet))
+
+
+@app.command("transformer")
+def pretrain_transformer(
+    config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Meta-train T of the feature preset on tasks made from unlabelled photos."""
+    with clear_errors():
+        from metaformer.training.metric_config import MetricConfig
+        from metaformer.training.token_transformer import train_transformer
+
+        typer.echo(train_transformer(MetricConfig.from_yaml(config), resume=resume, quiet=quiet))

@@ -7,9 +7,6 @@ score is compared between products, since no threshold is learned here. Ours.
 
 from __future__ import annotations
 
-import json
-import math
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,26 +14,16 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from metaformer.backbone import load_backbone
-from metaformer.files import atomic_path, write_text
 from metaformer.metric import CARD, POOLED, POOLED_CHANNELS, READINGS, WEIGHTS, TokenMetric, pool
 from metaformer.photo_pool import PhotoPool
 from metaformer.preprocess import smooth
-from metaformer.training.checkpoints import (
-    load_checkpoint,
-    module_tensors,
-    optimiser_tensors,
-    restore_module,
-    restore_optimiser,
-    save_checkpoint,
-)
 from metaformer.training.feature_bank import FeatureEpisode, draw, make_bank, read_bank, see
+from metaformer.training.feature_loop import Trained, meta_step, train
 from metaformer.training.meta_watch import auroc
-from metaformer.training.metric_config import MetricConfig, describe
-from metaformer.training.run_log import RunLog
+from metaformer.training.metric_config import MetricConfig
 from metaformer.training.threads import restored_threads
 
 SCORE_SHARE = 0.01
@@ -67,8 +54,8 @@ def train_metric(config: MetricConfig, *, resume: bool = False, quiet: bool = Fa
     cv2.setNumThreads(1)
     config.output.mkdir(parents=True, exist_ok=True)
     backbone = load_backbone()
-    train = PhotoPool.load(config.data, split="train", quiet=quiet)
-    bank = read_bank(make_bank(train, backbone, config, quiet=quiet))
+    photos = PhotoPool.load(config.data, split="train", quiet=quiet)
+    bank = read_bank(make_bank(photos, backbone, config, quiet=quiet))
     held_out = PhotoPool.load(config.data, split="validation", quiet=quiet)
     checks = [
         see(backbone, draw(held_out, config, config.seed + VALIDATION_SEED, index))
@@ -78,66 +65,29 @@ def train_metric(config: MetricConfig, *, resume: bool = False, quiet: bool = Fa
     metric = TokenMetric()
     metric.start_pooled(pooled_tokens(bank))
     optimiser = torch.optim.Adam(metric.parameters(), lr=config.lr)
-    checkpoint, first = config.output / "checkpoint.safetensors", 0
-    if resume:
-        tensors, record = load_checkpoint(checkpoint)
-        restore_module("metric", metric, tensors)
-        restore_optimiser("optimiser", optimiser, tensors)
-        first = record["step"]
-
-    started = time.monotonic()
-    with RunLog(config.output, from_step=first, active=True) as log:
-        if not first:
-            log.write_watch(0, 0.0, validate(metric, checks))
-        for step in range(first, config.steps):
-            log.add(train_step(metric, optimiser, bank, config, step))
-            done, last = step + 1, step + 1 == config.steps
-            seconds = time.monotonic() - started
-            if done % config.log_every == 0 or last:
-                log.write(done, seconds)
-            if done % config.validate_every == 0 or last:
-                log.write_watch(done, seconds, validate(metric, checks))
-            if done % config.checkpoint_every == 0 or last:
-                tensors = module_tensors("metric", metric)
-                tensors |= optimiser_tensors("optimiser", optimiser)
-                save_checkpoint(checkpoint, tensors, {"step": done, "config": describe(config)})
-                export(metric, config, done)
+    trained = Trained("metric", metric, optimiser, WEIGHTS, CARD)
+    train(
+        trained,
+        config,
+        lambda step: train_step(trained, metric, bank, config, step),
+        lambda: validate(metric, checks),
+        resume=resume,
+    )
     return config.output / WEIGHTS
 
 
-LOSSES = ("image", "pixel", "hard")
-
-
 def train_step(
+    trained: Trained,
     metric: TokenMetric,
-    optimiser: torch.optim.Optimizer,
     bank: list[FeatureEpisode],
     config: MetricConfig,
     step: int,
 ) -> dict[str, float]:
-    """One meta-batch; a pure function of weights, bank, seed and step. Means of the losses."""
-    warm = min(1.0, (step + 1) / max(1, config.warm_up))
-    for group in optimiser.param_groups:
-        group["lr"] = config.lr * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-    generator = torch.Generator().manual_seed((config.seed << 32) + step)
-    weights = dict(
-        zip(LOSSES, (config.image_weight, config.pixel_weight, config.hard_weight), strict=True)
-    )
-    optimiser.zero_grad(set_to_none=True)
-    found: dict[str, list[float]] = {}
-    for index in torch.randint(len(bank), (config.meta_batch,), generator=generator).tolist():
-        losses = ranking_losses(
-            episode_maps(metric, bank[index]), bank[index], config.temperature, generator
-        )
-        if not losses:
-            continue
-        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
-        torch.autograd.backward(total / config.meta_batch)
-        for name, loss in losses.items():
-            found.setdefault(name, []).append(loss.item())
-    nn.utils.clip_grad_norm_(metric.parameters(), config.clip)
-    optimiser.step()
-    return {name: float(np.mean(values)) for name, values in found.items()}
+    def losses_of(index: int, generator: torch.Generator) -> dict[str, Tensor]:
+        maps = episode_maps(metric, bank[index])
+        return ranking_losses(maps, bank[index], config.temperature, generator)
+
+    return meta_step(trained, config, step, len(bank), losses_of)
 
 
 def episode_maps(metric: TokenMetric, episode: FeatureEpisode) -> Tensor:
@@ -246,12 +196,3 @@ def validate(metric: TokenMetric, episodes: Iterable[FeatureEpisode]) -> dict[st
         "pixel_auroc": float(np.nanmean(pixels)),
         "held_out": len(images),
     }
-
-
-def export(metric: TokenMetric, config: MetricConfig, step: int) -> None:
-    """What the package ships: the weights, and a card that says how they were made."""
-    tensors = {name: t.detach().contiguous() for name, t in metric.state_dict().items()}
-    with atomic_path(config.output / WEIGHTS) as temporary:
-        save_file(tensors, str(temporary))
-    card = {"step": step, "training": describe(config)}
-    write_text(config.output / CARD, json.dumps(card, indent=2) + "\n")

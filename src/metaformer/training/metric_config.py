@@ -1,4 +1,4 @@
-"""Configuration of the metric's training: one YAML key per field."""
+"""Configuration of the feature preset's trainings, of the metric and of T: one YAML key a field."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ class MetricConfig:
     steps: int = 600
     lr: float = 1e-3
     warm_up: int = 100
+    weight_decay: float = 0.0
+    """Of AdamW, which T is trained with."""
     clip: float = 1.0
     temperature: float = 8.0
     """Steepness of the ranking losses: 8 times the logarithm of a ratio of distances."""

@@ -1,0 +1,162 @@
+"""How the balances of the feature preset's two maps were chosen (docs/decisions/0012-two-maps.md).
+
+    python -m benchmarks.balances DATA_ROOT... --output benchmarks/results/balances.json
+
+Real test images, in two parts: of a set with more than twice ``CHOSEN_ON`` of them, so many drawn
+by a fixed seed are the part to choose on, and the rest is the part to judge by; a smaller set is
+chosen on as a whole, and serves to leave out. Pixels are counted at stride 8. Means over supports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from benchmarks.metric import cells
+from metaformer.adaptation import has_views, prepare, prepare_views
+from metaformer.allocation import keep_freed_memory
+from metaformer.benchmark_samples import load_mask
+from metaformer.datasets import Category, load_categories
+from metaformer.feature_config import FeatureConfig
+from metaformer.feature_model import AdaptedFeature, FeatureModel
+from metaformer.files import write_text
+from metaformer.images import read_image
+from metaformer.metrics import PixelMetrics
+from metaformer.preprocess import image_score, smooth
+from metaformer.summary import machine
+
+BALANCES = (0.5, 0.6, 0.7, 0.8, 0.9)
+SHOTS = (1, 4, 10)
+CHOSEN_ON = 160
+SEED = 5
+
+
+def parts(count: int) -> dict[str, NDArray[np.intp]]:
+    """Indices of the test images of each part."""
+    order = np.random.default_rng(SEED).permutation(count)
+    if count <= 2 * CHOSEN_ON:
+        return {"to choose": np.sort(order)}
+    return {"to choose": np.sort(order[:CHOSEN_ON]), "to judge": np.sort(order[CHOSEN_ON:])}
+
+
+def measure(
+    model: FeatureModel, category: Category, seeds: Sequence[int]
+) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """Part -> shots -> balance -> metric."""
+    images = [read_image(sample.image) for sample in category.test]
+    tokens = [prepare(model, image) for image in images]
+    labels = np.array([sample.is_anomalous for sample in category.test])
+    masks = [
+        load_mask(sample, image.shape[:2])
+        for sample, image in zip(category.test, images, strict=True)
+    ]
+    del images
+    found: dict[str, dict[str, dict[str, dict[str, list[float]]]]] = {}
+    for shots in SHOTS:
+        for seed in seeds:
+            order = np.random.default_rng((SEED, seed)).permutation(len(category.train))
+            support = [read_image(category.train[i]) for i in order[:shots]]
+            views = []
+            if has_views(model, shots):
+                views = [prepare_views(model, image) for image in support]
+            known = [prepare(model, image) for image in support]
+            adapted = model.adapt(known, seed=seed, views=views)
+            distances = [adapted.distances(image) for image in tokens]
+            for balance in BALANCES:
+                asked = replace(model.config, balances=(balance,))
+                reader = AdaptedFeature(
+                    FeatureModel(asked, model.backbone, model.metric), adapted.memory
+                )
+                maps = [smooth(reader.join(one), model.config.sigma)[0] for one in distances]
+                for part, chosen in parts(len(maps)).items():
+                    row = judge(
+                        [maps[i] for i in chosen], labels[chosen], [masks[i] for i in chosen]
+                    )
+                    place = found.setdefault(part, {}).setdefault(f"{shots}", {})
+                    for metric, value in row.items():
+                        place.setdefault(f"{balance}", {}).setdefault(metric, []).append(value)
+    return {
+        part: {
+            shots: {
+                balance: {metric: float(np.mean(values)) for metric, values in row.items()}
+                for balance, row in by_balance.items()
+            }
+            for shots, by_balance in by_shots.items()
+        }
+        for part, by_shots in found.items()
+    }
+
+
+def judge(
+    maps: Sequence[torch.Tensor],
+    labels: NDArray[np.bool_],
+    masks: Sequence[NDArray[np.bool_] | None],
+) -> dict[str, float]:
+    scores = [image_score(grid, FeatureConfig().score_share) for grid in maps]
+    row = {"image_auroc": float(roc_auc_score(labels, scores))}
+    pixels = PixelMetrics()
+    for grid, mask in zip(maps, masks, strict=True):
+        if mask is not None:
+            pixels.add(grid.numpy(), cells(mask, grid.shape).reshape(tuple(grid.shape)))
+    if any(mask is not None and mask.any() for mask in masks):
+        computed = pixels.compute()
+        row |= {name: float(computed[name] or 0) for name in ("pixel_auroc", "pixel_ap", "aupro")}
+    return row
+
+
+def table(results: dict[str, dict[str, dict[str, dict[str, dict[str, float]]]]]) -> str:
+    lines = [
+        "| set, part, shots | " + " | ".join(f"{balance}" for balance in BALANCES) + " |",
+        "|---" * (len(BALANCES) + 1) + "|",
+    ]
+    for name, by_part in results.items():
+        for part, by_shots in by_part.items():
+            for shots, rows in by_shots.items():
+                values = (
+                    " / ".join(f"{100 * value:.1f}" for value in rows[f"{balance}"].values())
+                    for balance in BALANCES
+                )
+                lines.append(f"| {name}, {part}, {shots} | " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("roots", type=Path, nargs="+")
+    parser.add_argument("--seeds", type=int, default=3, help="how many supports")
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    model = FeatureModel.from_pretrained(FeatureConfig())
+    results = {}
+    for root in options.roots:
+        for category in load_categories(root):
+            print(category.name, flush=True)
+            results[category.name] = measure(model, category, range(options.seeds))
+            content: dict[str, Any] = {
+                "date": date.today().isoformat(),
+                "machine": machine(),
+                "seed": SEED,
+                "supports": options.seeds,
+                "results": results,
+            }
+            write_text(options.output, json.dumps(content, indent=1) + "\n")
+    print("Image AUROC / pixel AUROC / pixel AP / AUPRO, percent.\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
