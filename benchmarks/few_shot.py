@@ -37,7 +37,7 @@ METHODS: tuple[Method, ...] = (
         Metaformer(FeatureModel.from_pretrained(FeatureConfig(learned=False)), "feature"),
         "feature-plain",
     ),
-    # With T, which loses on real defects (docs/decisions/0013-token-transformer.md).
+    # With T, which gains nothing on real defects (docs/decisions/0013-token-transformer.md).
     DetectorMethod.of(
         Metaformer(FeatureModel.from_pretrained(FeatureConfig(transformer=True)), "feature"),
         "feature-transformer",
