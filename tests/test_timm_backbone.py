@@ -28,7 +28,7 @@ from metaformer.cli import app
 from metaformer.detector_file import read_detector_file, write_detector_file
 from metaformer.engines import fastest_engine
 from metaformer.onnx_graph import Graph
-from metaformer.onnx_maps import feature_map
+from metaformer.onnx_maps import feature_maps
 from metaformer.timm_backbone import load_timm_backbone
 
 try:
@@ -467,7 +467,7 @@ def test_aligned_comparison_works_with_it(weights):
 def test_export_says_that_it_cannot(detector):
     graph = Graph.__new__(Graph)  # without the onnx package, which is not needed to refuse
     with pytest.raises(ValueError, match=f"uses the backbone {VIT}"):
-        feature_map(graph, "images", detector.adapted)
+        feature_maps(graph, "images", detector.adapted)
     assert fastest_engine(detector).name == "torch"
 
 
