@@ -32,7 +32,7 @@ class FeatureConfig:
     is one map."""
     transformer: bool = False
     """Let T correct the maps. It has learned to read the distances of the learned metric, and is
-    not used without it. Off: it wins on photos and synthetic defects and gains nothing on real ones
+    not used without it. Off: it wins on photos and synthetic defects and loses on real ones
     (``docs/decisions/0013-token-transformer.md``)."""
     aligned: bool = False
     """Compare each token only with support tokens around the same place: for a fixed camera and a
