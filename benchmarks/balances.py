@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from metaformer.allocation import keep_freed_memory
 from metaformer.benchmark_samples import load_mask
 from metaformer.datasets import Category, load_categories
 from metaformer.feature_config import FeatureConfig
-from metaformer.feature_model import AdaptedFeature, FeatureModel
+from metaformer.feature_model import FeatureModel, on_one_grid
 from metaformer.files import write_text
 from metaformer.images import read_image
 from metaformer.metrics import PixelMetrics
@@ -54,6 +53,7 @@ def measure(
     model: FeatureModel, category: Category, seeds: Sequence[int]
 ) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
     """Part -> shots -> balance -> metric."""
+    assert model.metric is not None
     images = [read_image(sample.image) for sample in category.test]
     tokens = [prepare(model, image) for image in images]
     labels = np.array([sample.is_anomalous for sample in category.test])
@@ -72,13 +72,11 @@ def measure(
                 views = [prepare_views(model, image) for image in support]
             known = [prepare(model, image) for image in support]
             adapted = model.adapt(known, seed=seed, views=views)
-            distances = [adapted.distances(image) for image in tokens]
+            first = model.config.readings[0]
+            resized = [on_one_grid(adapted.distances(image), first) for image in tokens]
             for balance in BALANCES:
-                asked = replace(model.config, balances=(balance,))
-                reader = AdaptedFeature(
-                    FeatureModel(asked, model.backbone, model.metric), adapted.memory
-                )
-                maps = [smooth(reader.join(one), model.config.sigma)[0] for one in distances]
+                joined = (model.metric.join(one, balance) for one in resized)
+                maps = [smooth(grid[None], model.config.sigma)[0] for grid in joined]
                 for part, chosen in parts(len(maps)).items():
                     row = judge(
                         [maps[i] for i in chosen], labels[chosen], [masks[i] for i in chosen]

@@ -439,12 +439,15 @@ def channels_last(grid: Tensor) -> Tensor:
 
 
 def on_one_grid(distances: Distances, reading: str) -> Distances:
-    """Resampled to the grid of ``reading``."""
-    size = tuple(distances[reading].shape)
-    return {
-        name: F.interpolate(grid[None, None], size, mode="bilinear")[0, 0]
-        for name, grid in distances.items()
-    }
+    """(..., h, w) of each reading, of one image or of several, resampled to the grid of
+    ``reading``."""
+    size = tuple(distances[reading].shape[-2:])
+    resized = {}
+    for name, grid in distances.items():
+        channels = grid.reshape(1, -1, *grid.shape[-2:])
+        same = F.interpolate(channels, size, mode="bilinear")
+        resized[name] = same.reshape(*grid.shape[:-2], *size)
+    return resized
 
 
 def batch(grids: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -134,9 +134,14 @@ def load_metric(folder: Path | None = None) -> TokenMetric:
 
 def metric_from_tensors(tensors: dict[str, Tensor]) -> TokenMetric:
     """Raises: ValueError, RuntimeError: names, shapes or values are not those of a metric."""
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} holds values that are not finite")
+    refuse_not_finite(tensors)
     metric = TokenMetric()
     metric.load_state_dict(tensors)
     return metric.requires_grad_(False).eval()
+
+
+def refuse_not_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raises: ValueError: a weight is NaN or infinite; the message names the tensor."""
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} holds values that are not finite")

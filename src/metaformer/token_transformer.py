@@ -22,7 +22,15 @@ import torch.nn.functional as F
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from metaformer.metric import CHANNELS, COARSE, FINE, FLOOR, POOLED, POOLED_CHANNELS
+from metaformer.metric import (
+    CHANNELS,
+    COARSE,
+    FINE,
+    FLOOR,
+    POOLED,
+    POOLED_CHANNELS,
+    refuse_not_finite,
+)
 from metaformer.transformer import Attention, Layer
 
 WEIGHTS, CARD = "token_transformer.safetensors", "token_transformer.json"
@@ -184,9 +192,7 @@ def load_token_transformer(folder: Path | None = None) -> TokenTransformer:
 
 def transformer_from_tensors(tensors: Mapping[str, Tensor]) -> TokenTransformer:
     """Raises: ValueError, RuntimeError: names, shapes or values are not those of a transformer."""
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} holds values that are not finite")
+    refuse_not_finite(tensors)
     transformer = TokenTransformer()
     transformer.load_state_dict(dict(tensors))
     return transformer.requires_grad_(False).eval()

@@ -14,14 +14,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from metaformer.backbone import load_backbone
 from metaformer.feature_config import FeatureConfig
-from metaformer.feature_model import Distances, FeatureModel, Tokens
+from metaformer.feature_model import Distances, FeatureModel, Tokens, on_one_grid
 from metaformer.metric import COARSE, READINGS, TokenMetric, load_metric
 from metaformer.photo_pool import PhotoPool
 from metaformer.preprocess import smooth
@@ -148,7 +147,9 @@ def episode_maps(
         query = metric({stride: x.float() for stride, x in episode.query.items()})
     near = {name: grid.float() for name, grid in gaps.support.items()}
     far = {name: grid.float() for name, grid in gaps.query.items()}
-    known, before = log_map(metric, near), log_map(metric, far)
+    with torch.no_grad():
+        known = metric.join(on_one_grid(near, READINGS[0])).log()
+        before = metric.join(on_one_grid(far, READINGS[0])).log()
     embedded = transformer.embed(support, near, known)  # (k, N, W)
     images = [
         SeenImage(tokens, float(grid.mean())) for tokens, grid in zip(embedded, known, strict=True)
@@ -156,17 +157,6 @@ def episode_maps(
     height, width = gaps.query[COARSE].shape[1:]
     after = before + transformer(transformer.embed(query, far, before), images, (height, width))
     return smooth(before.exp(), SIGMA), smooth(after.exp(), SIGMA)
-
-
-@torch.no_grad()
-def log_map(metric: TokenMetric, distances: Distances) -> Tensor:
-    """Reading -> (n, ...) distances to (n, h, w) logarithms of the map before T."""
-    size = tuple(distances[READINGS[0]].shape[1:])
-    resized = {
-        name: F.interpolate(grid[:, None], size, mode="bilinear")[:, 0]
-        for name, grid in distances.items()
-    }
-    return metric.join(resized).log()
 
 
 @torch.no_grad()
