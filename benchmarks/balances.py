@@ -1,4 +1,4 @@
-"""How the balances of the feature preset's two maps were chosen (docs/decisions/0012-two-maps.md).
+"""How the feature preset's two maps were chosen (docs/decisions/0012-two-maps.md and 0015).
 
     python -m benchmarks.balances DATA_ROOT... --output benchmarks/results/balances.json
 
@@ -35,7 +35,18 @@ from metaformer.metrics import PixelMetrics
 from metaformer.preprocess import image_score, smooth
 from metaformer.summary import machine
 
-BALANCES = (0.5, 0.6, 0.7, 0.8, 0.9)
+MAPS = (
+    (0.6, 0.0, 1.0),
+    (0.8, 0.0, 1.0),
+    (0.5, 0.0, 0.7),
+    (0.6, 0.0, 0.7),
+    (0.75, 0.0, 0.7),
+    (0.75, 0.0, 1.0),
+    (0.75, 0.3, 0.7),
+    (0.75, 0.3, 1.0),
+    (0.6, 1.0, 0.7),
+)
+"""Exponent of the Euclidean distance, share of stride 32, blur in cells."""
 SHOTS = (1, 4, 10)
 CHOSEN_ON = 160
 SEED = 5
@@ -52,7 +63,7 @@ def parts(count: int) -> dict[str, NDArray[np.intp]]:
 def measure(
     model: FeatureModel, category: Category, seeds: Sequence[int]
 ) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Part -> shots -> balance -> metric."""
+    """Part -> shots -> map -> metric."""
     assert model.metric is not None
     images = [read_image(sample.image) for sample in category.test]
     tokens = [prepare(model, image) for image in images]
@@ -74,26 +85,32 @@ def measure(
             adapted = model.adapt(known, seed=seed, views=views)
             first = model.config.readings[0]
             resized = [on_one_grid(adapted.distances(image), first) for image in tokens]
-            for balance in BALANCES:
-                joined = (model.metric.join(one, balance) for one in resized)
-                maps = [smooth(grid[None], model.config.sigma)[0] for grid in joined]
+            for balance, context, sigma in MAPS:
+                joined = (model.metric.join(one, balance, context) for one in resized)
+                maps = [smooth(grid[None], sigma)[0] for grid in joined]
                 for part, chosen in parts(len(maps)).items():
                     row = judge(
                         [maps[i] for i in chosen], labels[chosen], [masks[i] for i in chosen]
                     )
                     place = found.setdefault(part, {}).setdefault(f"{shots}", {})
                     for metric, value in row.items():
-                        place.setdefault(f"{balance}", {}).setdefault(metric, []).append(value)
+                        kind = name_of((balance, context, sigma))
+                        place.setdefault(kind, {}).setdefault(metric, []).append(value)
     return {
         part: {
             shots: {
-                balance: {metric: float(np.mean(values)) for metric, values in row.items()}
-                for balance, row in by_balance.items()
+                kind: {metric: float(np.mean(values)) for metric, values in row.items()}
+                for kind, row in by_map.items()
             }
-            for shots, by_balance in by_shots.items()
+            for shots, by_map in by_shots.items()
         }
         for part, by_shots in found.items()
     }
+
+
+def name_of(one: tuple[float, float, float]) -> str:
+    balance, context, sigma = one
+    return f"{balance}, {context}, {sigma}"
 
 
 def judge(
@@ -115,15 +132,15 @@ def judge(
 
 def table(results: dict[str, dict[str, dict[str, dict[str, dict[str, float]]]]]) -> str:
     lines = [
-        "| set, part, shots | " + " | ".join(f"{balance}" for balance in BALANCES) + " |",
-        "|---" * (len(BALANCES) + 1) + "|",
+        "| set, part, shots | " + " | ".join(name_of(one) for one in MAPS) + " |",
+        "|---" * (len(MAPS) + 1) + "|",
     ]
     for name, by_part in results.items():
         for part, by_shots in by_part.items():
             for shots, rows in by_shots.items():
                 values = (
-                    " / ".join(f"{100 * value:.1f}" for value in rows[f"{balance}"].values())
-                    for balance in BALANCES
+                    " / ".join(f"{100 * value:.1f}" for value in rows[name_of(one)].values())
+                    for one in MAPS
                 )
                 lines.append(f"| {name}, {part}, {shots} | " + " | ".join(values) + " |")
     return "\n".join(lines)
@@ -138,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    model = FeatureModel.from_pretrained(FeatureConfig())
+    model = FeatureModel.from_pretrained(FeatureConfig(contexts=(0.0, 1.0)))  # with stride 32
     results = {}
     for root in options.roots:
         for category in load_categories(root):

@@ -59,6 +59,16 @@ def test_cut_off_gives_the_same_maps_up_to_there(backbone, picture, deepest, str
     assert all(torch.equal(features[stride], whole[stride]) for stride in strides)
 
 
+def test_a_block_ahead_gives_the_first_map_of_the_next_stride(backbone, picture):
+    ahead = load_backbone(16, ahead=True)
+    assert ahead.channels == {4: 24, 8: 40, 16: 112, 32: 192}
+    features, whole = ahead(picture), backbone(picture)
+    assert list(features) == [4, 8, 16, 32]
+    assert torch.equal(features[16], whole[16])
+    after_first = backbone.blocks[11](whole[16])
+    torch.testing.assert_close(features[32], after_first, atol=1e-5, rtol=1e-5)
+
+
 def test_it_is_frozen_in_evaluation_mode_and_finite(backbone):
     assert not backbone.training
     parameters = list(backbone.parameters())

@@ -115,18 +115,31 @@ def test_plain_map_is_the_weighted_mean_of_the_levels(plain):
 
 
 def test_learned_map_is_the_weighted_geometric_mean_of_both_distances(model):
+    model = FeatureModel.from_pretrained(replace(CONFIG, contexts=(0.0, 1.0)))
     image = model.prepare(tensor(boards.good(9)))
     memory = {"8": unit(50, 40, 0), "16": unit(50, 112, 1), "pooled": unit(50, 64, 2)}
+    memory["32"] = unit(50, 192, 3)
     parts = distances(image, memory)
     weights, learned = model.metric.shares()
     assert float(weights.sum()) == pytest.approx(1) and 0 < float(learned) < 1
     cosine = weights[0] * parts["8"] + weights[1] * parts["16"]
-    for balances in ((0.6, 0.8), (0.3,), ()):
-        compare = FeatureModel(replace(CONFIG, balances=balances), model.backbone, model.metric)
-        found = AdaptedFeature(compare, memory).anomaly_maps(image)
+    for balances, contexts in (
+        ((0.6, 0.8), (0.0, 0.3)),
+        ((0.6, 0.8), ()),
+        ((0.3,), (1.0,)),
+        ((), (0.2,)),
+        ((), ()),
+    ):
+        config = replace(CONFIG, balances=balances, contexts=contexts)
+        compare = FeatureModel(config, model.backbone, model.metric)
+        known = {name: memory[name] for name in config.readings}
+        found = AdaptedFeature(compare, known).anomaly_maps(image)
         exponents = balances or (float(learned),)
-        for grid, exponent in zip(found, exponents, strict=True):
-            expected = (cosine + FLOOR) ** (1 - exponent) * (parts["pooled"] + FLOOR) ** exponent
+        for grid, exponent, share in zip(found, exponents, contexts or (0.0, 0.0), strict=False):
+            directions = (cosine + share * parts["32"]) / (1 + share)
+            expected = (directions + FLOOR) ** (1 - exponent) * (
+                parts["pooled"] + FLOOR
+            ) ** exponent
             torch.testing.assert_close(grid, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -134,6 +147,27 @@ def test_learned_map_is_the_weighted_geometric_mean_of_both_distances(model):
 def test_balances_are_up_to_two_exponents(balances):
     with pytest.raises(ValueError, match="balances: found"):
         FeatureConfig(balances=balances)
+
+
+@pytest.mark.parametrize(
+    ("balances", "contexts"), [((), (0.0, 0.3)), ((0.5, 0.75), (0.3,)), ((0.5,), (-0.1,))]
+)
+def test_every_map_has_a_share_of_context_or_none_has(balances, contexts):
+    with pytest.raises(ValueError, match="contexts: found"):
+        FeatureConfig(balances=balances, contexts=contexts)
+
+
+def test_context_costs_a_block_of_its_stride_and_survives_saving():
+    without = FeatureModel.from_pretrained(CONFIG)
+    assert list(without.backbone.channels) == [4, 8, 16] and without.size_multiple == 16
+    model = FeatureModel.from_pretrained(replace(CONFIG, contexts=(0.0, 1.0)))
+    assert list(model.backbone.channels) == [4, 8, 16, 32] and model.size_multiple == 32
+    tokens = [model.prepare(tensor(boards.good(seed))) for seed in range(2)]
+    assert tokens[0]["32"].shape == (192, 3, 3)
+    adapted = model.adapt(tokens[:1], seed=0)
+    maps = adapted.anomaly_maps(tokens[1])
+    tensors, settings = adapted.state()
+    assert torch.equal(adapted_from_state(tensors, settings).anomaly_maps(tokens[1]), maps)
 
 
 def test_more_normal_images_never_raise_the_map(model):

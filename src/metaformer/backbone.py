@@ -97,12 +97,16 @@ class EfficientNetLite0(nn.Module):
 
     Returns ``{4: (B, 24, H/4, W/4), 8: (B, 40, ...), 16: (B, 112, ...), 32: (B, 320, ...)}``, sides
     rounded up, cut off after ``deepest``.
+
+    Args:
+        deepest: stride of the last map.
+        ahead: one block more, of the next stride, whose map leaves too.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, deepest: int = 32) -> None:
+    def __init__(self, deepest: int = 32, *, ahead: bool = False) -> None:
         super().__init__()
         self.stem = SameConv(3, STEM_CHANNELS, 3, stride=2)
         self.blocks = nn.ModuleList()
@@ -111,9 +115,9 @@ class EfficientNetLite0(nn.Module):
         c_in, stride = STEM_CHANNELS, 2
         for position, stage in enumerate(STAGES):
             stride *= stage.stride
-            if stride > deepest:
+            if stride > deepest * (2 if ahead else 1):
                 break
-            for i in range(stage.blocks):
+            for i in range(1 if stride > deepest else stage.blocks):
                 block_stride = stage.stride if i == 0 else 1
                 self.blocks.append(
                     Block(c_in, stage.channels, stage.kernel, block_stride, stage.expand)
@@ -121,9 +125,11 @@ class EfficientNetLite0(nn.Module):
                 c_in = stage.channels
                 self.taps.append(0)
             is_last_at_stride = position + 1 == len(STAGES) or STAGES[position + 1].stride == 2
-            if is_last_at_stride and stride >= 4:
+            if (is_last_at_stride or stride > deepest) and stride >= 4:
                 self.taps[-1] = stride
                 self.channels[stride] = stage.channels
+            if stride > deepest:
+                break
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
@@ -141,10 +147,10 @@ class EfficientNetLite0(nn.Module):
         return features
 
 
-def load_backbone(deepest: int = 16) -> EfficientNetLite0:
+def load_backbone(deepest: int = 16, *, ahead: bool = False) -> EfficientNetLite0:
     """The backbone with its shipped ImageNet weights, frozen and in evaluation mode."""
     content = resources.files("metaformer.weights").joinpath(WEIGHTS).read_bytes()
-    backbone = EfficientNetLite0(deepest)
+    backbone = EfficientNetLite0(deepest, ahead=ahead)
     wanted = backbone.state_dict()
     state = {name: t.float() for name, t in load_safetensors(content).items() if name in wanted}
     backbone.load_state_dict(state)

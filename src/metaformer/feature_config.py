@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from metaformer.metric import READINGS
+from metaformer.metric import CONTEXT, READINGS
 
 SHIPPED = "efficientnet_lite0"
 """The backbone inside the package."""
@@ -30,6 +30,10 @@ class FeatureConfig:
     scored by, and of that which marks pixels (``docs/decisions/0012-two-maps.md``). One value
     serves for both, and none leaves what the metric has learned (0.495). Without the metric there
     is one map."""
+    contexts: tuple[float, ...] = ()
+    """What of stride 32 is added to the cosine distance of strides 8 and 16 in each of those maps.
+    It tells what is odd about a larger part, and blurs its edge
+    (``docs/decisions/0015-context-and-blur.md``). None: that stride is not computed."""
     transformer: bool = False
     """Let T correct the maps. It has learned to read the distances of the learned metric, and is
     not used without it. Off: it wins on photos and synthetic defects and loses on real ones
@@ -61,6 +65,14 @@ class FeatureConfig:
                 f"balances: found {self.balances}; accepted are up to two exponents, each from 0 "
                 f"to 1."
             )
+        if self.contexts and (
+            len(self.contexts) != max(1, len(self.balances))
+            or not all(0 <= share <= 1 for share in self.contexts)
+        ):
+            raise ValueError(
+                f"contexts: found {self.contexts} with balances {self.balances}; accepted is one "
+                f"share from 0 to 1 for each map, or none."
+            )
         if self.learned and (self.aligned or self.levels != (8, 16) or self.backbone != SHIPPED):
             raise ValueError(
                 f"learned: found with levels {self.levels}, aligned {self.aligned} and backbone "
@@ -73,9 +85,16 @@ class FeatureConfig:
         return self.learned and self.transformer
 
     @property
+    def has_context(self) -> bool:
+        """Whether stride 32 has a share in a map of the learned metric."""
+        return self.learned and any(self.contexts)
+
+    @property
     def readings(self) -> tuple[str, ...]:
         """What an image is read as, the finest grid first."""
-        return READINGS if self.learned else tuple(str(level) for level in self.levels)
+        if not self.learned:
+            return tuple(str(level) for level in self.levels)
+        return (*READINGS, CONTEXT) if self.has_context else READINGS
 
     def reach_cells(self, level: int) -> int:
         """Cells of ``level`` that an aligned part may be out of place."""

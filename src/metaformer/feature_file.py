@@ -33,6 +33,7 @@ def adapted_from_state(
     unknown: dict[str, Any] = {
         "learned": False,
         "balances": (),
+        "contexts": (),
         "compared_tokens": sys.maxsize,
     }
     config = FeatureConfig(**(unknown | stored))

@@ -30,7 +30,7 @@ from metaformer.memory import (
     make_folds,
     merge_samples,
 )
-from metaformer.metric import COARSE, POOLED, TokenMetric, load_metric
+from metaformer.metric import COARSE, CONTEXT_STRIDE, POOLED, TokenMetric, load_metric
 from metaformer.timm_backbone import load_timm_backbone
 from metaformer.token_transformer import SeenImage, TokenTransformer, load_token_transformer
 
@@ -90,7 +90,7 @@ class FeatureModel:
         if config.corrects:
             self.transformer = transformer or load_token_transformer()
         self.view_factor = LEARNED_VIEW_FACTOR if config.learned else VIEW_FACTOR
-        self.size_multiple = max(config.levels)
+        self.size_multiple = CONTEXT_STRIDE if config.has_context else max(config.levels)
 
     @classmethod
     def from_pretrained(
@@ -110,7 +110,9 @@ class FeatureModel:
         config = config or FeatureConfig()
         if config.backbone == SHIPPED:
             refuse_weights(backbone_weights)
-            return cls(config, load_backbone(deepest=max(config.levels)), metric, transformer)
+            deepest = max(config.levels)
+            shipped = load_backbone(deepest, ahead=config.has_context)
+            return cls(config, shipped, metric, transformer)
         backbone = load_timm_backbone(
             config.backbone,
             weights=backbone_weights,
@@ -345,7 +347,8 @@ class AdaptedFeature:
         chosen = torch.randperm(len(support), generator=generator)[:SEEN_IMAGES].sort().values
         seen = {}
         for i in chosen.tolist():
-            logarithm = self._learned_map(left_out[i]).log()
+            resized = on_one_grid(left_out[i], self.model.config.readings[0])
+            logarithm = self._learned_map(resized).log()
             embedded = transformer.embed(batch(support[i]), batch(left_out[i]), logarithm[None])
             seen[i] = SeenImage(embedded[0], float(logarithm.mean()))
         return seen
@@ -368,12 +371,13 @@ class AdaptedFeature:
         Args:
             without: support images that T is not to look at; unless there is no other.
         """
-        joined = self.join(distances)
+        resized = on_one_grid(distances, self.model.config.readings[0])
+        joined = self._join(resized)
         transformer = self.model.transformer
         if transformer is None:
             return joined
         support = [image for i, image in self.seen.items() if i not in without]
-        logarithm = self._learned_map(distances).log()[None]
+        logarithm = self._learned_map(resized).log()[None]
         embedded = transformer.embed(batch(tokens), batch(distances), logarithm)
         height, width = distances[COARSE].shape
         correction = transformer(embedded, support or [*self.seen.values()], (height, width))
@@ -381,19 +385,23 @@ class AdaptedFeature:
 
     def join(self, distances: Distances) -> Tensor:
         """(M, h, w) of all readings, as they are before T."""
+        return self._join(on_one_grid(distances, self.model.config.readings[0]))
+
+    def _join(self, resized: Distances) -> Tensor:
         config, metric = self.model.config, self.model.metric
-        resized = on_one_grid(distances, config.readings[0])
         if metric is not None:
             balances = config.balances or (None,)
-            return torch.stack([metric.join(resized, balance) for balance in balances])
+            contexts = config.contexts or (0.0,) * len(balances)
+            kinds = zip(balances, contexts, strict=True)
+            return torch.stack([metric.join(resized, *kind) for kind in kinds])
         weighted = zip(resized.values(), config.level_weights, strict=True)
         total = torch.stack([weight * distance for distance, weight in weighted]).sum(0)
         return total[None] / sum(config.level_weights)
 
-    def _learned_map(self, distances: Distances) -> Tensor:
+    def _learned_map(self, resized: Distances) -> Tensor:
         """(h, w) as the metric was trained to join distances, which T was trained to read."""
         assert self.model.metric is not None
-        return self.model.metric.join(on_one_grid(distances, self.model.config.readings[0]))
+        return self.model.metric.join(resized)
 
     def _distance(self, name: str, tokens: Tensor) -> Tensor:
         """Tokens (C, h, w) of one reading -> (h, w) distance to what is remembered."""

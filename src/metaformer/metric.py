@@ -28,6 +28,9 @@ from torch import Tensor, nn
 
 FINE, COARSE, POOLED = "8", "16", "pooled"
 READINGS = (FINE, COARSE, POOLED)
+"""What is learned."""
+CONTEXT, CONTEXT_STRIDE, CONTEXT_CHANNELS = "32", 32, 192
+"""The first block of stride 32: what a larger part looks like. Compared by direction, as it is."""
 CHANNELS = {8: 40, 16: 112}
 """Of EfficientNet-Lite0, the only backbone with a learned metric."""
 POOLED_CHANNELS = 64
@@ -73,15 +76,24 @@ class TokenMetric(nn.Module):
 
     def channels(self, reading: str) -> int:
         """Length of the tokens of ``reading``."""
+        if reading == CONTEXT:
+            return CONTEXT_CHANNELS
         return len(self.maps[reading].weight)
 
     def forward(self, features: dict[int, Tensor]) -> dict[str, Tensor]:
         """{8: (B, 40, h, w), 16: (B, 112, h / 2, w / 2)} -> reading -> (B, C, ...) tokens, of unit
-        length where they are compared by direction."""
+        length where they are compared by direction. With {32: (B, 192, ...)} the context too."""
         fine = self._map(FINE, F.normalize(features[8], dim=1))  # (B, 40, h, w)
         coarse = self._map(COARSE, F.normalize(features[16], dim=1))  # (B, 112, h / 2, w / 2)
         pooled = self._map(POOLED, pool(features))  # (B, 64, h, w)
-        return {FINE: F.normalize(fine, dim=1), COARSE: F.normalize(coarse, dim=1), POOLED: pooled}
+        tokens = {
+            FINE: F.normalize(fine, dim=1),
+            COARSE: F.normalize(coarse, dim=1),
+            POOLED: pooled,
+        }
+        if CONTEXT_STRIDE in features:
+            tokens[CONTEXT] = F.normalize(features[CONTEXT_STRIDE], dim=1)  # (B, 192, h / 4, w / 4)
+        return tokens
 
     def _map(self, reading: str, x: Tensor) -> Tensor:
         return F.conv2d(x, self.maps[reading].weight[:, :, None, None])
@@ -91,16 +103,21 @@ class TokenMetric(nn.Module):
         of the Euclidean one, in (0, 1)."""
         return self.log_shares.softmax(0), self.balance.sigmoid()
 
-    def join(self, distances: dict[str, Tensor], balance: float | None = None) -> Tensor:
+    def join(
+        self, distances: dict[str, Tensor], balance: float | None = None, context: float = 0.0
+    ) -> Tensor:
         """Reading -> (..., h, w) distances on one grid -> (..., h, w) the map, above 0.
 
         Args:
             balance: exponent of the Euclidean distance in place of the learned one.
+            context: what of stride 32 is added to the cosine distance, for each 1 of it.
         """
         weights, exponent = self.shares()
         if balance is not None:
             exponent = torch.full_like(exponent, balance)
         cosine = weights[0] * distances[FINE] + weights[1] * distances[COARSE]
+        if context:
+            cosine = (cosine + context * distances[CONTEXT]) / (1 + context)
         euclidean = distances[POOLED]
         return (cosine + FLOOR) ** (1 - exponent) * (euclidean + FLOOR) ** exponent
 

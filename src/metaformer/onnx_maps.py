@@ -14,7 +14,7 @@ from metaformer.autoencoder import SIZE_MULTIPLE
 from metaformer.backbone import EfficientNetLite0
 from metaformer.feature_model import AdaptedFeature
 from metaformer.memory import MEMORY_CHUNK
-from metaformer.metric import COARSE, FLOOR, POOL, POOLED, POOLED_LENGTH
+from metaformer.metric import COARSE, CONTEXT, CONTEXT_STRIDE, FLOOR, POOL, POOLED, POOLED_LENGTH
 from metaformer.metric import FINE as FINE_TOKENS
 from metaformer.model import COMPARED_STAGES, FINE, STAGES
 from metaformer.onnx_graph import Graph, Value
@@ -58,7 +58,7 @@ def feature_maps(graph: Graph, images: Value, adapted: AdaptedFeature) -> list[V
     tokens = feature_tokens(graph, backbone(graph, images, net), adapted)
     first = tokens[config.readings[0]]
     height, width = graph.side(first, 2), graph.side(first, 3)
-    grids = []
+    grids = {}
     for name in config.readings:
         memory = adapted.compared[name]
         if config.aligned:
@@ -68,18 +68,25 @@ def feature_maps(graph: Graph, images: Value, adapted: AdaptedFeature) -> list[V
             distance = euclidean_distance(graph, tokens[name], memory)
         else:
             distance = nearest_distance(graph, tokens[name], memory)
-        grids.append(graph.resize(distance, height, width))  # (N, 1, h, w)
+        grids[name] = graph.resize(distance, height, width)  # (N, 1, h, w)
     metric = adapted.model.metric
     if metric is None:
         shares = torch.tensor(config.level_weights) / sum(config.level_weights)
-        return [weighted_sum(graph, grids, shares)]
+        return [weighted_sum(graph, [*grids.values()], shares)]
     weights, learned = metric.shares()
-    cosine = weighted_sum(graph, grids[:2], weights)
-    cosine, euclidean = (graph.op("Add", x, graph.numbers(FLOOR)) for x in (cosine, grids[2]))
+    cosine = weighted_sum(graph, [grids[FINE_TOKENS], grids[COARSE]], weights)
+    balances = config.balances or (float(learned),)
     maps = []
-    for balance in config.balances or (float(learned),):
-        kinds = ((cosine, 1 - balance), (euclidean, balance))
-        factors = [graph.op("Pow", grid, graph.numbers(power)) for grid, power in kinds]
+    for balance, context in zip(balances, config.contexts or (0,) * len(balances), strict=True):
+        directions = cosine
+        if context:
+            shares = torch.tensor([1, context]) / (1 + context)
+            directions = weighted_sum(graph, [cosine, grids[CONTEXT]], shares)
+        kinds = ((directions, 1 - balance), (grids[POOLED], balance))
+        factors = [
+            graph.op("Pow", graph.op("Add", grid, graph.numbers(FLOOR)), graph.numbers(power))
+            for grid, power in kinds
+        ]
         maps.append(graph.op("Mul", *factors))
     return maps
 
@@ -106,6 +113,8 @@ def feature_tokens(
         name: graph.op("Conv", x, graph.constant(metric.maps[name].weight[:, :, None, None]))
         for name, x in readings.items()
     }
+    if CONTEXT_STRIDE in features:
+        tokens[CONTEXT] = features[CONTEXT_STRIDE]
     return {n: x if n == POOLED else graph.unit_length(x) for n, x in tokens.items()}
 
 
