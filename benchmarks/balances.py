@@ -85,8 +85,9 @@ def measure(
             adapted = model.adapt(known, seed=seed, views=views)
             first = model.config.readings[0]
             resized = [on_one_grid(adapted.distances(image), first) for image in tokens]
-            for balance, context, sigma in MAPS:
-                joined = (model.metric.join(one, balance, context) for one in resized)
+            for one in MAPS:
+                balance, context, sigma = one
+                joined = (model.metric.join(image, balance, context) for image in resized)
                 maps = [smooth(grid[None], sigma)[0] for grid in joined]
                 for part, chosen in parts(len(maps)).items():
                     row = judge(
@@ -94,8 +95,7 @@ def measure(
                     )
                     place = found.setdefault(part, {}).setdefault(f"{shots}", {})
                     for metric, value in row.items():
-                        kind = name_of((balance, context, sigma))
-                        place.setdefault(kind, {}).setdefault(metric, []).append(value)
+                        place.setdefault(name_of(one), {}).setdefault(metric, []).append(value)
     return {
         part: {
             shots: {

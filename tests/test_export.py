@@ -64,7 +64,7 @@ pytest.importorskip("openvino")
 ROOT = Path(__file__).parent.parent
 BOARDS = Path(metaformer.__file__).parent / "demo_images" / "circuit_board"
 Image = NDArray[np.uint8]
-KINDS = ("feature", "aligned", "pixel")
+KINDS = ("feature", "context", "aligned", "pixel")
 
 test_image.__test__ = False  # type: ignore[attr-defined]
 
@@ -91,6 +91,9 @@ def detectors(boards: list[Image]) -> dict[str, Detector]:
         universal = Metaformer.from_pretrained(
             "pixel" if kind == "pixel" else "feature", resolution=96, aligned=kind == "aligned"
         )
+        if kind == "context":
+            config = FeatureConfig(resolution=96, contexts=(0.0, 1.0))
+            universal = Metaformer(FeatureModel.from_pretrained(config), "feature")
         made[kind] = universal.adapt(boards[: 2 if kind == "pixel" else 3])
     return made
 

@@ -227,8 +227,7 @@ def test_maps_of_an_episode_are_those_of_the_preset():
     from metaformer.feature_model import AdaptedFeature, FeatureModel
     from metaformer.preprocess import smooth
 
-    config = FeatureConfig(resolution=64, balances=())
-    model = FeatureModel.from_pretrained(config)
+    model = FeatureModel.from_pretrained(FeatureConfig(resolution=64, balances=()))
     support, query = features(0, 2), features(1, 1)
     task = FeatureEpisode(support, query, torch.zeros(1, 8, 8), torch.tensor([True]))
     memory = {

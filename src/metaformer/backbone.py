@@ -115,9 +115,10 @@ class EfficientNetLite0(nn.Module):
         c_in, stride = STEM_CHANNELS, 2
         for position, stage in enumerate(STAGES):
             stride *= stage.stride
-            if stride > deepest * (2 if ahead else 1):
+            is_ahead = stride > deepest
+            if is_ahead and not ahead:
                 break
-            for i in range(1 if stride > deepest else stage.blocks):
+            for i in range(1 if is_ahead else stage.blocks):
                 block_stride = stage.stride if i == 0 else 1
                 self.blocks.append(
                     Block(c_in, stage.channels, stage.kernel, block_stride, stage.expand)
@@ -125,10 +126,10 @@ class EfficientNetLite0(nn.Module):
                 c_in = stage.channels
                 self.taps.append(0)
             is_last_at_stride = position + 1 == len(STAGES) or STAGES[position + 1].stride == 2
-            if (is_last_at_stride or stride > deepest) and stride >= 4:
+            if (is_last_at_stride or is_ahead) and stride >= 4:
                 self.taps[-1] = stride
                 self.channels[stride] = stage.channels
-            if stride > deepest:
+            if is_ahead:
                 break
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)

@@ -85,6 +85,14 @@ class FeatureConfig:
         return self.learned and self.transformer
 
     @property
+    def maps(self) -> tuple[tuple[float | None, float], ...]:
+        """Of each map of the learned metric: exponent of the Euclidean distance, None for what the
+        metric has learned; and what of stride 32 is added to the cosine distance."""
+        balances = self.balances or (None,)
+        contexts = self.contexts or (0.0,) * len(balances)
+        return tuple(zip(balances, contexts, strict=True))
+
+    @property
     def has_context(self) -> bool:
         """Whether stride 32 has a share in a map of the learned metric."""
         return self.learned and any(self.contexts)

@@ -390,10 +390,7 @@ class AdaptedFeature:
     def _join(self, resized: Distances) -> Tensor:
         config, metric = self.model.config, self.model.metric
         if metric is not None:
-            balances = config.balances or (None,)
-            contexts = config.contexts or (0.0,) * len(balances)
-            kinds = zip(balances, contexts, strict=True)
-            return torch.stack([metric.join(resized, *kind) for kind in kinds])
+            return torch.stack([metric.join(resized, *kind) for kind in config.maps])
         weighted = zip(resized.values(), config.level_weights, strict=True)
         total = torch.stack([weight * distance for distance, weight in weighted]).sum(0)
         return total[None] / sum(config.level_weights)

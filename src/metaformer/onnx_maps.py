@@ -75,20 +75,23 @@ def feature_maps(graph: Graph, images: Value, adapted: AdaptedFeature) -> list[V
         return [weighted_sum(graph, [*grids.values()], shares)]
     weights, learned = metric.shares()
     cosine = weighted_sum(graph, [grids[FINE_TOKENS], grids[COARSE]], weights)
-    balances = config.balances or (float(learned),)
+    cosine, euclidean = (above_zero(graph, x) for x in (cosine, grids[POOLED]))
     maps = []
-    for balance, context in zip(balances, config.contexts or (0,) * len(balances), strict=True):
+    for balance, context in config.maps:
         directions = cosine
         if context:
             shares = torch.tensor([1, context]) / (1 + context)
-            directions = weighted_sum(graph, [cosine, grids[CONTEXT]], shares)
-        kinds = ((directions, 1 - balance), (grids[POOLED], balance))
-        factors = [
-            graph.op("Pow", graph.op("Add", grid, graph.numbers(FLOOR)), graph.numbers(power))
-            for grid, power in kinds
-        ]
+            distances = [cosine, above_zero(graph, grids[CONTEXT])]
+            directions = weighted_sum(graph, distances, shares)
+        exponent = float(learned) if balance is None else balance
+        kinds = ((directions, 1 - exponent), (euclidean, exponent))
+        factors = [graph.op("Pow", grid, graph.numbers(power)) for grid, power in kinds]
         maps.append(graph.op("Mul", *factors))
     return maps
+
+
+def above_zero(graph: Graph, distances: Value) -> Value:
+    return graph.op("Add", distances, graph.numbers(FLOOR))
 
 
 def feature_tokens(
