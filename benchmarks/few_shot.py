@@ -22,7 +22,7 @@ from metaformer.benchmark import Method, Shots, evaluate, save_results
 from metaformer.datasets import load_categories
 from metaformer.detector import Metaformer
 from metaformer.detector_method import DetectorMethod
-from metaformer.feature_config import FeatureConfig
+from metaformer.feature_config import PLAIN, FeatureConfig
 from metaformer.feature_model import FeatureModel
 from metaformer.files import write_text
 from metaformer.metrics import METRICS
@@ -34,7 +34,7 @@ METHODS: tuple[Method, ...] = (
     DetectorMethod("feature", aligned=True, resolution=512, name="feature-aligned-512"),
     # The control of the learned metric: the same tokens, compared without learning.
     DetectorMethod.of(
-        Metaformer(FeatureModel.from_pretrained(FeatureConfig(learned=False)), "feature"),
+        Metaformer(FeatureModel.from_pretrained(PLAIN), "feature"),
         "feature-plain",
     ),
     # With T, which gains nothing on real defects (docs/decisions/0013-token-transformer.md).

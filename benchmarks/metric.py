@@ -32,7 +32,7 @@ from metaformer.allocation import keep_freed_memory
 from metaformer.datasets import load_categories
 from metaformer.defects import DefectConfig, draw_defect
 from metaformer.episodes import Episode, EpisodeConfig, episode
-from metaformer.feature_config import FeatureConfig
+from metaformer.feature_config import PLAIN, FeatureConfig
 from metaformer.feature_model import FeatureModel
 from metaformer.files import write_text
 from metaformer.images import read_image, resize_image
@@ -155,14 +155,12 @@ def cells(mask: NDArray[np.bool_], shape: Sequence[int]) -> NDArray[np.bool_]:
 
 
 def variants(weights: Sequence[str], transformers: Sequence[str]) -> dict[str, Variant]:
-    plain = FeatureModel.from_pretrained(FeatureConfig(learned=False))
-
     def learned(**changes: Any) -> FeatureModel:
-        return FeatureModel(FeatureConfig(**changes), plain.backbone)
+        return FeatureModel.from_pretrained(FeatureConfig(**changes))
 
     found = {
-        "without learning": Variant(plain),
-        "one map, as learned": Variant(learned(balances=())),
+        "without learning": Variant(FeatureModel.from_pretrained(PLAIN)),
+        "one map, as learned": Variant(learned(balances=(), contexts=())),
         "no views": Variant(learned(), views=False),
         "every token": Variant(learned(compared_tokens=20_000)),
         "4,000 tokens": Variant(learned(compared_tokens=4_000)),
@@ -170,13 +168,13 @@ def variants(weights: Sequence[str], transformers: Sequence[str]) -> dict[str, V
     }
     for entry in weights:
         name, _, folder = entry.partition("=")
-        model = FeatureModel(FeatureConfig(), plain.backbone, load_metric(Path(folder)))
+        model = FeatureModel.from_pretrained(metric=load_metric(Path(folder)))
         found[name] = Variant(model)
     for entry in transformers:
         name, _, folder = entry.partition("=")
         transformer = load_token_transformer(Path(folder) if folder else None)
         config = FeatureConfig(transformer=True)
-        found[name] = Variant(FeatureModel(config, plain.backbone, transformer=transformer))
+        found[name] = Variant(FeatureModel.from_pretrained(config, transformer=transformer))
     return found
 
 

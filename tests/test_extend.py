@@ -166,6 +166,7 @@ def test_a_file_without_grids_is_extended_by_estimate(tmp_path):
         "grids.8",
         "grids.16",
         "grids.pooled",
+        "grids.32",
     }
     older = {name: t for name, t in tensors.items() if not name.startswith("grids")}
     save_file(older, tmp_path / "old", metadata=header)

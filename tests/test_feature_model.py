@@ -57,7 +57,7 @@ def test_tokens_compared_by_direction_are_of_unit_length(model, plain, aligned):
     image = tensor(boards.good(0, height=64, width=96))
     shapes = {"8": (40, 8, 12), "16": (112, 4, 6)}
     expected = {
-        model: {**shapes, "pooled": (64, 8, 12)},
+        model: {**shapes, "pooled": (64, 8, 12), "32": (192, 2, 3)},
         plain: shapes,
         aligned: {"4": (24, 16, 24), "8": (40, 8, 12)},
     }
@@ -115,7 +115,7 @@ def test_plain_map_is_the_weighted_mean_of_the_levels(plain):
 
 
 def test_learned_map_is_the_weighted_geometric_mean_of_both_distances(model):
-    model = FeatureModel.from_pretrained(replace(CONFIG, contexts=(0.0, 1.0)))
+    model = FeatureModel.from_pretrained(CONFIG)
     image = model.prepare(tensor(boards.good(9)))
     memory = {"8": unit(50, 40, 0), "16": unit(50, 112, 1), "pooled": unit(50, 64, 2)}
     memory["32"] = unit(50, 192, 3)
@@ -158,9 +158,9 @@ def test_every_map_has_a_share_of_context_or_none_has(balances, contexts):
 
 
 def test_context_costs_a_block_of_its_stride_and_survives_saving():
-    without = FeatureModel.from_pretrained(CONFIG)
+    without = FeatureModel.from_pretrained(replace(CONFIG, contexts=()))
     assert list(without.backbone.channels) == [4, 8, 16] and without.size_multiple == 16
-    model = FeatureModel.from_pretrained(replace(CONFIG, contexts=(0.0, 1.0)))
+    model = FeatureModel.from_pretrained(CONFIG)
     assert list(model.backbone.channels) == [4, 8, 16, 32] and model.size_multiple == 32
     tokens = [model.prepare(tensor(boards.good(seed))) for seed in range(2)]
     assert tokens[0]["32"].shape == (192, 3, 3)
@@ -194,13 +194,14 @@ def test_large_memories_are_drawn_from_by_seed(model):
     assert len(whole["8"]) == 3 * 144 and len(whole["16"]) == 3 * 36
     first, again, other = (small.adapt(tokens, seed=seed).memory for seed in (1, 1, 2))
     for level in whole:
-        assert first[level].shape == (100, whole[level].shape[1])
+        kept = min(100, len(whole[level]))  # of stride 32 there are fewer
+        assert first[level].shape == (kept, whole[level].shape[1])
         assert torch.equal(first[level], again[level])
-        assert not torch.equal(first[level], other[level])
+        assert kept < 100 or not torch.equal(first[level], other[level])
         # Every kept token is one of the support's, and none is kept twice.
         same = (first[level][:, None] == whole[level][None]).all(dim=2)
         assert same.any(dim=1).all()
-        assert len(first[level].unique(dim=0)) == 100
+        assert len(first[level].unique(dim=0)) == kept
 
 
 def test_state_restores_the_same_maps_bit_for_bit(model):

@@ -25,6 +25,7 @@ from metaformer.metric import (
 from metaformer.training.checkpoints import CheckpointError
 from metaformer.training.feature_bank import FeatureEpisode, fingerprint
 from metaformer.training.metric import (
+    SIGMA,
     episode_maps,
     margin,
     nearest,
@@ -227,7 +228,9 @@ def test_maps_of_an_episode_are_those_of_the_preset():
     from metaformer.feature_model import AdaptedFeature, FeatureModel
     from metaformer.preprocess import smooth
 
-    model = FeatureModel.from_pretrained(FeatureConfig(resolution=64, balances=()))
+    model = FeatureModel.from_pretrained(
+        FeatureConfig(resolution=64, balances=(), contexts=(), sigma=SIGMA)
+    )
     support, query = features(0, 2), features(1, 1)
     task = FeatureEpisode(support, query, torch.zeros(1, 8, 8), torch.tensor([True]))
     memory = {

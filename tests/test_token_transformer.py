@@ -32,6 +32,7 @@ from metaformer.token_transformer import (
 )
 from metaformer.training.checkpoints import CheckpointError
 from metaformer.training.feature_bank import FeatureEpisode
+from metaformer.training.metric import SIGMA
 from metaformer.training.metric_config import MetricConfig
 from metaformer.training.token_transformer import episode_maps, train_transformer, with_gaps
 
@@ -212,7 +213,7 @@ def test_maps_of_an_episode_are_those_of_the_preset(monkeypatch):
     """What is trained is what is used, but for the share of the correction."""
     monkeypatch.setattr("metaformer.feature_model.TRUST", 1.0)
     transformer, drawn = lively(), episode()
-    config = FeatureConfig(resolution=64, balances=(), transformer=True)
+    config = FeatureConfig(resolution=64, balances=(), contexts=(), sigma=SIGMA, transformer=True)
     model = FeatureModel.from_pretrained(config, transformer=transformer)
     before, after = episode_maps(transformer, load_metric(), with_gaps(model, drawn))
 

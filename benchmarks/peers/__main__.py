@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from benchmarks.peers.summary import UNIFIED, report
 from metaformer.benchmark import Method, Shots, evaluate, save_results
 from metaformer.datasets import Category, load_categories
 from metaformer.detector_method import DetectorMethod
+from metaformer.feature_config import PLAIN
 from metaformer.feature_model import FeatureModel
 from metaformer.files import write_text
 
@@ -48,7 +48,7 @@ def _ours(name: str, *, learned: bool = True, **settings: Any) -> Method:
     method = DetectorMethod("feature", name=name, **settings)
     model: Any = method.universal.model
     if not learned:
-        model = FeatureModel.from_pretrained(replace(model.config, learned=False))
+        model = FeatureModel.from_pretrained(PLAIN)
         method.universal.model = model
     model.backbone = remembering(model.backbone, min(model.config.levels))
     return method

@@ -27,7 +27,7 @@ from metaformer.backbone_weights import BackboneError
 from metaformer.calibration import Calibration
 from metaformer.detector_file import DetectorFileError, read_detector_file, write_detector_file
 from metaformer.extension import Earlier, extend
-from metaformer.feature_config import ALIGNED, SHIPPED, FeatureConfig
+from metaformer.feature_config import ALIGNED, PLAIN, SHIPPED, FeatureConfig
 from metaformer.feature_file import adapted_from_state
 from metaformer.feature_model import FeatureModel
 from metaformer.images import guess_white_level, read_image
@@ -112,8 +112,7 @@ class Metaformer:
                 config = replace(ALIGNED if aligned else FeatureConfig(), **changes)
                 return cls(FeatureModel.from_pretrained(config, backbone_weights=file), preset)
             network = load_timm_backbone(backbone, weights=file, download=download)
-            plain = FeatureConfig(**level_settings(network), learned=False, aligned=aligned)
-            config = replace(plain, **changes)
+            config = replace(PLAIN, aligned=aligned, **(level_settings(network) | changes))
             return cls(FeatureModel(config, network), preset)
         if preset == "pixel":
             if backbone != SHIPPED or backbone_weights is not None:

@@ -27,6 +27,7 @@ from metaformer.adaptation import (
     Adapted,
     Model,
     adapt_to_prepared,
+    has_places,
     judge_support,
     pixel_threshold_of,
     raw_maps,
@@ -75,7 +76,9 @@ def extend(
     adapted = earlier.adapted
     if isinstance(model, FeatureModel) and isinstance(adapted, AdaptedFeature):
         support = adapted.support()
-        if support is not None and len(support) >= earlier.count:
+        # Places are learned from the images themselves, with defects drawn into them.
+        count = earlier.count + len(prepared)
+        if support and len(support) >= earlier.count and not has_places(model, count):
             # A file of an earlier version has no views, or a lone image's among the images.
             have_views = len(views) == len(prepared) and len(adapted.views) == earlier.count
             done = adapt_to_prepared(

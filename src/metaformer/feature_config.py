@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from metaformer.metric import CONTEXT, READINGS
 
@@ -25,12 +25,12 @@ class FeatureConfig:
     learned: bool = True
     """Compare in the meta-learned metric, which knows strides 8 and 16 of the shipped backbone
     (``docs/decisions/0006-metric.md``)."""
-    balances: tuple[float, ...] = (0.6, 0.8)
+    balances: tuple[float, ...] = (0.6, 0.6)
     """Exponents of the Euclidean distance in the learned metric's maps: of the map that images are
     scored by, and of that which marks pixels (``docs/decisions/0012-two-maps.md``). One value
     serves for both, and none leaves what the metric has learned (0.495). Without the metric there
     is one map."""
-    contexts: tuple[float, ...] = ()
+    contexts: tuple[float, ...] = (0.0, 1.0)
     """What of stride 32 is added to the cosine distance of strides 8 and 16 in each of those maps.
     It tells what is odd about a larger part, and blurs its edge
     (``docs/decisions/0015-context-and-blur.md``). None: that stride is not computed."""
@@ -50,10 +50,14 @@ class FeatureConfig:
     """Of those, and of the tokens of views, so many are compared with; a random choice again. A
     fraction of all does as well (``docs/decisions/0009-fewer-tokens-more-views.md``, ``0012``), and
     takes that fraction of the time. Not of aligned detectors, which compare at a place."""
+    places: int = 40
+    """With so many normal images or more the learned metric also learns what is normal place by
+    place, and uses it where that helps (``docs/decisions/0016-places.md``). 0: never."""
     score_share: float = 0.01
     """The image score is the mean of this share of the highest cells."""
-    sigma: float = 1.0
-    """Gaussian blur of the map, in cells of the finest level."""
+    sigma: float = 0.7
+    """Gaussian blur of the map, in cells of the finest level
+    (``docs/decisions/0015-context-and-blur.md``)."""
     backbone: str = SHIPPED
     """The backbone inside the package, or timm's name of another (``docs/backbones.md``)."""
     backbone_sha256: str | None = None
@@ -109,6 +113,8 @@ class FeatureConfig:
         return -(-self.reach // level)
 
 
-ALIGNED = FeatureConfig(levels=(4, 8), level_weights=(1.0, 1.0), learned=False, aligned=True)
+PLAIN = FeatureConfig(learned=False, sigma=1.0)
+"""Without the learned metric: other backbones, and the control that the metric has to beat."""
+ALIGNED = replace(PLAIN, levels=(4, 8), level_weights=(1.0, 1.0), aligned=True)
 """For parts that stand in the same place: fine levels, since place tells apart what looks alike
 (``docs/decisions/0007-aligned.md``)."""

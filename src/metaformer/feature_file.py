@@ -10,7 +10,8 @@ from torch import Tensor
 
 from metaformer.feature_config import SHIPPED, FeatureConfig
 from metaformer.feature_model import METRIC, TRANSFORMER, AdaptedFeature, FeatureModel, Rows
-from metaformer.metric import metric_from_tensors
+from metaformer.metric import POOLED, metric_from_tensors
+from metaformer.places import GRID, Places
 from metaformer.token_transformer import SeenImage, transformer_from_tensors
 
 
@@ -34,6 +35,7 @@ def adapted_from_state(
         "learned": False,
         "balances": (),
         "contexts": (),
+        "places": 0,
         "compared_tokens": sys.maxsize,
     }
     config = FeatureConfig(**(unknown | stored))
@@ -63,7 +65,11 @@ def adapted_from_state(
             fits = sizes.ndim == 2 and sizes.shape[1] == 2 and bool((sizes > 0).all())
             if not fits or int(sizes.prod(1).sum()) != cells:
                 raise ValueError(f"grids.{name} does not add up to the {cells} tokens kept")
-    adapted = AdaptedFeature(model, memory, grids, views_of(tensors, model))
+    adapted = AdaptedFeature(
+        model, memory, grids, views_of(tensors, model), places_of(tensors, model)
+    )
+    if adapted.places is not None:
+        adapted.place_share = float(tensors["places.share"])
     if transformer is not None:
         adapted.seen = seen_of(tensors, transformer.config.width)
     return adapted
@@ -94,6 +100,31 @@ def seen_of(tensors: dict[str, Tensor], width: int) -> dict[int, SeenImage]:
         i: SeenImage(part, loud)
         for i, part, loud in zip(index, tokens.split(rows), loudness, strict=True)
     }
+
+
+def places_of(tensors: dict[str, Tensor], model: FeatureModel) -> Places | None:
+    """What a detector file says of places; None if nothing.
+
+    Raises:
+        ValueError: shapes or numbers do not fit.
+        KeyError: a part is missing.
+    """
+    if "places.mean" not in tensors:
+        return None
+    mean, covariances = tensors["places.mean"], tensors["places.covariances"]
+    count, share = int(tensors["places.count"]), float(tensors["places.share"])
+    channels, cells = model.channels(POOLED), GRID[0] * GRID[1]
+    shapes = {"mean": (cells, channels), "covariances": (cells, channels * (channels + 1) // 2)}
+    if mean.shape != shapes["mean"] or covariances.shape != shapes["covariances"]:
+        raise ValueError(
+            f"places have shapes {tuple(mean.shape)} and {tuple(covariances.shape)}, needed are "
+            f"{shapes['mean']} and {shapes['covariances']}"
+        )
+    if count < 1 or not 0 <= share <= 1:
+        raise ValueError(f"places of {count} images with exponent {share}")
+    places = Places(count, mean, covariances)
+    places.whitening  # noqa: B018 - fails here, not at the first image, if it cannot be made
+    return places
 
 
 def views_of(tensors: dict[str, Tensor], model: FeatureModel) -> list[Rows]:

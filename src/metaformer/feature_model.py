@@ -31,6 +31,7 @@ from metaformer.memory import (
     merge_samples,
 )
 from metaformer.metric import COARSE, CONTEXT_STRIDE, POOLED, TokenMetric, load_metric
+from metaformer.places import MARKING, Places
 from metaformer.timm_backbone import load_timm_backbone
 from metaformer.token_transformer import SeenImage, TokenTransformer, load_token_transformer
 
@@ -44,7 +45,9 @@ Tokens = dict[str, Tensor]
 Rows = dict[str, Tensor]
 """Reading -> (N, C) tokens without their places."""
 Distances = dict[str, Tensor]
-"""Reading -> (h, w) of one image: distance of each token to the nearest remembered."""
+"""Reading -> (h, w) of one image: distance of each token to the nearest remembered; and under
+``PLACES``, if they are known, of the token at each place to what is normal there."""
+PLACES = "places"
 METRIC = "metric."
 """Start of the names of the metric's tensors in a detector file."""
 VIEW_SHARE = 8
@@ -156,6 +159,7 @@ class FeatureModel:
         seed: int,
         views: Sequence[Rows] = (),
         left_out: Sequence[Distances] | None = None,
+        places: bool = False,
     ) -> AdaptedFeature:
         """Remember the support, and show it to T. No weight changes.
 
@@ -163,8 +167,9 @@ class FeatureModel:
             support: what ``prepare`` gave for each image.
             views: what ``sample_views`` gave for each image, or nothing.
             left_out: what ``left_out_distances`` gave for the support, if that is known already.
+            places: learn what is normal place by place, too.
         """
-        adapted = self.remember(support, seed=seed, views=views)
+        adapted = self.remember(support, seed=seed, views=views, places=places)
         if self.transformer is not None:
             if left_out is None:
                 left_out = self.left_out_distances(support, views, seed=seed)
@@ -178,14 +183,18 @@ class FeatureModel:
         views: Sequence[Rows] = (),
         *,
         seed: int,
+        twins: Sequence[tuple[int, Tokens]] = (),
         on_fold: Callable[[int], None] = lambda done: None,
     ) -> list[Distances]:
-        """Of each support image, to what is remembered of the others.
+        """Of each support image, to what is remembered of the others; then of each of ``twins``, to
+        what is remembered without the image it is of.
 
         Of a lone image, to the rest of it: each token to those not around its own place. Its views
         are left out then, for they show the same place again.
 
         Args:
+            twins: index in the support, and what ``prepare`` gave for that image with a defect.
+                With them distances are taken place by place, too.
             on_fold: called with the number of folds done.
         """
         if len(support) == 1:
@@ -199,20 +208,29 @@ class FeatureModel:
                     for name, grid in support[0].items()
                 }
             ]
-        found: list[Distances] = [{} for _ in support]
+        found: list[Distances] = [{}] * (len(support) + len(twins))
         for number, fold in enumerate(make_folds(len(support), self.max_folds)):
             others = self.remember(
                 [tokens for i, tokens in enumerate(support) if i not in fold],
                 seed=seed,
                 views=[rows for i, rows in enumerate(views) if i not in fold],
+                places=bool(twins),
             )
             for i in fold:
                 found[i] = others.distances(support[i])
+            for j, (i, tokens) in enumerate(twins):
+                if i in fold:
+                    found[len(support) + j] = others.distances(tokens)
             on_fold(number + 1)
         return found
 
     def remember(
-        self, support: Sequence[Tokens], *, seed: int, views: Sequence[Rows] = ()
+        self,
+        support: Sequence[Tokens],
+        *,
+        seed: int,
+        views: Sequence[Rows] = (),
+        places: bool = False,
     ) -> AdaptedFeature:
         """``adapt`` without T."""
         generator = torch.Generator().manual_seed(seed)
@@ -227,7 +245,8 @@ class FeatureModel:
         )
         if self.config.aligned:  # grids of another size than the first have been resampled
             is_whole &= all(bool((sizes == sizes[0]).all()) for sizes in grids.values())
-        return AdaptedFeature(self, memory, grids if is_whole else None, views)
+        known = Places.of([image[POOLED] for image in support]) if places else None
+        return AdaptedFeature(self, memory, grids if is_whole else None, views, known)
 
     def _remember_tokens(
         self, name: str, support: Sequence[Tokens], generator: torch.Generator
@@ -259,6 +278,7 @@ class AdaptedFeature:
         memory: dict[str, Tensor],
         grids: dict[str, Tensor] | None = None,
         views: Sequence[Rows] = (),
+        places: Places | None = None,
     ) -> None:
         self.model = model
         self.memory = memory  # reading -> (N, C), or (K, C, h, w) if aligned
@@ -269,6 +289,9 @@ class AdaptedFeature:
         """Of support images, where it has few."""
         self.compared = {name: self._choose(name) for name in memory}
         """What of memory and views a token is compared with."""
+        self.places = places
+        self.place_share = 0.0
+        """Exponent of the distance at a place in the map that images are scored by."""
         self.seen: dict[int, SeenImage] = {}
         """Index in the support -> the image as T sees it."""
 
@@ -332,7 +355,11 @@ class AdaptedFeature:
             memory[name] = merge_samples(
                 old, new, stands_for=round(earlier * per_image), most=most, generator=generator
             )
-        extended = AdaptedFeature(self.model, memory, None, [*self.views, *views])
+        places = self.places
+        if places is not None and images:
+            places = places.merged(Places.of([image[POOLED] for image in images]))
+        extended = AdaptedFeature(self.model, memory, None, [*self.views, *views], places)
+        extended.place_share = self.place_share
         extended.seen = self.seen  # of the earlier images: gaps of later ones are much the same
         return extended
 
@@ -359,8 +386,12 @@ class AdaptedFeature:
         is what the image is scored by, the last marks pixels. M is 1 or 2."""
         return self.read(tokens, self.distances(tokens))
 
+    @torch.inference_mode()
     def distances(self, tokens: Tokens) -> Distances:
-        return {name: self._distance(name, tokens[name]) for name in self.model.config.readings}
+        found = {name: self._distance(name, tokens[name]) for name in self.model.config.readings}
+        if self.places is not None:
+            found[PLACES] = self.places.distance(tokens[POOLED])
+        return found
 
     @torch.inference_mode()
     def read(
@@ -390,10 +421,22 @@ class AdaptedFeature:
     def _join(self, resized: Distances) -> Tensor:
         config, metric = self.model.config, self.model.metric
         if metric is not None:
-            return torch.stack([metric.join(resized, *kind) for kind in config.maps])
+            maps = [metric.join(resized, *kind) for kind in config.maps]
+            if self.places is not None:
+                maps = [
+                    grid ** (1 - share) * resized[PLACES] ** share
+                    for grid, share in zip(maps, self.place_shares, strict=True)
+                ]
+            return torch.stack(maps)
         weighted = zip(resized.values(), config.level_weights, strict=True)
         total = torch.stack([weight * distance for distance, weight in weighted]).sum(0)
         return total[None] / sum(config.level_weights)
+
+    @property
+    def place_shares(self) -> tuple[float, ...]:
+        """``place_share`` of each map."""
+        marking = [MARKING * self.place_share] * (len(self.model.config.maps) - 1)
+        return (self.place_share, *marking)
 
     def _learned_map(self, resized: Distances) -> Tensor:
         """(h, w) as the metric was trained to join distances, which T was trained to read."""
@@ -421,6 +464,11 @@ class AdaptedFeature:
                 tensors[f"view_rows.{name}"] = torch.tensor([len(of_image) for of_image in rows])
         if self.model.metric is not None:  # another version of the package may have another
             tensors |= {f"{METRIC}{n}": t for n, t in self.model.metric.state_dict().items()}
+        if self.places is not None:
+            tensors["places.mean"] = self.places.mean
+            tensors["places.covariances"] = self.places.covariances
+            tensors["places.count"] = torch.tensor(self.places.count)
+            tensors["places.share"] = torch.tensor(self.place_share, dtype=torch.float64)
         if self.model.transformer is not None:
             weights = self.model.transformer.state_dict()
             tensors |= {f"{TRANSFORMER}{n}": t for n, t in weights.items()}

@@ -20,6 +20,7 @@ from metaformer.model import COMPARED_STAGES, FINE, STAGES
 from metaformer.onnx_graph import Graph, Value
 from metaformer.onnx_networks import backbone, decoder, encoder
 from metaformer.pixel_model import AdaptedPixel
+from metaformer.places import GRID, Places
 
 
 class UnsupportedExportError(ValueError):
@@ -85,9 +86,34 @@ def feature_maps(graph: Graph, images: Value, adapted: AdaptedFeature) -> list[V
             directions = weighted_sum(graph, distances, shares)
         exponent = float(learned) if balance is None else balance
         kinds = ((directions, 1 - exponent), (euclidean, exponent))
-        factors = [graph.op("Pow", grid, graph.numbers(power)) for grid, power in kinds]
-        maps.append(graph.op("Mul", *factors))
-    return maps
+        maps.append(product_of_powers(graph, kinds))
+    places = adapted.places
+    if places is None:
+        return maps
+    distance = graph.resize(place_distance(graph, tokens[POOLED], places), height, width)
+    return [
+        product_of_powers(graph, ((grid, 1 - share), (distance, share)))
+        for grid, share in zip(maps, adapted.place_shares, strict=True)
+    ]
+
+
+def product_of_powers(graph: Graph, factors: Sequence[tuple[Value, float]]) -> Value:
+    powers = [graph.op("Pow", grid, graph.numbers(exponent)) for grid, exponent in factors]
+    return graph.op("Mul", *powers)
+
+
+def place_distance(graph: Graph, tokens: Value, places: Places) -> Value:
+    """Tokens (N, C, h, w) -> (N, 1, *GRID), as ``Places.distance``."""
+    cells, channels = places.mean.shape
+    grid = graph.resize(tokens, *(graph.integers(side) for side in GRID))
+    rows = graph.op("Reshape", grid, graph.integers(-1, channels, cells, 1))
+    rows = graph.op("Transpose", rows, perm=[0, 2, 3, 1])  # (N, P, 1, C)
+    offsets = graph.op("Sub", rows, graph.constant(places.mean[:, None]))
+    white = graph.op("MatMul", offsets, graph.constant(places.whitening))
+    squares = graph.op("Mul", white, white)
+    mean = graph.op("ReduceMean", squares, graph.integers(3), keepdims=0)  # (N, P, 1)
+    shape = graph.integers(-1, 1, *GRID)
+    return graph.op("Reshape", graph.op("Sqrt", mean), shape)
 
 
 def above_zero(graph: Graph, distances: Value) -> Value:
