@@ -28,6 +28,9 @@ from metaformer.files import write_text
 from metaformer.metrics import METRICS
 from metaformer.tables import HEADINGS, cell
 
+WITH_T = FeatureConfig(transformer=True, balances=(0.6, 0.8), contexts=(), sigma=1.0)
+"""T and the maps that it was measured with (docs/decisions/0013-token-transformer.md)."""
+
 METHODS: tuple[Method, ...] = (
     DetectorMethod("feature"),
     DetectorMethod("feature", aligned=True, name="feature-aligned"),
@@ -37,10 +40,9 @@ METHODS: tuple[Method, ...] = (
         Metaformer(FeatureModel.from_pretrained(PLAIN), "feature"),
         "feature-plain",
     ),
-    # With T, which gains nothing on real defects (docs/decisions/0013-token-transformer.md).
+    # Gains nothing on real defects.
     DetectorMethod.of(
-        Metaformer(FeatureModel.from_pretrained(FeatureConfig(transformer=True)), "feature"),
-        "feature-transformer",
+        Metaformer(FeatureModel.from_pretrained(WITH_T), "feature"), "feature-transformer"
     ),
     DetectorMethod("pixel"),
     DetectorMethod("pixel", aligned=True, name="pixel-aligned"),
