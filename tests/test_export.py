@@ -96,8 +96,7 @@ def detectors(boards: list[Image]) -> dict[str, Detector]:
         if kind == "places":  # which only detectors of dozens of images have
             model = made[kind].model
             tokens = [prepare(model, board) for board in boards[:3]]
-            made[kind].adapted = model.adapt(tokens, seed=0, places=True)
-            made[kind].adapted.place_share = 0.5
+            made[kind].adapted = model.remember(tokens, seed=0, places=True)
     return made
 
 

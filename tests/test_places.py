@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -9,24 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import boards
-from metaformer.adaptation import has_places
 from metaformer.detector import Detector, DetectorFileError, Metaformer
 from metaformer.detector_file import read_detector_file, write_detector_file
 from metaformer.feature_config import PLAIN, FeatureConfig
 from metaformer.feature_model import PLACES, FeatureModel
 from metaformer.memory import make_folds
 from metaformer.metric import POOLED
-from metaformer.places import (
-    GRID,
-    LEAST_GAIN,
-    MARKING,
-    RIDGE,
-    SHARES,
-    TWINS,
-    Places,
-    choose_share,
-    twins_of,
-)
+from metaformer.places import GRID, HALF_TRUST, MARKING, RIDGE, Places
 from metaformer.preprocess import to_tensor
 
 CELLS, CHANNELS = GRID[0] * GRID[1], 3
@@ -83,29 +73,14 @@ def test_grids_of_any_size_fit():
     assert Places.of(images).distance(grids(1, size=(64, 3))[0]).shape == GRID
 
 
-@given(st.integers(1, 1000))
-def test_about_as_many_twins_as_asked_spread_over_the_support(count: int):
-    copies = twins_of(count)
-    assert len(copies) == count
-    assert TWINS <= sum(copies) < TWINS + count if count <= TWINS else sum(copies) == TWINS
-    assert max(copies) - min(copies) <= 1
-    if count > 2 * TWINS:  # nowhere a long stretch without
-        gaps = np.diff(np.flatnonzero(copies))
-        assert gaps.max() <= count / TWINS + 2
-
-
-def test_the_share_that_tells_defects_best_is_chosen():
-    normal = [float(i) for i in range(10)]
-    blind, fair, sharp = ([i + shift for i in normal] for shift in (0, 5, 20))
-    assert choose_share([(normal, one) for one in (blind, fair, sharp)]) == SHARES[2]
-    assert choose_share([(normal, one) for one in (blind, sharp, fair)]) == SHARES[1]
-    assert choose_share([(normal, one) for one in (sharp, sharp, sharp)]) == 0
-
-
-def test_a_gain_too_small_changes_nothing():
-    normal, defective = list(range(100)), [*range(50, 100), *range(100, 150)]
-    hardly = [defective[0] + 2 * 100 * LEAST_GAIN / 2, *defective[1:]]
-    assert choose_share([(normal, defective), (normal, hardly), (normal, hardly)]) == 0
+def test_the_share_grows_with_the_images():
+    mean, covariances = torch.zeros(CELLS, CHANNELS), torch.zeros(CELLS, 6)
+    shares = [Places(count, mean, covariances).shares(2) for count in (1, 40, HALF_TRUST, 10_000)]
+    scores = [share for share, _ in shares]
+    assert scores == sorted(scores) and scores[2] == 0.5
+    assert scores[0] > 0 and scores[-1] < 1
+    assert all(marking == MARKING * share for share, marking in shares)
+    assert Places(1, mean, covariances).shares(1) == (scores[0],)
 
 
 # In the preset
@@ -132,73 +107,64 @@ def halves(seed: int, *, swapped: bool = False) -> torch.Tensor:
 
 def test_what_is_normal_elsewhere_is_found_by_its_place(model: FeatureModel):
     tokens = [model.prepare(halves(seed)) for seed in range(12)]
-    adapted = model.adapt(tokens, seed=0, places=True)
     good, moved = model.prepare(halves(99)), model.prepare(halves(98, swapped=True))
-    assert adapted.places is not None and adapted.places.count == 12
 
-    def middle(share: float) -> float:
-        """How much more the moved part stands out than the same place of a good image."""
-        adapted.place_share = share
-        scores = [adapted.anomaly_maps(image)[0][5:7, 2:3].mean() for image in (moved, good)]
-        return float(scores[0] / scores[1])
+    def contrast(places: bool) -> float:
+        """How much more the middle of the moved part stands out than that of a good image."""
+        adapted = model.remember(tokens, seed=0, places=places)
+        if adapted.places is not None:
+            adapted.places = replace(adapted.places, count=10_000)
+        first, second = (adapted.anomaly_maps(image)[0][5:7, 2].mean() for image in (moved, good))
+        return float(first / second)
 
-    assert middle(1.0) > 1.5 * middle(0.0)  # a nearest token sees its edges only
+    assert contrast(True) > 1.5 * contrast(False)  # a nearest token sees its edges only
 
 
-def test_no_share_leaves_the_maps_as_they_are(model: FeatureModel):
+def test_places_join_the_maps_by_their_shares(model: FeatureModel):
     tokens = [model.prepare(halves(seed)) for seed in range(6)]
-    without, adapted = (model.adapt(tokens, seed=0, places=known) for known in (False, True))
+    without, adapted = (model.remember(tokens, seed=0, places=known) for known in (False, True))
     query = model.prepare(halves(7, swapped=True))
-    assert torch.equal(without.anomaly_maps(query), adapted.anomaly_maps(query))
-    adapted.place_share = 1.0
-    score_map, pixel_map = adapted.anomaly_maps(query)
-    assert adapted.place_shares == (1.0, MARKING)
-    resized = torch.nn.functional.interpolate(
-        adapted.distances(query)[PLACES][None, None], score_map.shape, mode="bilinear"
-    )[0, 0]
-    torch.testing.assert_close(score_map, resized)  # nothing else has a share in it
-    assert not torch.equal(pixel_map, resized)
+    before, after = without.anomaly_maps(query), adapted.anomaly_maps(query)
+    distance = adapted.distances(query)[PLACES][None, None]
+    distance = torch.nn.functional.interpolate(distance, before.shape[1:], mode="bilinear")[0, 0]
+    shares = adapted.places.shares(2)
+    expected = [b ** (1 - share) * distance**share for b, share in zip(before, shares, strict=True)]
+    torch.testing.assert_close(after, torch.stack(expected))
 
 
-def test_a_left_out_image_and_its_twin_are_unknown(model: FeatureModel):
+def test_a_left_out_image_is_unknown(model: FeatureModel):
     tokens = [model.prepare(halves(seed)) for seed in range(12)]
-    twins = [(i, model.prepare(halves(i, swapped=True))) for i in (0, 11)]
-    found = model.left_out_distances(tokens, seed=0, twins=twins)
-    assert len(found) == 14
+    found = model.left_out_distances(tokens, seed=0)
     for fold in make_folds(12, model.max_folds):
         others = Places.of([image[POOLED] for i, image in enumerate(tokens) if i not in fold])
         for i in fold:
             assert torch.equal(found[i][PLACES], others.distance(tokens[i][POOLED]))
-        for j, (i, twin) in enumerate(twins):
-            if i in fold:
-                assert torch.equal(found[12 + j][PLACES], others.distance(twin[POOLED]))
 
 
 def test_only_many_images_in_the_learned_metric_have_places(model: FeatureModel):
-    assert not has_places(model, 5) and has_places(model, 6)
-    assert not has_places(FeatureModel(replace(MANY, places=0), model.backbone), 1000)
+    tokens = [model.prepare(halves(seed)) for seed in range(6)]
+    assert model.adapt(tokens, seed=0).places is not None
+    assert model.adapt(tokens[:5], seed=0).places is None
+    assert PLACES not in model.left_out_distances(tokens[:5], seed=0)[0]
+    assert not FeatureModel(replace(MANY, places=0), model.backbone).has_places(1000)
     plain = FeatureModel.from_pretrained(replace(PLAIN, resolution=96))
-    assert not has_places(plain, 1000)
+    assert not plain.has_places(1000)
 
 
-def always(share: float, monkeypatch: pytest.MonkeyPatch) -> Detector:
-    """A detector of eight boards, for which synthetic defects are said to want ``share``."""
-    monkeypatch.setattr("metaformer.adaptation.choose_share", lambda scores: share)
+@cache
+def detector(count: int = 8) -> Detector:
     universal = Metaformer(FeatureModel.from_pretrained(MANY), "feature")
-    return universal.adapt([boards.good(seed) for seed in range(8)])
+    return universal.adapt([boards.good(seed) for seed in range(count)])
 
 
-@pytest.mark.parametrize("share", SHARES)
-def test_a_detector_file_keeps_places_bit_for_bit(tmp_path, monkeypatch, share: float):
-    detector = always(share, monkeypatch)
-    assert (detector.adapted.places is not None) == (share > 0)
-    detector.save(tmp_path / "board")
+def test_a_detector_file_keeps_places_bit_for_bit(tmp_path):
+    detector().save(tmp_path / "board")
     again = Detector.load(tmp_path / "board")
+    assert again.adapted.places.count == 8
     for make in (boards.good, boards.defective):
-        before, after = detector.predict(make(50)), again.predict(make(50))
+        before, after = detector().predict(make(50)), again.predict(make(50))
         assert before.raw_score == after.raw_score
         assert np.array_equal(before.anomaly_map, after.anomaly_map)
-    assert again.adapted.place_share == share
 
 
 @pytest.mark.parametrize(
@@ -206,53 +172,40 @@ def test_a_detector_file_keeps_places_bit_for_bit(tmp_path, monkeypatch, share: 
     [
         ("places.mean", torch.zeros(7, 64), "shapes"),
         ("places.count", torch.tensor(0), "0 images"),
-        ("places.share", torch.tensor(1.5), "exponent 1.5"),
         ("places.covariances", -torch.ones(CELLS, 64 * 65 // 2), "positive"),
         ("places.covariances", None, "places.covariances"),
     ],
 )
-def test_damaged_places_are_refused(tmp_path, monkeypatch, name, value, message):
-    always(1.0, monkeypatch).save(tmp_path / "board")
+def test_damaged_places_are_refused(tmp_path, name, value, message):
+    detector().save(tmp_path / "board")
     header, tensors = read_detector_file(tmp_path / "board")
     tensors.pop(name)
     if value is not None:
         tensors[name] = value
-    write_detector_file(
-        tmp_path / "damaged",
-        {k: v for k, v in header.items() if not k.startswith("format")},
-        tensors,
-    )
+    kept = {key: part for key, part in header.items() if not key.startswith("format")}
+    write_detector_file(tmp_path / "damaged", kept, tensors)
     with pytest.raises(DetectorFileError, match=message):
         Detector.load(tmp_path / "damaged")
 
 
-def test_more_images_join_the_places(monkeypatch):
-    detector = always(1.0, monkeypatch)
-    longer = detector.extended_with([boards.good(seed) for seed in range(20, 23)])
-    assert longer.adapted.places is not None and longer.adapted.places.count == 11
-    assert longer.adapted.place_share == 1.0
-    assert longer.made["additions"][0]["calibration"] == "estimated"
-    images = [boards.good(seed) for seed in [*range(8), *range(20, 23)]]
-    at_once = Metaformer(detector.model, "feature").adapt(images)
-    torch.testing.assert_close(
-        longer.adapted.places.mean, at_once.adapted.places.mean, atol=1e-5, rtol=1e-4
-    )
-    scores = [d.predict(boards.defective(40)).raw_score for d in (longer, at_once)]
-    assert scores[0] == pytest.approx(scores[1], rel=1e-2)
+@pytest.mark.parametrize("earlier", [4, 8])
+def test_a_whole_memory_is_extended_as_from_all_at_once(earlier: int):
+    """Places begin where there are enough images."""
+    longer = detector(earlier).extended_with([boards.good(seed) for seed in range(earlier, 11)])
+    assert longer.made["additions"][0]["calibration"] == "recomputed"
+    assert longer.adapted.places.count == 11
+    query = boards.defective(40)
+    assert longer.predict(query).raw_score == detector(11).predict(query).raw_score
 
 
-def test_adapting_to_many_is_repeatable(monkeypatch):
-    """Synthetic defects are drawn by the seed."""
-    images = [boards.good(seed) for seed in range(8)]
-    universal = Metaformer(FeatureModel.from_pretrained(MANY), "feature")
-    seen: list[object] = []
-    monkeypatch.setattr(
-        "metaformer.adaptation.choose_share", lambda scores: seen.append(scores) or 0.5
-    )
-    first, again, _ = (universal.adapt(images, seed=seed) for seed in (3, 3, 4))
-    assert seen[0] == seen[1] != seen[2]
-    query = boards.defective(9)
-    assert first.predict(query).raw_score == again.predict(query).raw_score
-    good, bad = seen[0][0]
-    assert len(good) == 8 and len(bad) == sum(twins_of(8))
-    assert np.median(bad) > np.median(good)  # the defects are real ones to the model
+def test_more_images_join_places_whose_images_are_gone(model: FeatureModel):
+    tokens = [model.prepare(halves(seed)) for seed in range(9)]
+    adapted = model.adapt(tokens[:8], seed=0)
+    for new in (tokens[8:], []):
+        longer = adapted.extended(new, earlier=8, seed=0)
+        expected = Places.of([image[POOLED] for image in [*tokens[:8], *new]])
+        assert longer.places.count == expected.count
+        torch.testing.assert_close(longer.places.mean, expected.mean, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            longer.places.covariances, expected.covariances, atol=1e-5, rtol=1e-3
+        )

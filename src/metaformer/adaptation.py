@@ -18,14 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metaformer.calibration import Calibration, calibrate
-from metaformer.defects import draw_defect
-from metaformer.feature_model import AdaptedFeature, Distances, FeatureModel, Rows, Tokens
+from metaformer.feature_model import AdaptedFeature, FeatureModel, Rows
 from metaformer.images import resize_image
 from metaformer.memory import make_folds
 from metaformer.pixel_long import train_transformer
 from metaformer.pixel_model import AdaptedPixel, PixelModel
-from metaformer.places import SHARES, choose_share, twins_of
-from metaformer.preprocess import image_score, smooth, to_pixels, to_tensor, working_size
+from metaformer.preprocess import image_score, smooth, to_tensor, working_size
 
 Model = FeatureModel | PixelModel
 Adapted = AdaptedFeature | AdaptedPixel
@@ -98,28 +96,17 @@ def adapt_to_support(
             f"got {false_alarm_rate}."
         )
     total = count + len(make_folds(count, model.max_folds)) + 1
-    prepared: list[Any] = []
-    views: list[Rows] = []
-    twins: list[tuple[int, Any]] = []
-    copies = twins_of(count) if has_places(model, count) else [0] * count
-    rng, donor = np.random.default_rng(seed), None
+    prepared, views = [], []
     for i, image in enumerate(support):
         prepared.append(prepare(model, image))
         if has_views(model, count):
             views.append(prepare_views(model, image))
-        if copies[i]:
-            pixels = to_pixels(at_working_size(model, image))
-            for _ in range(copies[i]):
-                drawn, _ = draw_defect(pixels, rng, donor=donor)
-                twins.append((i, model.prepare(to_tensor(drawn, drawn.shape[:2]))))
-            donor = pixels
         on_step(i + 1, total)
     if count > 1:
         return adapt_to_prepared(
             model,
             prepared,
             views,
-            twins,
             false_alarm_rate=false_alarm_rate,
             seed=seed,
             on_step=lambda done, _: on_step(count + done, total),
@@ -146,7 +133,6 @@ def adapt_to_prepared(
     model: Model,
     prepared: Sequence[Any],
     views: Sequence[Rows],
-    twins: Sequence[tuple[int, Tokens]] = (),
     *,
     false_alarm_rate: float,
     seed: int,
@@ -156,26 +142,15 @@ def adapt_to_prepared(
 
     Args:
         views: what ``prepare_views`` gave for each; nothing where ``has_views`` says no.
-        twins: index of an image, and what ``model.prepare`` gave for it with a synthetic defect.
-            They decide whether what is normal place by place has a share in the score.
     """
     folds = make_folds(len(prepared), model.max_folds)
     maps: list[Tensor] = [torch.empty(0)] * len(prepared)
     adapted: Adapted
     if isinstance(model, FeatureModel):
-        found = model.left_out_distances(
-            prepared,
-            views,
-            seed=seed,
-            twins=twins,
-            on_fold=lambda done: on_step(done, len(folds) + 1),
+        distances = model.left_out_distances(
+            prepared, views, seed=seed, on_fold=lambda done: on_step(done, len(folds) + 1)
         )
-        distances, of_twins = found[: len(prepared)], found[len(prepared) :]
-        adapted = model.adapt(
-            prepared, seed=seed, views=views, left_out=distances, places=bool(twins)
-        )
-        if twins:
-            choose_places(adapted, distances, of_twins)
+        adapted = model.adapt(prepared, seed=seed, views=views, left_out=distances)
         for fold in folds:
             for i in fold:
                 left_out = adapted.read(prepared[i], distances[i], without=fold)
@@ -195,29 +170,6 @@ def adapt_to_prepared(
     scores = scores_of(model, maps)
     calibration = calibrate(scores, false_alarm_rate, pixel_threshold=pixel_threshold_of(maps))
     return Adaptation(adapted, calibration, judge_support(scores))
-
-
-def choose_places(
-    adapted: AdaptedFeature, good: Sequence[Distances], defective: Sequence[Distances]
-) -> None:
-    """Give the distance at a place the share that finds the defects best, none of it if none.
-
-    Args:
-        good: distances of the support images, each to what is known without it.
-        defective: of copies with a synthetic defect.
-    """
-    config = adapted.model.config
-
-    def score(distances: Distances) -> float:
-        return image_score(smooth(adapted.join(distances)[:1], config.sigma), config.score_share)
-
-    scores = []
-    for share in SHARES:
-        adapted.place_share = share
-        scores.append(([score(one) for one in good], [score(one) for one in defective]))
-    adapted.place_share = choose_share(scores)
-    if not adapted.place_share:
-        adapted.places = None
 
 
 def adapt_model(model: Model, prepared: Sequence[Any], views: Sequence[Rows], seed: int) -> Adapted:
@@ -252,13 +204,6 @@ def has_views(model: Model, count: int) -> bool:
     learned metric is measured to gain by it, and a small support."""
     learned = isinstance(model, FeatureModel) and model.metric is not None
     return learned and count <= VIEWED_IMAGES
-
-
-def has_places(model: Model, count: int) -> bool:
-    """Whether ``count`` support images are enough to learn what is normal place by place."""
-    if not isinstance(model, FeatureModel) or not model.config.learned:
-        return False
-    return 0 < model.config.places <= count
 
 
 def prepare_views(model: Model, image: Image) -> Rows:

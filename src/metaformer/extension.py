@@ -27,7 +27,6 @@ from metaformer.adaptation import (
     Adapted,
     Model,
     adapt_to_prepared,
-    has_places,
     judge_support,
     pixel_threshold_of,
     raw_maps,
@@ -76,9 +75,7 @@ def extend(
     adapted = earlier.adapted
     if isinstance(model, FeatureModel) and isinstance(adapted, AdaptedFeature):
         support = adapted.support()
-        # Places are learned from the images themselves, with defects drawn into them.
-        count = earlier.count + len(prepared)
-        if support and len(support) >= earlier.count and not has_places(model, count):
+        if support is not None and len(support) >= earlier.count:
             # A file of an earlier version has no views, or a lone image's among the images.
             have_views = len(views) == len(prepared) and len(adapted.views) == earlier.count
             done = adapt_to_prepared(

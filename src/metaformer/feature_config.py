@@ -51,8 +51,8 @@ class FeatureConfig:
     fraction of all does as well (``docs/decisions/0009-fewer-tokens-more-views.md``, ``0012``), and
     takes that fraction of the time. Not of aligned detectors, which compare at a place."""
     places: int = 40
-    """With so many normal images or more the learned metric also learns what is normal place by
-    place, and uses it where that helps (``docs/decisions/0016-places.md``). 0: never."""
+    """With so many normal images or more, and the learned metric, what is normal place by place is
+    learned too (``docs/decisions/0016-places.md``). 0: never."""
     score_share: float = 0.01
     """The image score is the mean of this share of the highest cells."""
     sigma: float = 0.7

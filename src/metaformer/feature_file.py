@@ -65,11 +65,8 @@ def adapted_from_state(
             fits = sizes.ndim == 2 and sizes.shape[1] == 2 and bool((sizes > 0).all())
             if not fits or int(sizes.prod(1).sum()) != cells:
                 raise ValueError(f"grids.{name} does not add up to the {cells} tokens kept")
-    adapted = AdaptedFeature(
-        model, memory, grids, views_of(tensors, model), places_of(tensors, model)
-    )
-    if adapted.places is not None:
-        adapted.place_share = float(tensors["places.share"])
+    views, places = views_of(tensors, model), places_of(tensors, model)
+    adapted = AdaptedFeature(model, memory, grids, views, places)
     if transformer is not None:
         adapted.seen = seen_of(tensors, transformer.config.width)
     return adapted
@@ -112,7 +109,7 @@ def places_of(tensors: dict[str, Tensor], model: FeatureModel) -> Places | None:
     if "places.mean" not in tensors:
         return None
     mean, covariances = tensors["places.mean"], tensors["places.covariances"]
-    count, share = int(tensors["places.count"]), float(tensors["places.share"])
+    count = int(tensors["places.count"])
     channels, cells = model.channels(POOLED), GRID[0] * GRID[1]
     shapes = {"mean": (cells, channels), "covariances": (cells, channels * (channels + 1) // 2)}
     if mean.shape != shapes["mean"] or covariances.shape != shapes["covariances"]:
@@ -120,8 +117,8 @@ def places_of(tensors: dict[str, Tensor], model: FeatureModel) -> Places | None:
             f"places have shapes {tuple(mean.shape)} and {tuple(covariances.shape)}, needed are "
             f"{shapes['mean']} and {shapes['covariances']}"
         )
-    if count < 1 or not 0 <= share <= 1:
-        raise ValueError(f"places of {count} images with exponent {share}")
+    if count < 1:
+        raise ValueError(f"places of {count} images")
     places = Places(count, mean, covariances)
     places.whitening  # noqa: B018 - fails here, not at the first image, if it cannot be made
     return places

@@ -31,7 +31,7 @@ from metaformer.memory import (
     merge_samples,
 )
 from metaformer.metric import COARSE, CONTEXT_STRIDE, POOLED, TokenMetric, load_metric
-from metaformer.places import MARKING, Places
+from metaformer.places import Places
 from metaformer.timm_backbone import load_timm_backbone
 from metaformer.token_transformer import SeenImage, TokenTransformer, load_token_transformer
 
@@ -130,6 +130,10 @@ class FeatureModel:
             return self.metric.channels(reading)
         return self.backbone.channels[int(reading)]
 
+    def has_places(self, count: int) -> bool:
+        """Whether of ``count`` support images is learned what is normal place by place."""
+        return self.config.learned and 0 < self.config.places <= count
+
     @torch.inference_mode()
     def prepare(self, image: Tensor) -> Tokens:
         """Tokens of one image (1, 3, H, W) in [0, 1]."""
@@ -159,7 +163,6 @@ class FeatureModel:
         seed: int,
         views: Sequence[Rows] = (),
         left_out: Sequence[Distances] | None = None,
-        places: bool = False,
     ) -> AdaptedFeature:
         """Remember the support, and show it to T. No weight changes.
 
@@ -167,8 +170,8 @@ class FeatureModel:
             support: what ``prepare`` gave for each image.
             views: what ``sample_views`` gave for each image, or nothing.
             left_out: what ``left_out_distances`` gave for the support, if that is known already.
-            places: learn what is normal place by place, too.
         """
+        places = self.has_places(len(support))
         adapted = self.remember(support, seed=seed, views=views, places=places)
         if self.transformer is not None:
             if left_out is None:
@@ -183,18 +186,14 @@ class FeatureModel:
         views: Sequence[Rows] = (),
         *,
         seed: int,
-        twins: Sequence[tuple[int, Tokens]] = (),
         on_fold: Callable[[int], None] = lambda done: None,
     ) -> list[Distances]:
-        """Of each support image, to what is remembered of the others; then of each of ``twins``, to
-        what is remembered without the image it is of.
+        """Of each support image, to what is remembered of the others.
 
         Of a lone image, to the rest of it: each token to those not around its own place. Its views
         are left out then, for they show the same place again.
 
         Args:
-            twins: index in the support, and what ``prepare`` gave for that image with a defect.
-                With them distances are taken place by place, too.
             on_fold: called with the number of folds done.
         """
         if len(support) == 1:
@@ -208,19 +207,17 @@ class FeatureModel:
                     for name, grid in support[0].items()
                 }
             ]
-        found: list[Distances] = [{}] * (len(support) + len(twins))
+        found: list[Distances] = [{} for _ in support]
+        places = self.has_places(len(support))
         for number, fold in enumerate(make_folds(len(support), self.max_folds)):
             others = self.remember(
                 [tokens for i, tokens in enumerate(support) if i not in fold],
                 seed=seed,
                 views=[rows for i, rows in enumerate(views) if i not in fold],
-                places=bool(twins),
+                places=places,
             )
             for i in fold:
                 found[i] = others.distances(support[i])
-            for j, (i, tokens) in enumerate(twins):
-                if i in fold:
-                    found[len(support) + j] = others.distances(tokens)
             on_fold(number + 1)
         return found
 
@@ -232,7 +229,11 @@ class FeatureModel:
         views: Sequence[Rows] = (),
         places: bool = False,
     ) -> AdaptedFeature:
-        """``adapt`` without T."""
+        """``adapt`` without T.
+
+        Args:
+            places: learn what is normal place by place, too.
+        """
         generator = torch.Generator().manual_seed(seed)
         remember = self._remember_grids if self.config.aligned else self._remember_tokens
         memory = {name: remember(name, support, generator) for name in self.config.readings}
@@ -290,8 +291,6 @@ class AdaptedFeature:
         self.compared = {name: self._choose(name) for name in memory}
         """What of memory and views a token is compared with."""
         self.places = places
-        self.place_share = 0.0
-        """Exponent of the distance at a place in the map that images are scored by."""
         self.seen: dict[int, SeenImage] = {}
         """Index in the support -> the image as T sees it."""
 
@@ -359,7 +358,6 @@ class AdaptedFeature:
         if places is not None and images:
             places = places.merged(Places.of([image[POOLED] for image in images]))
         extended = AdaptedFeature(self.model, memory, None, [*self.views, *views], places)
-        extended.place_share = self.place_share
         extended.seen = self.seen  # of the earlier images: gaps of later ones are much the same
         return extended
 
@@ -425,18 +423,12 @@ class AdaptedFeature:
             if self.places is not None:
                 maps = [
                     grid ** (1 - share) * resized[PLACES] ** share
-                    for grid, share in zip(maps, self.place_shares, strict=True)
+                    for grid, share in zip(maps, self.places.shares(len(maps)), strict=True)
                 ]
             return torch.stack(maps)
         weighted = zip(resized.values(), config.level_weights, strict=True)
         total = torch.stack([weight * distance for distance, weight in weighted]).sum(0)
         return total[None] / sum(config.level_weights)
-
-    @property
-    def place_shares(self) -> tuple[float, ...]:
-        """``place_share`` of each map."""
-        marking = [MARKING * self.place_share] * (len(self.model.config.maps) - 1)
-        return (self.place_share, *marking)
 
     def _learned_map(self, resized: Distances) -> Tensor:
         """(h, w) as the metric was trained to join distances, which T was trained to read."""
@@ -468,7 +460,6 @@ class AdaptedFeature:
             tensors["places.mean"] = self.places.mean
             tensors["places.covariances"] = self.places.covariances
             tensors["places.count"] = torch.tensor(self.places.count)
-            tensors["places.share"] = torch.tensor(self.place_share, dtype=torch.float64)
         if self.model.transformer is not None:
             weights = self.model.transformer.state_dict()
             tensors |= {f"{TRANSFORMER}{n}": t for n, t in weights.items()}

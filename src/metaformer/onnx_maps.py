@@ -93,7 +93,7 @@ def feature_maps(graph: Graph, images: Value, adapted: AdaptedFeature) -> list[V
     distance = graph.resize(place_distance(graph, tokens[POOLED], places), height, width)
     return [
         product_of_powers(graph, ((grid, 1 - share), (distance, share)))
-        for grid, share in zip(maps, adapted.place_shares, strict=True)
+        for grid, share in zip(maps, places.shares(len(maps)), strict=True)
     ]
 
 

@@ -22,7 +22,7 @@ from metaformer.episode_loss import image_logits, location_loss, ranking_loss
 from metaformer.model import FINE, Known, Reading, UniversalModel, know
 from metaformer.pixel_fit import train_watched
 from metaformer.pixel_model import AdaptedPixel, PreparedImage
-from metaformer.preprocess import to_pixels, to_tensor
+from metaformer.preprocess import to_tensor
 
 STEPS = 300
 LEARNING_RATE = 2e-4
@@ -95,8 +95,8 @@ def example(
 
 def to_uint8(image: PreparedImage) -> NDArray[np.uint8]:
     """The image without its padding, (H, W, 3)."""
-    pixels = image.pixels[:, :, : image.height, : image.width]
-    return to_pixels((pixels + 1) / 2)
+    pixels = image.pixels[0, :, : image.height, : image.width].permute(1, 2, 0)
+    return np.asarray(((pixels + 1) * 127.5).round().clamp(0, 255).numpy(), np.uint8)
 
 
 def known_to(drawn: Example, good: Sequence[Reading], rng: np.random.Generator | None) -> Known:

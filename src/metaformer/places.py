@@ -3,9 +3,7 @@
 The nearest remembered token says whether something was seen anywhere. With dozens of images there
 is also enough to say how tokens vary at each place of the image: a Gaussian for every cell of a
 fixed grid, as PaDiM has it (Defard et al. 2021), here of the pooled tokens of the learned metric.
-It helps products whose normal images differ much from each other, and harms others; so each
-product decides by synthetic defects drawn into its own normal images
-(``docs/decisions/0016-places.md``).
+The more images, the larger its share (``docs/decisions/0016-places.md``).
 """
 
 from __future__ import annotations
@@ -14,10 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 GRID = (32, 32)
@@ -25,14 +21,11 @@ GRID = (32, 32)
 RIDGE = 0.01
 """Added to the variances, in mean variances of all places, as in PaDiM: with fewer images than
 channels the covariances could not be inverted without."""
-SHARES = (0.0, 0.5, 1.0)
-"""Exponents of the distance at a place in the score; the rest of 1 is that of the nearest token."""
+HALF_TRUST = 100
+"""With so many images the distance at a place counts as much in the score as that to the nearest
+token; with fewer less, for their covariances are rough."""
 MARKING = 0.5
-"""In the map that marks pixels the exponent is this fraction of it: outlines come from tokens."""
-LEAST_GAIN = 0.02
-"""By how much the AUROC of synthetic defects has to rise for an exponent above 0."""
-TWINS = 80
-"""About so many synthetic defects decide."""
+"""Of that share, in the map that marks pixels: outlines come from tokens."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +72,12 @@ class Places:
         white = (offsets @ self.whitening)[:, 0]
         return white.square().mean(1).sqrt().reshape(GRID)
 
+    def shares(self, maps: int) -> tuple[float, ...]:
+        """Exponents of the distance at a place in the map that images are scored by, and in others;
+        the rest of 1 is that of the distance to the nearest token."""
+        share = self.count / (self.count + HALF_TRUST)
+        return (share, *[MARKING * share] * (maps - 1))
+
     def merged(self, other: Places) -> Places:
         """Of the images of both."""
         count = self.count + other.count
@@ -93,26 +92,3 @@ class Places:
 def on_places(tokens: Tensor) -> Tensor:
     """(C, h, w) -> (P, C)."""
     return F.interpolate(tokens[None], GRID, mode="bilinear")[0].flatten(1).T
-
-
-def twins_of(count: int) -> list[int]:
-    """How many copies with a defect each of ``count`` support images gets."""
-    if count <= TWINS:
-        return [-(-TWINS // count)] * count
-    chosen = {round(i * count / TWINS) for i in range(TWINS)}
-    return [int(i in chosen) for i in range(count)]
-
-
-def choose_share(scores: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float:
-    """The exponent of ``SHARES`` that tells defects from normal images best.
-
-    Args:
-        scores: for each of ``SHARES``, of normal images and of images with a synthetic defect, all
-            out of sample.
-    """
-    areas = [
-        float(roc_auc_score(np.repeat([0, 1], [len(good), len(bad)]), [*good, *bad]))
-        for good, bad in scores
-    ]
-    best = int(np.argmax(areas))
-    return SHARES[best] if areas[best] >= areas[0] + LEAST_GAIN else 0.0

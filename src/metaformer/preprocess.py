@@ -39,12 +39,6 @@ def to_tensor(image: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(resized).permute(2, 0, 1)[None].float() / 255
 
 
-def to_pixels(image: Tensor) -> NDArray[np.uint8]:
-    """(1, 3, H, W) in [0, 1] -> (H, W, 3) uint8 RGB."""
-    levels = (255 * image[0].permute(1, 2, 0)).round().clamp(0, 255)
-    return np.ascontiguousarray(levels.numpy(), dtype=np.uint8)
-
-
 def smooth(maps: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of (B, h, w) maps, borders repeated; ``sigma`` in cells, 0 for none."""
     if sigma <= 0:
