@@ -21,11 +21,9 @@ GRID = (32, 32)
 RIDGE = 0.01
 """Added to the variances, in mean variances of all places, as in PaDiM: with fewer images than
 channels the covariances could not be inverted without."""
-HALF_TRUST = 100
-"""With so many images the distance at a place counts as much in the score as that to the nearest
-token; with fewer less, for their covariances are rough."""
 MARKING = 0.5
-"""Of that share, in the map that marks pixels: outlines come from tokens."""
+"""In the map that marks pixels the share is so much of that in the score: outlines come from the
+nearest tokens."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,9 @@ class Places:
 
     def shares(self, maps: int) -> tuple[float, ...]:
         """Exponents of the distance at a place in the map that images are scored by, and in others;
-        the rest of 1 is that of the distance to the nearest token."""
-        share = self.count / (self.count + HALF_TRUST)
+        the rest of 1 is that of the distance to the nearest token. With as many images as channels,
+        about when covariances begin to be known, both count as much."""
+        share = self.count / (self.count + self.mean.shape[1])
         return (share, *[MARKING * share] * (maps - 1))
 
     def merged(self, other: Places) -> Places:

@@ -1,0 +1,130 @@
+"""How much what is normal place by place should count (docs/decisions/0016-places.md).
+
+    python -m benchmarks.place_shares DATA_ROOT... --output benchmarks/results/place_shares.json
+
+Test images in parts to choose on and to judge by, as in ``benchmarks.balances``. The share is the
+exponent of the distance at a place in the map that images are scored by; in the map that marks
+pixels it is ``MARKING`` of that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from benchmarks.balances import SEED, judge, parts
+from metaformer.adaptation import prepare
+from metaformer.allocation import keep_freed_memory
+from metaformer.benchmark_samples import load_mask
+from metaformer.datasets import Category, load_categories
+from metaformer.feature_model import PLACES, FeatureModel, on_one_grid
+from metaformer.files import write_text
+from metaformer.images import read_image
+from metaformer.places import MARKING
+from metaformer.preprocess import smooth
+from metaformer.summary import machine
+
+SHARES = (0.0, 0.3, 0.5, 0.7, 1.0)
+COUNTS = (16, 40, 100, 300)
+METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro")
+
+Results = dict[str, dict[str, dict[str, dict[str, float]]]]
+"""Part -> support images -> share -> metric."""
+
+
+def measure(model: FeatureModel, category: Category, seeds: Sequence[int]) -> Results:
+    images = [read_image(sample.image) for sample in category.test]
+    tokens = [prepare(model, image) for image in images]
+    labels = np.array([sample.is_anomalous for sample in category.test])
+    masks = [
+        load_mask(sample, image.shape[:2])
+        for sample, image in zip(category.test, images, strict=True)
+    ]
+    del images
+    known = [prepare(model, read_image(path)) for path in category.train]
+    found: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+    for count in sorted({min(count, len(known)) for count in COUNTS}):
+        for seed in seeds:
+            order = np.random.default_rng((SEED, seed)).permutation(len(known))[:count]
+            adapted = model.remember([known[i] for i in order], seed=seed, places=True)
+            first = model.config.readings[0]
+            resized = [on_one_grid(adapted.distances(image), first) for image in tokens]
+            places = [distances[PLACES] for distances in resized]
+            adapted.places = None
+            plain = [adapted.join(distances) for distances in resized]  # (2, h, w) each
+            for share in SHARES:
+                kinds = []
+                for kind, exponent in enumerate((share, MARKING * share)):
+                    joined = (
+                        one[kind] ** (1 - exponent) * place**exponent
+                        for one, place in zip(plain, places, strict=True)
+                    )
+                    kinds.append([smooth(one[None], model.config.sigma)[0] for one in joined])
+                for part, chosen in parts(len(tokens)).items():
+                    rows = [
+                        judge([maps[i] for i in chosen], labels[chosen], [masks[i] for i in chosen])
+                        for maps in kinds
+                    ]
+                    row = {**rows[1], "image_auroc": rows[0]["image_auroc"]}
+                    found.setdefault((part, f"{count}", f"{share}"), []).append(row)
+    results: Results = {}
+    for (part, count_name, share_name), measured in found.items():
+        means = {name: float(np.mean([row[name] for row in measured])) for name in measured[0]}
+        results.setdefault(part, {}).setdefault(count_name, {})[share_name] = means
+    return results
+
+
+def table(results: dict[str, Results]) -> str:
+    lines = [
+        "| set, part, images | " + " | ".join(f"{share}" for share in SHARES) + " |",
+        "|---" * (len(SHARES) + 1) + "|",
+    ]
+    for name, by_part in results.items():
+        for part, by_count in by_part.items():
+            for count, by_share in by_count.items():
+                cells = [
+                    " / ".join(f"{100 * row[metric]:.1f}" for metric in METRICS if metric in row)
+                    for row in by_share.values()
+                ]
+                lines.append(f"| {name}, {part}, {count} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("roots", type=Path, nargs="+")
+    parser.add_argument("--seeds", type=int, default=2, help="how many supports")
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    model = FeatureModel.from_pretrained()
+    results: dict[str, Results] = {}
+    for root in options.roots:
+        for category in load_categories(root):
+            print(category.name, flush=True)
+            results[category.name] = measure(model, category, range(options.seeds))
+            content: dict[str, Any] = {
+                "date": date.today().isoformat(),
+                "machine": machine(),
+                "seed": SEED,
+                "supports": options.seeds,
+                "marking": MARKING,
+                "results": results,
+            }
+            write_text(options.output, json.dumps(content, indent=1) + "\n")
+    print("Image AUROC / pixel AUROC / pixel AP / AUPRO, percent.\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
