@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GRID = (32, 32)
+GRID = (16, 16)
 """Cells that an image has, whatever its shape."""
 RIDGE = 0.01
-"""Added to the variances, in mean variances of all places, as in PaDiM: with fewer images than
-channels the covariances could not be inverted without."""
+"""Added to the variances, as a share of the mean variance of all places: with fewer images than
+channels the covariances could not be inverted without. Its size hardly matters (``0016``)."""
 MARKING = 0.5
 """In the map that marks pixels the share is so much of that in the score: outlines come from the
 nearest tokens."""
