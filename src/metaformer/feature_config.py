@@ -50,7 +50,7 @@ class FeatureConfig:
     """Of those, and of the tokens of views, so many are compared with; a random choice again. A
     fraction of all does as well (``docs/decisions/0009-fewer-tokens-more-views.md``, ``0012``), and
     takes that fraction of the time. Not of aligned detectors, which compare at a place."""
-    places: int = 40
+    places: int = 16
     """With so many normal images or more, and the learned metric, what is normal place by place is
     learned too (``docs/decisions/0016-places.md``). 0: never."""
     score_share: float = 0.01

@@ -1,7 +1,7 @@
 """What is normal place by place, where a product has many normal images.
 
-The nearest remembered token says whether something was seen anywhere. With dozens of images there
-is also enough to say how tokens vary at each place of the image: a Gaussian for every cell of a
+The nearest remembered token says whether something was seen anywhere. With many images there is
+also enough to say how tokens vary at each place of the image: a Gaussian for every cell of a
 fixed grid, as PaDiM has it (Defard et al. 2021), here of the pooled tokens of the learned metric.
 The more images, the larger its share (``docs/decisions/0016-places.md``).
 """
