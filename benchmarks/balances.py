@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from metaformer.allocation import keep_freed_memory
 from metaformer.benchmark_samples import load_mask
 from metaformer.datasets import Category, load_categories
 from metaformer.feature_config import FeatureConfig
-from metaformer.feature_model import FeatureModel, on_one_grid
+from metaformer.feature_model import FeatureModel, Tokens, on_one_grid
 from metaformer.files import write_text
 from metaformer.images import read_image
 from metaformer.metrics import PixelMetrics
@@ -47,6 +48,9 @@ MAPS = (
     (0.6, 1.0, 0.7),
 )
 """Exponent of the Euclidean distance, share of stride 32, blur in cells."""
+Labels = NDArray[np.bool_]
+Masks = Sequence[NDArray[np.bool_] | None]
+
 SHOTS = (1, 4, 10)
 CHOSEN_ON = 160
 SEED = 5
@@ -60,19 +64,22 @@ def parts(count: int) -> dict[str, NDArray[np.intp]]:
     return {"to choose": np.sort(order[:CHOSEN_ON]), "to judge": np.sort(order[CHOSEN_ON:])}
 
 
+def read_tests(model: FeatureModel, category: Category) -> tuple[list[Tokens], Labels, Masks]:
+    """Of each test image its tokens, whether it is defective, and where if that is known."""
+    tokens, masks = [], []
+    for sample in category.test:
+        image = read_image(sample.image)
+        tokens.append(prepare(model, image))
+        masks.append(load_mask(sample, image.shape[:2]))
+    return tokens, np.array([sample.is_anomalous for sample in category.test]), masks
+
+
 def measure(
     model: FeatureModel, category: Category, seeds: Sequence[int]
 ) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
     """Part -> shots -> map -> metric."""
     assert model.metric is not None
-    images = [read_image(sample.image) for sample in category.test]
-    tokens = [prepare(model, image) for image in images]
-    labels = np.array([sample.is_anomalous for sample in category.test])
-    masks = [
-        load_mask(sample, image.shape[:2])
-        for sample, image in zip(category.test, images, strict=True)
-    ]
-    del images
+    tokens, labels, masks = read_tests(model, category)
     found: dict[str, dict[str, dict[str, dict[str, list[float]]]]] = {}
     for shots in SHOTS:
         for seed in seeds:
@@ -113,11 +120,7 @@ def name_of(one: tuple[float, float, float]) -> str:
     return f"{balance}, {context}, {sigma}"
 
 
-def judge(
-    maps: Sequence[torch.Tensor],
-    labels: NDArray[np.bool_],
-    masks: Sequence[NDArray[np.bool_] | None],
-) -> dict[str, float]:
+def judge(maps: Sequence[torch.Tensor], labels: Labels, masks: Masks) -> dict[str, float]:
     scores = [image_score(grid, FeatureConfig().score_share) for grid in maps]
     row = {"image_auroc": float(roc_auc_score(labels, scores))}
     pixels = PixelMetrics()
@@ -146,31 +149,45 @@ def table(results: dict[str, dict[str, dict[str, dict[str, dict[str, float]]]]])
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def measure_sets(
+    measure: Callable[[Category, Sequence[int]], Any], supports: int, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Of each set of the command line, written to its ``--output`` as soon as it is there.
+
+    Args:
+        measure: of a category and the seeds of its supports.
+        supports: how many, unless the command line says otherwise.
+        settings: written beside the results.
+    """
+    parser = argparse.ArgumentParser()
     parser.add_argument("roots", type=Path, nargs="+")
-    parser.add_argument("--seeds", type=int, default=3, help="how many supports")
+    parser.add_argument("--seeds", type=int, default=supports, help="how many supports")
     parser.add_argument("--output", type=Path, required=True)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    model = FeatureModel.from_pretrained(FeatureConfig(contexts=(0.0, 1.0)))  # with stride 32
     results = {}
     for root in options.roots:
         for category in load_categories(root):
             print(category.name, flush=True)
-            results[category.name] = measure(model, category, range(options.seeds))
-            content: dict[str, Any] = {
+            results[category.name] = measure(category, range(options.seeds))
+            content = {
                 "date": date.today().isoformat(),
                 "machine": machine(),
                 "seed": SEED,
                 "supports": options.seeds,
+                **settings,
                 "results": results,
             }
             write_text(options.output, json.dumps(content, indent=1) + "\n")
     print("Image AUROC / pixel AUROC / pixel AP / AUPRO, percent.\n")
-    print(table(results))
+    return results
+
+
+def main() -> None:
+    model = FeatureModel.from_pretrained()
+    print(table(measure_sets(partial(measure, model), 3, {})))
 
 
 if __name__ == "__main__":

@@ -9,28 +9,18 @@ pixels it is ``MARKING`` of that.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
-from datetime import date
-from pathlib import Path
-from typing import Any
+from functools import partial
 
-import cv2
 import numpy as np
-import torch
 
-from benchmarks.balances import SEED, judge, parts
+from benchmarks.balances import SEED, judge, measure_sets, parts, read_tests
 from metaformer.adaptation import prepare
-from metaformer.allocation import keep_freed_memory
-from metaformer.benchmark_samples import load_mask
-from metaformer.datasets import Category, load_categories
+from metaformer.datasets import Category
 from metaformer.feature_model import PLACES, FeatureModel, on_one_grid
-from metaformer.files import write_text
 from metaformer.images import read_image
 from metaformer.places import MARKING
 from metaformer.preprocess import smooth
-from metaformer.summary import machine
 
 SHARES = (0.0, 0.3, 0.5, 0.7, 1.0)
 COUNTS = (16, 40, 100, 300)
@@ -41,14 +31,7 @@ Results = dict[str, dict[str, dict[str, dict[str, float]]]]
 
 
 def measure(model: FeatureModel, category: Category, seeds: Sequence[int]) -> Results:
-    images = [read_image(sample.image) for sample in category.test]
-    tokens = [prepare(model, image) for image in images]
-    labels = np.array([sample.is_anomalous for sample in category.test])
-    masks = [
-        load_mask(sample, image.shape[:2])
-        for sample, image in zip(category.test, images, strict=True)
-    ]
-    del images
+    tokens, labels, masks = read_tests(model, category)
     known = [prepare(model, read_image(path)) for path in category.train]
     found: dict[tuple[str, str, str], list[dict[str, float]]] = {}
     for count in sorted({min(count, len(known)) for count in COUNTS}):
@@ -98,32 +81,9 @@ def table(results: dict[str, Results]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("roots", type=Path, nargs="+")
-    parser.add_argument("--seeds", type=int, default=2, help="how many supports")
-    parser.add_argument("--output", type=Path, required=True)
-    options = parser.parse_args(arguments)
-    keep_freed_memory()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
+def main() -> None:
     model = FeatureModel.from_pretrained()
-    results: dict[str, Results] = {}
-    for root in options.roots:
-        for category in load_categories(root):
-            print(category.name, flush=True)
-            results[category.name] = measure(model, category, range(options.seeds))
-            content: dict[str, Any] = {
-                "date": date.today().isoformat(),
-                "machine": machine(),
-                "seed": SEED,
-                "supports": options.seeds,
-                "marking": MARKING,
-                "results": results,
-            }
-            write_text(options.output, json.dumps(content, indent=1) + "\n")
-    print("Image AUROC / pixel AUROC / pixel AP / AUPRO, percent.\n")
-    print(table(results))
+    print(table(measure_sets(partial(measure, model), 2, {"marking": MARKING})))
 
 
 if __name__ == "__main__":
