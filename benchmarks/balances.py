@@ -150,16 +150,20 @@ def table(results: dict[str, dict[str, dict[str, dict[str, dict[str, float]]]]])
 
 
 def measure_sets(
-    measure: Callable[[Category, Sequence[int]], Any], supports: int, settings: dict[str, Any]
+    description: str,
+    measure: Callable[[Category, Sequence[int]], Any],
+    supports: int,
+    settings: dict[str, Any],
 ) -> dict[str, Any]:
     """Of each set of the command line, written to its ``--output`` as soon as it is there.
 
     Args:
+        description: of the command.
         measure: of a category and the seeds of its supports.
         supports: how many, unless the command line says otherwise.
         settings: written beside the results.
     """
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("roots", type=Path, nargs="+")
     parser.add_argument("--seeds", type=int, default=supports, help="how many supports")
     parser.add_argument("--output", type=Path, required=True)
@@ -187,7 +191,8 @@ def measure_sets(
 
 def main() -> None:
     model = FeatureModel.from_pretrained()
-    print(table(measure_sets(partial(measure, model), 3, {})))
+    title = __doc__.splitlines()[0]
+    print(table(measure_sets(title, partial(measure, model), 3, {})))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from metaformer.files import write_text
 from metaformer.metrics import METRICS
 from metaformer.tables import HEADINGS, cell
 
-WITH_T = FeatureConfig(transformer=True, balances=(0.6, 0.8), contexts=(), sigma=1.0)
+WITH_T = FeatureConfig(transformer=True, balances=(0.6, 0.8), contexts=(), sigma=1.0, places=0)
 """T and the maps that it was measured with (docs/decisions/0013-token-transformer.md)."""
 
 METHODS: tuple[Method, ...] = (

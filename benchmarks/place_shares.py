@@ -83,7 +83,8 @@ def table(results: dict[str, Results]) -> str:
 
 def main() -> None:
     model = FeatureModel.from_pretrained()
-    print(table(measure_sets(partial(measure, model), 2, {"marking": MARKING})))
+    title = __doc__.splitlines()[0]
+    print(table(measure_sets(title, partial(measure, model), 2, {"marking": MARKING})))
 
 
 if __name__ == "__main__":

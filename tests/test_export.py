@@ -93,7 +93,7 @@ def detectors(boards: list[Image]) -> dict[str, Detector]:
             "pixel" if kind == "pixel" else "feature", resolution=96, aligned=kind == "aligned"
         )
         made[kind] = universal.adapt(boards[: 2 if kind == "pixel" else 3])
-        if kind == "places":  # which only detectors of dozens of images have
+        if kind == "places":  # which only detectors of many images have
             model = made[kind].model
             tokens = [prepare(model, board) for board in boards[:3]]
             made[kind].adapted = model.remember(tokens, seed=0, places=True)

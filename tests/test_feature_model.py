@@ -115,7 +115,6 @@ def test_plain_map_is_the_weighted_mean_of_the_levels(plain):
 
 
 def test_learned_map_is_the_weighted_geometric_mean_of_both_distances(model):
-    model = FeatureModel.from_pretrained(CONFIG)
     image = model.prepare(tensor(boards.good(9)))
     memory = {"8": unit(50, 40, 0), "16": unit(50, 112, 1), "pooled": unit(50, 64, 2)}
     memory["32"] = unit(50, 192, 3)
@@ -157,10 +156,9 @@ def test_every_map_has_a_share_of_context_or_none_has(balances, contexts):
         FeatureConfig(balances=balances, contexts=contexts)
 
 
-def test_context_costs_a_block_of_its_stride_and_survives_saving():
+def test_context_costs_a_block_of_its_stride_and_survives_saving(model):
     without = FeatureModel.from_pretrained(replace(CONFIG, contexts=()))
     assert list(without.backbone.channels) == [4, 8, 16] and without.size_multiple == 16
-    model = FeatureModel.from_pretrained(CONFIG)
     assert list(model.backbone.channels) == [4, 8, 16, 32] and model.size_multiple == 32
     tokens = [model.prepare(tensor(boards.good(seed))) for seed in range(2)]
     assert tokens[0]["32"].shape == (192, 3, 3)
