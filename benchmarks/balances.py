@@ -1,4 +1,4 @@
-"""How the feature preset's two maps were chosen (docs/decisions/0012-two-maps.md and 0015).
+"""How the feature preset's two maps were chosen (docs/decisions/0012-two-maps.md, 0015 and 0017).
 
     python -m benchmarks.balances DATA_ROOT... --output benchmarks/results/balances.json
 
@@ -25,33 +25,40 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.metric import cells
 from metaformer.adaptation import has_views, prepare, prepare_views
+from metaformer.adapted_feature import Tokens, on_one_grid
 from metaformer.allocation import keep_freed_memory
 from metaformer.benchmark_samples import load_mask
 from metaformer.datasets import Category, load_categories
-from metaformer.feature_config import FeatureConfig
-from metaformer.feature_model import FeatureModel, Tokens, on_one_grid
+from metaformer.feature_config import MARKING, SCORING, FeatureConfig
+from metaformer.feature_model import FeatureModel
 from metaformer.files import write_text
 from metaformer.images import read_image
+from metaformer.metric import Shares
 from metaformer.metrics import PixelMetrics
 from metaformer.preprocess import image_score, smooth
 from metaformer.summary import machine
 
-MAPS = (
-    (0.6, 0.0, 1.0),
-    (0.8, 0.0, 1.0),
-    (0.5, 0.0, 0.7),
-    (0.6, 0.0, 0.7),
-    (0.75, 0.0, 0.7),
-    (0.75, 0.0, 1.0),
-    (0.75, 0.3, 0.7),
-    (0.75, 0.3, 1.0),
-    (0.6, 1.0, 0.7),
-)
-"""Exponent of the Euclidean distance, share of stride 32, blur in cells."""
+BEFORE = (Shares(pooled=0.6), Shares(pooled=0.6, context=1.0))
+"""To score by and to mark pixels, with a blur of 0.7, as ``0015`` left them."""
+MAPS: dict[str, tuple[Shares, float]] = {
+    "score before": (BEFORE[0], 0.7),
+    "score 0.5, 0.1": (Shares(pooled=0.5, part=0.1), 0.7),
+    "score now": (SCORING, 0.6),
+    "pixels before": (BEFORE[1], 0.7),
+    "wide 0.3": (Shares(pooled=0.4, wide=0.3, context=1.0), 0.7),
+    "wide 0.4": (Shares(pooled=0.35, wide=0.4, context=1.0), 0.7),
+    "pixels now": (MARKING, 0.6),
+    "no part": (Shares(pooled=0.4, wide=0.4, context=1.25), 0.6),
+    "context 0.5": (Shares(pooled=0.35, wide=0.4, part=0.05, context=0.5), 0.6),
+    "context 2": (Shares(pooled=0.35, wide=0.4, part=0.05, context=2.0), 0.6),
+    "wide 0.6": (Shares(pooled=0.2, wide=0.6, part=0.05, context=1.25), 0.6),
+}
+"""Shares in a map, and its blur in cells. Images are scored by the first three, pixels marked by
+the rest; every map is measured as both."""
 Labels = NDArray[np.bool_]
 Masks = Sequence[NDArray[np.bool_] | None]
 
-SHOTS = (1, 4, 10)
+SHOTS = (1, 2, 4, 8, 16)
 CHOSEN_ON = 160
 SEED = 5
 
@@ -92,9 +99,9 @@ def measure(
             adapted = model.adapt(known, seed=seed, views=views)
             first = model.config.readings[0]
             resized = [on_one_grid(adapted.distances(image), first) for image in tokens]
-            for one in MAPS:
-                balance, context, sigma = one
-                joined = (model.metric.join(image, balance, context) for image in resized)
+            for name, (shares, sigma) in MAPS.items():
+                given = shares.given(shots)
+                joined = (model.metric.join(image, given) for image in resized)
                 maps = [smooth(grid[None], sigma)[0] for grid in joined]
                 for part, chosen in parts(len(maps)).items():
                     row = judge(
@@ -102,7 +109,7 @@ def measure(
                     )
                     place = found.setdefault(part, {}).setdefault(f"{shots}", {})
                     for metric, value in row.items():
-                        place.setdefault(name_of(one), {}).setdefault(metric, []).append(value)
+                        place.setdefault(name, {}).setdefault(metric, []).append(value)
     return {
         part: {
             shots: {
@@ -113,11 +120,6 @@ def measure(
         }
         for part, by_shots in found.items()
     }
-
-
-def name_of(one: tuple[float, float, float]) -> str:
-    balance, context, sigma = one
-    return f"{balance}, {context}, {sigma}"
 
 
 def judge(maps: Sequence[torch.Tensor], labels: Labels, masks: Masks) -> dict[str, float]:
@@ -135,17 +137,17 @@ def judge(maps: Sequence[torch.Tensor], labels: Labels, masks: Masks) -> dict[st
 
 def table(results: dict[str, dict[str, dict[str, dict[str, dict[str, float]]]]]) -> str:
     lines = [
-        "| set, part, shots | " + " | ".join(name_of(one) for one in MAPS) + " |",
+        "| set, part, shots | " + " | ".join(MAPS) + " |",
         "|---" * (len(MAPS) + 1) + "|",
     ]
-    for name, by_part in results.items():
+    for set_name, by_part in results.items():
         for part, by_shots in by_part.items():
             for shots, rows in by_shots.items():
                 values = (
-                    " / ".join(f"{100 * value:.1f}" for value in rows[name_of(one)].values())
-                    for one in MAPS
+                    " / ".join(f"{100 * value:.1f}" for value in rows[name].values())
+                    for name in MAPS
                 )
-                lines.append(f"| {name}, {part}, {shots} | " + " | ".join(values) + " |")
+                lines.append(f"| {set_name}, {part}, {shots} | " + " | ".join(values) + " |")
     return "\n".join(lines)
 
 

@@ -22,12 +22,13 @@ import numpy as np
 import torch
 
 from metaformer.adaptation import prepare, raw_maps
+from metaformer.adapted_feature import AdaptedFeature
 from metaformer.benchmark import save_results
 from metaformer.benchmark_samples import limit_samples
 from metaformer.datasets import Sample, draw_support, load_categories
 from metaformer.detector import Detector, Metaformer
 from metaformer.feature_config import FeatureConfig
-from metaformer.feature_model import AdaptedFeature, FeatureModel
+from metaformer.feature_model import FeatureModel
 from metaformer.images import read_image
 from metaformer.metrics import image_metrics
 from metaformer.preprocess import image_score

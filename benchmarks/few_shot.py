@@ -25,10 +25,13 @@ from metaformer.detector_method import DetectorMethod
 from metaformer.feature_config import PLAIN, FeatureConfig
 from metaformer.feature_model import FeatureModel
 from metaformer.files import write_text
+from metaformer.metric import Shares
 from metaformer.metrics import METRICS
 from metaformer.tables import HEADINGS, cell
 
-WITH_T = FeatureConfig(transformer=True, balances=(0.6, 0.8), contexts=(), sigma=1.0, places=0)
+WITH_T = FeatureConfig(
+    transformer=True, maps=(Shares(pooled=0.6), Shares(pooled=0.8)), sigma=1.0, places=0
+)
 """T and the maps that it was measured with (docs/decisions/0013-token-transformer.md)."""
 
 METHODS: tuple[Method, ...] = (

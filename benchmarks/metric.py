@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
+from benchmarks.few_shot import WITH_T
 from metaformer.adaptation import adapt_model, has_views, prepare, prepare_views, raw_maps
 from metaformer.allocation import keep_freed_memory
 from metaformer.datasets import load_categories
@@ -36,7 +37,7 @@ from metaformer.feature_config import PLAIN, FeatureConfig
 from metaformer.feature_model import FeatureModel
 from metaformer.files import write_text
 from metaformer.images import read_image, resize_image
-from metaformer.metric import load_metric
+from metaformer.metric import LEARNED, load_metric
 from metaformer.novelty import novelty_task
 from metaformer.photo_pool import PhotoPool
 from metaformer.preprocess import image_score, working_size
@@ -160,7 +161,7 @@ def variants(weights: Sequence[str], transformers: Sequence[str]) -> dict[str, V
 
     found = {
         "without learning": Variant(FeatureModel.from_pretrained(PLAIN)),
-        "one map, as learned": Variant(learned(balances=(), contexts=())),
+        "one map, as learned": Variant(learned(maps=(LEARNED,))),
         "no views": Variant(learned(), views=False),
         "every token": Variant(learned(compared_tokens=20_000)),
         "4,000 tokens": Variant(learned(compared_tokens=4_000)),
@@ -173,8 +174,7 @@ def variants(weights: Sequence[str], transformers: Sequence[str]) -> dict[str, V
     for entry in transformers:
         name, _, folder = entry.partition("=")
         transformer = load_token_transformer(Path(folder) if folder else None)
-        config = FeatureConfig(transformer=True)
-        found[name] = Variant(FeatureModel.from_pretrained(config, transformer=transformer))
+        found[name] = Variant(FeatureModel.from_pretrained(WITH_T, transformer=transformer))
     return found
 
 

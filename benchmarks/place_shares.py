@@ -16,8 +16,9 @@ import numpy as np
 
 from benchmarks.balances import SEED, judge, measure_sets, parts, read_tests
 from metaformer.adaptation import prepare
+from metaformer.adapted_feature import PLACES, on_one_grid
 from metaformer.datasets import Category
-from metaformer.feature_model import PLACES, FeatureModel, on_one_grid
+from metaformer.feature_model import FeatureModel
 from metaformer.images import read_image
 from metaformer.places import MARKING
 from metaformer.preprocess import smooth

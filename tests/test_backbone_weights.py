@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from metaformer import Detector, DetectorFileError, Metaformer
+from metaformer.adapted_feature import AdaptedFeature
 from metaformer.backbone_weights import BackboneError, digest, find_weights, read_weights
 from metaformer.detector_file import read_detector_file, write_detector_file
 from metaformer.feature_config import FeatureConfig
-from metaformer.feature_model import AdaptedFeature, FeatureModel
+from metaformer.feature_model import FeatureModel
 
 NAME = "some_network.tag"
 

@@ -18,11 +18,12 @@ from typer.testing import CliRunner
 
 import boards
 from metaformer.adaptation import raw_maps
+from metaformer.adapted_feature import AdaptedFeature
 from metaformer.cli import app
 from metaformer.detector import Detector, Metaformer
 from metaformer.detector_file import DetectorFileError
 from metaformer.extension import shrinkage
-from metaformer.feature_model import AdaptedFeature, FeatureModel
+from metaformer.feature_model import FeatureModel
 from metaformer.images import ImageError
 from metaformer.memory import merge_samples
 from metaformer.pixel_model import PixelConfig, PixelModel

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import boards
+from metaformer.adapted_feature import AdaptedFeature
 from metaformer.feature_config import ALIGNED, FeatureConfig
 from metaformer.feature_file import adapted_from_state
-from metaformer.feature_model import AdaptedFeature, FeatureModel
+from metaformer.feature_model import FeatureModel
 from metaformer.memory import (
     MEMORY_CHUNK,
     QUERY_CHUNK,
@@ -20,7 +21,7 @@ from metaformer.memory import (
     euclidean_distance,
     fit_grid,
 )
-from metaformer.metric import FLOOR, TokenMetric
+from metaformer.metric import ALL_READINGS, EUCLIDEAN, FLOOR, LEARNED, Shares, TokenMetric
 from metaformer.preprocess import to_tensor
 
 CONFIG = FeatureConfig(resolution=96)
@@ -57,15 +58,21 @@ def test_tokens_compared_by_direction_are_of_unit_length(model, plain, aligned):
     image = tensor(boards.good(0, height=64, width=96))
     shapes = {"8": (40, 8, 12), "16": (112, 4, 6)}
     expected = {
-        model: {**shapes, "pooled": (64, 8, 12), "32": (192, 2, 3)},
+        model: {
+            **shapes,
+            "pooled": (64, 8, 12),
+            "wide": (96, 4, 6),
+            "32": (192, 2, 3),
+            "part": (192, 2, 3),
+        },
         plain: shapes,
         aligned: {"4": (24, 16, 24), "8": (40, 8, 12)},
     }
     for preset, sizes in expected.items():
         tokens = preset.prepare(image)
         assert {name: t.shape for name, t in tokens.items()} == sizes
-        tokens.pop("pooled", None)  # compared by Euclidean distance
-        for reading in tokens.values():
+        for name in tokens.keys() - EUCLIDEAN:
+            reading = tokens[name]
             lengths = reading.norm(dim=0)
             assert torch.allclose(lengths, torch.ones_like(lengths), atol=1e-5)
 
@@ -98,7 +105,7 @@ def distances(image, memory) -> dict[str, torch.Tensor]:
     parts = {}
     for name, grid in image.items():
         distance = torch.cdist(grid.flatten(1).T, memory[name]).min(dim=1).values
-        if name != "pooled":
+        if name not in EUCLIDEAN:
             distance = distance**2 / 2  # 1 - cosine
         shaped = distance.reshape(1, 1, *grid.shape[1:])
         parts[name] = F.interpolate(shaped, (12, 12), mode="bilinear")[0, 0]
@@ -114,50 +121,120 @@ def test_plain_map_is_the_weighted_mean_of_the_levels(plain):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_learned_map_is_the_weighted_geometric_mean_of_both_distances(model):
+def test_learned_maps_are_weighted_geometric_means_of_the_distances(model):
     image = model.prepare(tensor(boards.good(9)))
     memory = {"8": unit(50, 40, 0), "16": unit(50, 112, 1), "pooled": unit(50, 64, 2)}
-    memory["32"] = unit(50, 192, 3)
+    memory |= {"wide": unit(50, 96, 3), "32": unit(50, 192, 4), "part": unit(50, 192, 5)}
     parts = distances(image, memory)
     weights, learned = model.metric.shares()
     assert float(weights.sum()) == pytest.approx(1) and 0 < float(learned) < 1
     cosine = weights[0] * parts["8"] + weights[1] * parts["16"]
-    for balances, contexts in (
-        ((0.6, 0.8), (0.0, 0.3)),
-        ((0.6, 0.8), ()),
-        ((0.3,), (1.0,)),
-        ((), (0.2,)),
-        ((), ()),
+    for maps in (
+        (Shares(pooled=0.6), Shares(pooled=0.3, wide=0.2, part=0.1, context=2.0)),
+        (Shares(pooled=0.6, part=0.1), Shares(pooled=0.8, context=0.3)),
+        (Shares(pooled=0.0, wide=1.0),),
+        (LEARNED,),
     ):
-        config = replace(CONFIG, balances=balances, contexts=contexts)
-        compare = FeatureModel(config, model.backbone, model.metric)
-        known = {name: memory[name] for name in config.readings}
-        found = AdaptedFeature(compare, known).anomaly_maps(image)
-        exponents = balances or (float(learned),)
-        for grid, exponent, share in zip(found, exponents, contexts or (0.0, 0.0), strict=False):
-            directions = (cosine + share * parts["32"]) / (1 + share)
-            expected = (directions + FLOOR) ** (1 - exponent) * (
-                parts["pooled"] + FLOOR
-            ) ** exponent
-            torch.testing.assert_close(grid, expected, rtol=1e-4, atol=1e-5)
+        compare = FeatureModel(replace(CONFIG, maps=maps), model.backbone, model.metric)
+        known = {name: memory[name] for name in compare.config.readings}
+        adapted = AdaptedFeature(compare, known, count=3)
+        found = adapted.anomaly_maps(image)
+        assert len(found) == len(maps)
+        for grid, shares in zip(found, [shares.given(3) for shares in maps], strict=True):
+            exponent = float(learned) if shares.pooled is None else shares.pooled
+            directions = (cosine + shares.context * parts["32"]) / (1 + shares.context)
+            factors = [(directions, 1 - exponent - shares.wide - shares.part)]
+            factors += [(parts["pooled"], exponent), (parts["wide"], shares.wide)]
+            factors += [(parts["part"], shares.part)]
+            powers = [(distance + FLOOR).log() * share for distance, share in factors]
+            torch.testing.assert_close(grid, sum(powers).exp(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("balances", [(0.5, 0.5, 0.5), (1.1,), (-0.1, 0.5), (float("nan"),)])
-def test_balances_are_up_to_two_exponents(balances):
-    with pytest.raises(ValueError, match="balances: found"):
-        FeatureConfig(balances=balances)
+def test_only_readings_with_a_share_are_made(model):
+    def readings(*maps: Shares) -> tuple[str, ...]:
+        return replace(CONFIG, maps=maps).readings
+
+    assert readings(LEARNED) == ("8", "16", "pooled")
+    assert readings(LEARNED, Shares(context=1.0)) == ("8", "16", "pooled", "32")
+    both = (Shares(0.5, part=0.1), Shares(0.5, wide=0.3, context=1.0))
+    assert readings(*both) == readings(*both[::-1]) == CONFIG.readings == ALL_READINGS
+    assert tuple(model.prepare(tensor(boards.good(0)))) == CONFIG.readings
+
+
+def test_wide_tokens_count_the_more_the_more_images_there_are():
+    shares = Shares(pooled=0.3, wide=0.4, part=0.1, context=1.0)
+    assert shares.given(1) == Shares(pooled=0.5, wide=0.0, part=0.1, context=1.0)
+    given = [shares.given(count) for count in (1, 2, 5, 100)]
+    assert sorted(given, key=lambda one: one.wide) == given
+    for one in given:  # half of what is lacking is not the pooled tokens' but the directions'
+        lacking = shares.wide - one.wide
+        assert one.pooled == pytest.approx(shares.pooled + lacking / 2)
+    assert LEARNED.given(1) == LEARNED
+
+
+def test_a_file_says_how_many_images_its_memory_stands_for(model):
+    tokens = [model.prepare(tensor(boards.good(seed))) for seed in range(3)]
+    adapted = model.adapt(tokens[:2], seed=0)
+    assert adapted.shares == tuple(shares.given(2) for shares in CONFIG.maps)
+    tensors, settings = adapted.state()
+    restored = adapted_from_state(tensors, settings)
+    assert restored.shares == adapted.shares
+    assert restored.extended(tokens[2:], earlier=2, seed=0).count == 3
+    for damaged in (0, "2"):
+        with pytest.raises(ValueError, match="images is"):
+            adapted_from_state(tensors, {**settings, "images": damaged})
+
+
+@pytest.mark.parametrize("maps", [(), (LEARNED,) * 3])
+def test_there_are_one_or_two_maps(maps):
+    with pytest.raises(ValueError, match="maps: found"):
+        FeatureConfig(maps=maps)
 
 
 @pytest.mark.parametrize(
-    ("balances", "contexts"), [((), (0.0, 0.3)), ((0.5, 0.75), (0.3,)), ((0.5,), (-0.1,))]
+    "shares",
+    [
+        {"pooled": 1.1},
+        {"pooled": -0.1},
+        {"pooled": float("nan")},
+        {"context": -1.0},
+        {"pooled": 0.6, "wide": 0.3, "part": 0.2},
+        {"wide": 1.5},
+    ],
 )
-def test_every_map_has_a_share_of_context_or_none_has(balances, contexts):
-    with pytest.raises(ValueError, match="contexts: found"):
-        FeatureConfig(balances=balances, contexts=contexts)
+def test_exponents_of_a_map_sum_to_one_at_most(shares):
+    with pytest.raises(ValueError, match="shares of a map: found"):
+        Shares(**shares)
+
+
+@pytest.mark.parametrize(
+    ("written", "maps"),
+    [
+        ({}, (LEARNED,)),
+        ({"balances": [], "contexts": []}, (LEARNED,)),
+        ({"balances": [0.6, 0.8]}, (Shares(0.6), Shares(0.8))),
+        (
+            {"balances": [0.6, 0.6], "contexts": [0.0, 1.0]},
+            (Shares(0.6), Shares(0.6, context=1.0)),
+        ),
+    ],
+)
+def test_a_file_from_before_wide_tokens_is_read_as_it_was(model, written, maps):
+    old = FeatureModel(replace(CONFIG, maps=maps), model.backbone, model.metric)
+    adapted = old.adapt([old.prepare(tensor(boards.good(0)))], seed=0)
+    tensors, settings = adapted.state()
+    del settings["config"]["maps"], settings["images"], tensors["metric.wide"]
+    settings["config"] |= written
+    restored = adapted_from_state(tensors, settings)
+    assert restored.model.config == old.config
+    query = old.prepare(tensor(boards.defective(1)))
+    assert torch.equal(restored.anomaly_maps(query), adapted.anomaly_maps(query))
 
 
 def test_context_costs_a_block_of_its_stride_and_survives_saving(model):
-    without = FeatureModel.from_pretrained(replace(CONFIG, contexts=()))
+    without = FeatureModel.from_pretrained(
+        replace(CONFIG, maps=(Shares(0.5), Shares(0.5, wide=0.3)))
+    )
     assert list(without.backbone.channels) == [4, 8, 16] and without.size_multiple == 16
     assert list(model.backbone.channels) == [4, 8, 16, 32] and model.size_multiple == 32
     tokens = [model.prepare(tensor(boards.good(seed))) for seed in range(2)]
@@ -169,10 +246,11 @@ def test_context_costs_a_block_of_its_stride_and_survives_saving(model):
 
 
 def test_more_normal_images_never_raise_the_map(model):
+    """But for what the number of images says about shares: of the score it says nothing."""
     tokens = [model.prepare(tensor(boards.good(seed))) for seed in range(4)]
     query = model.prepare(tensor(boards.defective(8)))
-    few = model.adapt(tokens[:2], seed=0).anomaly_maps(query)
-    many = model.adapt(tokens, seed=0).anomaly_maps(query)
+    few, _ = model.adapt(tokens[:2], seed=0).anomaly_maps(query)
+    many, _ = model.adapt(tokens, seed=0).anomaly_maps(query)
     assert (many <= few + 1e-6).all()
     assert (many < few - 1e-4).any()
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import trees
 from metaformer.metric import (
     CARD,
+    LEARNED,
     READINGS,
     WEIGHTS,
     MetricWeightsError,
@@ -224,13 +225,12 @@ def test_damaged_weights_are_refused(tmp_path):
 
 def test_maps_of_an_episode_are_those_of_the_preset():
     """What is trained is what is used."""
+    from metaformer.adapted_feature import AdaptedFeature
     from metaformer.feature_config import FeatureConfig
-    from metaformer.feature_model import AdaptedFeature, FeatureModel
+    from metaformer.feature_model import FeatureModel
     from metaformer.preprocess import smooth
 
-    model = FeatureModel.from_pretrained(
-        FeatureConfig(resolution=64, balances=(), contexts=(), sigma=SIGMA)
-    )
+    model = FeatureModel.from_pretrained(FeatureConfig(resolution=64, maps=(LEARNED,), sigma=SIGMA))
     support, query = features(0, 2), features(1, 1)
     task = FeatureEpisode(support, query, torch.zeros(1, 8, 8), torch.tensor([True]))
     memory = {

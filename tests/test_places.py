@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import boards
+from metaformer.adapted_feature import PLACES
 from metaformer.detector import Detector, DetectorFileError, Metaformer
 from metaformer.detector_file import read_detector_file, write_detector_file
 from metaformer.feature_config import PLAIN, FeatureConfig
-from metaformer.feature_model import PLACES, FeatureModel
+from metaformer.feature_model import FeatureModel
 from metaformer.memory import make_folds
 from metaformer.metric import POOLED
 from metaformer.places import GRID, MARKING, RIDGE, Places

@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 
 import boards
 import trees
+from metaformer.adapted_feature import SEEN_IMAGES, TRUST
 from metaformer.feature_config import FeatureConfig
 from metaformer.feature_file import adapted_from_state
-from metaformer.feature_model import SEEN_IMAGES, TRUST, FeatureModel
+from metaformer.feature_model import FeatureModel
 from metaformer.memory import apart_distance
-from metaformer.metric import READINGS, load_metric
+from metaformer.metric import LEARNED, READINGS, load_metric
 from metaformer.preprocess import to_tensor
 from metaformer.token_transformer import (
     BOUND,
@@ -211,9 +212,9 @@ def test_gradients_are_those_of_finite_differences():
 
 def test_maps_of_an_episode_are_those_of_the_preset(monkeypatch):
     """What is trained is what is used, but for the share of the correction."""
-    monkeypatch.setattr("metaformer.feature_model.TRUST", 1.0)
+    monkeypatch.setattr("metaformer.adapted_feature.TRUST", 1.0)
     transformer, drawn = lively(), episode()
-    config = FeatureConfig(resolution=64, balances=(), contexts=(), sigma=SIGMA, transformer=True)
+    config = FeatureConfig(resolution=64, maps=(LEARNED,), sigma=SIGMA, transformer=True)
     model = FeatureModel.from_pretrained(config, transformer=transformer)
     before, after = episode_maps(transformer, load_metric(), with_gaps(model, drawn))
 

@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metaformer.adapted_feature import AdaptedFeature, Rows
 from metaformer.calibration import Calibration, calibrate
-from metaformer.feature_model import AdaptedFeature, FeatureModel, Rows
+from metaformer.feature_model import FeatureModel
 from metaformer.images import resize_image
 from metaformer.memory import make_folds
 from metaformer.pixel_long import train_transformer

@@ -32,8 +32,9 @@ from metaformer.adaptation import (
     raw_maps,
     scores_of,
 )
+from metaformer.adapted_feature import AdaptedFeature, Rows
 from metaformer.calibration import Calibration, calibrate
-from metaformer.feature_model import AdaptedFeature, FeatureModel, Rows
+from metaformer.feature_model import FeatureModel
 from metaformer.memory import make_folds
 
 How = Literal["recomputed", "estimated"]

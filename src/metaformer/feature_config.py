@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from metaformer.metric import CONTEXT, READINGS
+from metaformer.metric import ALL_READINGS, CONTEXT, PART, Shares
 
 SHIPPED = "efficientnet_lite0"
 """The backbone inside the package."""
+SCORING = Shares(pooled=0.5, part=0.1)
+MARKING = Shares(pooled=0.35, wide=0.4, part=0.05, context=1.25)
+"""Shares in the two maps (``docs/decisions/0012-two-maps.md``, ``0015``, ``0017``)."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +28,9 @@ class FeatureConfig:
     learned: bool = True
     """Compare in the meta-learned metric, which knows strides 8 and 16 of the shipped backbone
     (``docs/decisions/0006-metric.md``)."""
-    balances: tuple[float, ...] = (0.6, 0.6)
-    """Exponents of the Euclidean distance in the learned metric's maps: of the map that images are
-    scored by, and of that which marks pixels (``docs/decisions/0012-two-maps.md``). One value
-    serves for both, and none leaves what the metric has learned (0.495). Without the metric there
-    is one map."""
-    contexts: tuple[float, ...] = (0.0, 1.0)
-    """What of stride 32 is added to the cosine distance of strides 8 and 16 in each of those maps.
-    It tells what is odd about a larger part, and blurs its edge
-    (``docs/decisions/0015-context-and-blur.md``). None: that stride is not computed."""
+    maps: tuple[Shares, ...] = (SCORING, MARKING)
+    """How the learned metric's distances make the map that images are scored by, and that which
+    marks pixels; one serves for both. Without the metric there is one map of another kind."""
     transformer: bool = False
     """Let T correct the maps. It has learned to read the distances of the learned metric, and is
     not used without it. Off: it wins on photos and synthetic defects and loses on real ones
@@ -55,27 +52,19 @@ class FeatureConfig:
     learned too (``docs/decisions/0016-places.md``). 0: never."""
     score_share: float = 0.01
     """The image score is the mean of this share of the highest cells."""
-    sigma: float = 0.7
+    sigma: float = 0.6
     """Gaussian blur of the map, in cells of the finest level
-    (``docs/decisions/0015-context-and-blur.md``)."""
+    (``docs/decisions/0017-wide-tokens.md``)."""
     backbone: str = SHIPPED
     """The backbone inside the package, or timm's name of another (``docs/backbones.md``)."""
     backbone_sha256: str | None = None
     """Of the weights of another backbone; they stay outside detector files."""
 
     def __post_init__(self) -> None:
-        if len(self.balances) > 2 or not all(0 <= balance <= 1 for balance in self.balances):
+        if not 1 <= len(self.maps) <= 2:
             raise ValueError(
-                f"balances: found {self.balances}; accepted are up to two exponents, each from 0 "
-                f"to 1."
-            )
-        if self.contexts and (
-            len(self.contexts) != max(1, len(self.balances))
-            or not all(0 <= share <= 1 for share in self.contexts)
-        ):
-            raise ValueError(
-                f"contexts: found {self.contexts} with balances {self.balances}; accepted is one "
-                f"share from 0 to 1 for each map, or none."
+                f"maps: found {len(self.maps)}; accepted are one and two: to score images by, and "
+                f"to mark pixels."
             )
         if self.learned and (self.aligned or self.levels != (8, 16) or self.backbone != SHIPPED):
             raise ValueError(
@@ -89,24 +78,17 @@ class FeatureConfig:
         return self.learned and self.transformer
 
     @property
-    def maps(self) -> tuple[tuple[float | None, float], ...]:
-        """Of each map of the learned metric: exponent of the Euclidean distance, None for what the
-        metric has learned; and what of stride 32 is added to the cosine distance."""
-        balances = self.balances or (None,)
-        contexts = self.contexts or (0.0,) * len(balances)
-        return tuple(zip(balances, contexts, strict=True))
-
-    @property
     def has_context(self) -> bool:
         """Whether stride 32 has a share in a map of the learned metric."""
-        return self.learned and any(self.contexts)
+        return self.learned and not {CONTEXT, PART}.isdisjoint(self.readings)
 
     @property
     def readings(self) -> tuple[str, ...]:
         """What an image is read as, the finest grid first."""
         if not self.learned:
             return tuple(str(level) for level in self.levels)
-        return (*READINGS, CONTEXT) if self.has_context else READINGS
+        asked = dict.fromkeys(name for shares in self.maps for name in shares.readings)
+        return tuple(sorted(asked, key=ALL_READINGS.index))
 
     def reach_cells(self, level: int) -> int:
         """Cells of ``level`` that an aligned part may be out of place."""

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from metaformer.adapted_feature import METRIC, TRANSFORMER, AdaptedFeature, Rows
 from metaformer.feature_config import SHIPPED, FeatureConfig
-from metaformer.feature_model import METRIC, TRANSFORMER, AdaptedFeature, FeatureModel, Rows
-from metaformer.metric import POOLED, metric_from_tensors
+from metaformer.feature_model import FeatureModel
+from metaformer.metric import POOLED, Shares, metric_from_tensors
 from metaformer.places import GRID, Places
 from metaformer.token_transformer import SeenImage, transformer_from_tensors
 
@@ -30,11 +31,10 @@ def adapted_from_state(
     stored: dict[str, Any] = {  # JSON has no tuples
         k: tuple(v) if isinstance(v, list) else v for k, v in settings["config"].items()
     }
+    stored["maps"] = maps_of(stored)
     # What earlier versions did not know.
     unknown: dict[str, Any] = {
         "learned": False,
-        "balances": (),
-        "contexts": (),
         "places": 0,
         "compared_tokens": sys.maxsize,
     }
@@ -66,10 +66,30 @@ def adapted_from_state(
             if not fits or int(sizes.prod(1).sum()) != cells:
                 raise ValueError(f"grids.{name} does not add up to the {cells} tokens kept")
     views, places = views_of(tensors, model), places_of(tensors, model)
-    adapted = AdaptedFeature(model, memory, grids, views, places)
+    count = settings.get("images", 1)  # before it was written no map depended on it
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"images is {count!r}, needed is a number of 1 or more")
+    adapted = AdaptedFeature(model, memory, grids, views, places, count=count)
     if transformer is not None:
         adapted.seen = seen_of(tensors, transformer.config.width)
     return adapted
+
+
+def maps_of(stored: dict[str, Any]) -> tuple[Shares, ...]:
+    """How distances make the maps, and out of ``stored`` with what earlier versions wrote: the
+    exponents of pooled tokens, the shares of stride 32, or neither.
+
+    Raises:
+        TypeError, ValueError: these are no shares.
+    """
+    balances = stored.pop("balances", ()) or (None,)
+    contexts = stored.pop("contexts", ()) or (0.0,) * len(balances)
+    if "maps" in stored:
+        return tuple(Shares(**shares) for shares in stored["maps"])
+    return tuple(
+        Shares(pooled=balance, context=context)
+        for balance, context in zip(balances, contexts, strict=True)
+    )
 
 
 def under(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

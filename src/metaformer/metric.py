@@ -13,11 +13,16 @@ linearly:
 The map is the weighted geometric mean of both kinds, which needs no common unit. Trained on
 episodes of unlabelled photos (``training/metric.py``); ours, not the paper's. Before training the
 maps keep distances, so it starts as the comparison without learning.
+
+Beside what is learned are three readings of the features as they are (``Shares``): stride 32 by
+direction and by Euclidean distance, and wider means of strides 8 and 16. They mark pixels better
+than what is learned does alone (``docs/decisions/0017-wide-tokens.md``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
 
@@ -30,7 +35,17 @@ FINE, COARSE, POOLED = "8", "16", "pooled"
 READINGS = (FINE, COARSE, POOLED)
 """What is learned."""
 CONTEXT, CONTEXT_STRIDE, CONTEXT_CHANNELS = "32", 32, 192
-"""The first block of stride 32: what a larger part looks like. Compared by direction, as it is."""
+"""The first block of stride 32: what a larger part looks like. Compared by direction."""
+PART, PART_LENGTH = "part", 35.0
+"""The same block by Euclidean distance; features are divided by their length, about."""
+WIDE, WIDE_CHANNELS, WIDE_LENGTHS = "wide", 96, {8: 32.0, 16: 55.0}
+"""Means of 4 x 4 cells of stride 8 and of 3 x 3 of stride 16, on the grid of stride 16, in their
+principal directions on photos. The features of each stride are divided by a number that makes
+stride 8 count half more than stride 16, and both together about 1 long."""
+ALL_READINGS = (*READINGS, WIDE, CONTEXT, PART)
+"""The finest grid first."""
+EUCLIDEAN = frozenset({POOLED, WIDE, PART})
+"""Readings compared by Euclidean distance; the others by direction."""
 CHANNELS = {8: 40, 16: 112}
 """Of EfficientNet-Lite0, the only backbone with a learned metric."""
 POOLED_CHANNELS = 64
@@ -40,6 +55,8 @@ POOLED_LENGTH = 35.0
 """Of a typical pooled token, measured on the photos; they are divided by it."""
 START_SHARES = (0.5, 1.0)
 """Of strides 8 and 16 in the cosine distance, as in the comparison without learning."""
+TINY = 1e-9
+"""What sums of shares may be off by."""
 FLOOR = 1e-3
 """Added to distances: logarithms of near zero would outvote the rest."""
 
@@ -50,8 +67,52 @@ class MetricWeightsError(ValueError):
     """Weights that cannot be used; the message says which and why."""
 
 
+@dataclass(frozen=True)
+class Shares:
+    """How distances make one map: exponents of a product, which sum to 1 with that of the cosine
+    distance."""
+
+    pooled: float | None = None
+    """Of pooled tokens. None: what the metric has learned (0.495)."""
+    wide: float = 0.0
+    """Of wide tokens, with many normal images."""
+    part: float = 0.0
+    """A reading that no map has a share of is not computed."""
+    context: float = 0.0
+    """What of stride 32 is added to the cosine distance of strides 8 and 16, for each 1 of it."""
+
+    def __post_init__(self) -> None:
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        amounts = [value for value in given.values() if value is not None]
+        exponents = self.wide + self.part + (self.pooled or 0.0)
+        if not all(value >= 0 for value in amounts) or not exponents <= 1 + TINY:
+            raise ValueError(
+                f"shares of a map: found {given}; accepted are numbers of 0 and more, those of "
+                f"pooled, wide and part with a sum of 1 at most."
+            )
+
+    def given(self, images: int) -> Shares:
+        """With so many normal images: of one, wide tokens cannot tell a defect from other light,
+        and of a few not well. What they lack goes in halves to pooled tokens and to directions."""
+        lacking = self.wide / images
+        pooled = None if self.pooled is None else self.pooled + lacking / 2
+        return replace(self, wide=self.wide - lacking, pooled=pooled)
+
+    @property
+    def readings(self) -> tuple[str, ...]:
+        """Whose distances it takes, the finest grid first."""
+        asked = ((WIDE, self.wide), (CONTEXT, self.context), (PART, self.part))
+        return (*READINGS, *(name for name, share in asked if share))
+
+
+LEARNED = Shares()
+"""The map that the metric was trained to make."""
+
+
 class TokenMetric(nn.Module):
-    """Features of the backbone -> unit-length tokens, and their distances -> one map."""
+    """Features of the backbone -> tokens, and their distances -> one map."""
+
+    wide: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,23 +127,35 @@ class TokenMetric(nn.Module):
             nn.init.eye_(self.maps[reading].weight)
         self.log_shares = nn.Parameter(torch.tensor(START_SHARES).log())
         self.balance = nn.Parameter(torch.zeros(()))
+        self.register_buffer("wide", torch.eye(WIDE_CHANNELS, sum(CHANNELS.values())))
 
     @torch.no_grad()
     def start_pooled(self, pooled: Tensor) -> None:
         """Begin the map of pooled tokens (N, 152) with their principal directions."""
-        centred = pooled - pooled.mean(0)
-        _, directions = torch.linalg.eigh(centred.T @ centred / len(pooled))  # ascending
-        self.maps[POOLED].weight.copy_(directions.flip(1)[:, :POOLED_CHANNELS].T)
+        self.maps[POOLED].weight.copy_(principal_directions(pooled, POOLED_CHANNELS))
+
+    def fit_wide(self, wide: Tensor) -> None:
+        """Keep wide tokens (N, 152) by their principal directions. Nothing else is learned."""
+        self.wide.copy_(principal_directions(wide, WIDE_CHANNELS))
 
     def channels(self, reading: str) -> int:
         """Length of the tokens of ``reading``."""
-        if reading == CONTEXT:
+        if reading in (CONTEXT, PART):
             return CONTEXT_CHANNELS
+        if reading == WIDE:
+            return WIDE_CHANNELS
         return len(self.maps[reading].weight)
 
-    def forward(self, features: dict[int, Tensor]) -> dict[str, Tensor]:
+    def forward(
+        self, features: dict[int, Tensor], readings: Collection[str] = READINGS
+    ) -> dict[str, Tensor]:
         """{8: (B, 40, h, w), 16: (B, 112, h / 2, w / 2)} -> reading -> (B, C, ...) tokens, of unit
-        length where they are compared by direction. With {32: (B, 192, ...)} the context too."""
+        length where they are compared by direction.
+
+        Args:
+            features: with 32, (B, 192, h / 4, w / 4), where a reading of that stride is asked for.
+            readings: which ones besides what is learned.
+        """
         fine = self._map(FINE, F.normalize(features[8], dim=1))  # (B, 40, h, w)
         coarse = self._map(COARSE, F.normalize(features[16], dim=1))  # (B, 112, h / 2, w / 2)
         pooled = self._map(POOLED, pool(features))  # (B, 64, h, w)
@@ -91,8 +164,13 @@ class TokenMetric(nn.Module):
             COARSE: F.normalize(coarse, dim=1),
             POOLED: pooled,
         }
-        if CONTEXT_STRIDE in features:
+        if WIDE in readings:
+            wide = pool_wide(features)  # (B, 152, h / 2, w / 2)
+            tokens[WIDE] = F.conv2d(wide, self.wide[:, :, None, None])  # (B, 64, h / 2, w / 2)
+        if CONTEXT in readings:
             tokens[CONTEXT] = F.normalize(features[CONTEXT_STRIDE], dim=1)  # (B, 192, h / 4, w / 4)
+        if PART in readings:
+            tokens[PART] = features[CONTEXT_STRIDE] / PART_LENGTH  # (B, 192, h / 4, w / 4)
         return tokens
 
     def _map(self, reading: str, x: Tensor) -> Tensor:
@@ -103,23 +181,20 @@ class TokenMetric(nn.Module):
         of the Euclidean one, in (0, 1)."""
         return self.log_shares.softmax(0), self.balance.sigmoid()
 
-    def join(
-        self, distances: dict[str, Tensor], balance: float | None = None, context: float = 0.0
-    ) -> Tensor:
-        """Reading -> (..., h, w) distances on one grid -> (..., h, w) the map, above 0.
-
-        Args:
-            balance: exponent of the Euclidean distance in place of the learned one.
-            context: what of stride 32 is added to the cosine distance, for each 1 of it.
-        """
+    def join(self, distances: dict[str, Tensor], shares: Shares = LEARNED) -> Tensor:
+        """Reading -> (..., h, w) distances on one grid -> (..., h, w) the map, above 0."""
         weights, exponent = self.shares()
-        if balance is not None:
-            exponent = torch.full_like(exponent, balance)
+        if shares.pooled is not None:
+            exponent = torch.full_like(exponent, shares.pooled)
         cosine = weights[0] * distances[FINE] + weights[1] * distances[COARSE]
-        if context:
-            cosine = (cosine + context * distances[CONTEXT]) / (1 + context)
-        euclidean = distances[POOLED]
-        return (cosine + FLOOR) ** (1 - exponent) * (euclidean + FLOOR) ** exponent
+        if shares.context:
+            cosine = (cosine + shares.context * distances[CONTEXT]) / (1 + shares.context)
+        rest = 1 - exponent - shares.wide - shares.part
+        joined = (cosine + FLOOR) ** rest * (distances[POOLED] + FLOOR) ** exponent
+        for reading, share in ((WIDE, shares.wide), (PART, shares.part)):
+            if share:
+                joined = joined * (distances[reading] + FLOOR) ** share
+        return joined
 
 
 def pool(features: dict[int, Tensor]) -> Tensor:
@@ -128,6 +203,20 @@ def pool(features: dict[int, Tensor]) -> Tensor:
     coarse = F.interpolate(features[16], features[8].shape[2:], mode="bilinear")
     both = torch.cat([features[8], coarse], dim=1)  # (B, 152, h, w)
     return F.avg_pool2d(both / POOLED_LENGTH, POOL, stride=1, padding=POOL // 2)
+
+
+def pool_wide(features: dict[int, Tensor]) -> Tensor:
+    """(B, 152, h / 2, w / 2) wider means, stride 8 the louder; zeros beyond the border."""
+    fine = F.avg_pool2d(features[8] / WIDE_LENGTHS[8], 4, stride=2, padding=1)
+    coarse = F.avg_pool2d(features[16] / WIDE_LENGTHS[16], POOL, stride=1, padding=POOL // 2)
+    return torch.cat([fine, coarse], dim=1)
+
+
+def principal_directions(tokens: Tensor, count: int) -> Tensor:
+    """Tokens (N, C) -> (count, C), the direction they vary most in first."""
+    centred = tokens - tokens.mean(0)
+    _, directions = torch.linalg.eigh(centred.T @ centred / len(tokens))  # ascending
+    return directions.flip(1)[:, :count].T.contiguous()
 
 
 def load_metric(folder: Path | None = None) -> TokenMetric:
@@ -153,7 +242,8 @@ def metric_from_tensors(tensors: dict[str, Tensor]) -> TokenMetric:
     """Raises: ValueError, RuntimeError: names, shapes or values are not those of a metric."""
     refuse_not_finite(tensors)
     metric = TokenMetric()
-    metric.load_state_dict(tensors)
+    before_wide = {"wide": metric.wide}  # of a file from before there were such tokens
+    metric.load_state_dict(before_wide | tensors)
     return metric.requires_grad_(False).eval()
 
 

@@ -10,11 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaformer.adaptation import Adapted
+from metaformer.adapted_feature import AdaptedFeature
 from metaformer.autoencoder import SIZE_MULTIPLE
 from metaformer.backbone import EfficientNetLite0
-from metaformer.feature_model import AdaptedFeature
 from metaformer.memory import MEMORY_CHUNK
-from metaformer.metric import COARSE, CONTEXT, CONTEXT_STRIDE, FLOOR, POOL, POOLED, POOLED_LENGTH
+from metaformer.metric import (
+    COARSE,
+    CONTEXT,
+    CONTEXT_STRIDE,
+    EUCLIDEAN,
+    FLOOR,
+    PART,
+    PART_LENGTH,
+    POOL,
+    POOLED,
+    POOLED_LENGTH,
+    WIDE,
+    WIDE_LENGTHS,
+)
 from metaformer.metric import FINE as FINE_TOKENS
 from metaformer.model import COMPARED_STAGES, FINE, STAGES
 from metaformer.onnx_graph import Graph, Value
@@ -65,28 +78,29 @@ def feature_maps(graph: Graph, images: Value, adapted: AdaptedFeature) -> list[V
         if config.aligned:
             reach = config.reach_cells(int(name))
             distance = aligned_distance(graph, tokens[name], memory, reach=reach)
-        elif name == POOLED:
+        elif name in EUCLIDEAN:
             distance = euclidean_distance(graph, tokens[name], memory)
         else:
             distance = nearest_distance(graph, tokens[name], memory)
         grids[name] = graph.resize(distance, height, width)  # (N, 1, h, w)
     metric = adapted.model.metric
     if metric is None:
-        shares = torch.tensor(config.level_weights) / sum(config.level_weights)
-        return [weighted_sum(graph, [*grids.values()], shares)]
+        weights = torch.tensor(config.level_weights) / sum(config.level_weights)
+        return [weighted_sum(graph, [*grids.values()], weights)]
     weights, learned = metric.shares()
     cosine = weighted_sum(graph, [grids[FINE_TOKENS], grids[COARSE]], weights)
     cosine, euclidean = (above_zero(graph, x) for x in (cosine, grids[POOLED]))
     maps = []
-    for balance, context in config.maps:
+    for shares in adapted.shares:
         directions = cosine
-        if context:
-            shares = torch.tensor([1, context]) / (1 + context)
-            distances = [cosine, above_zero(graph, grids[CONTEXT])]
-            directions = weighted_sum(graph, distances, shares)
-        exponent = float(learned) if balance is None else balance
-        kinds = ((directions, 1 - exponent), (euclidean, exponent))
-        maps.append(product_of_powers(graph, kinds))
+        if shares.context:
+            parts = torch.tensor([1, shares.context]) / (1 + shares.context)
+            directions = weighted_sum(graph, [cosine, above_zero(graph, grids[CONTEXT])], parts)
+        exponent = float(learned) if shares.pooled is None else shares.pooled
+        factors = [(directions, 1 - exponent - shares.wide - shares.part), (euclidean, exponent)]
+        others = ((WIDE, shares.wide), (PART, shares.part))
+        factors += [(above_zero(graph, grids[name]), share) for name, share in others if share]
+        maps.append(product_of_powers(graph, factors))
     places = adapted.places
     if places is None:
         return maps
@@ -99,7 +113,10 @@ def feature_maps(graph: Graph, images: Value, adapted: AdaptedFeature) -> list[V
 
 def product_of_powers(graph: Graph, factors: Sequence[tuple[Value, float]]) -> Value:
     powers = [graph.op("Pow", grid, graph.numbers(exponent)) for grid, exponent in factors]
-    return graph.op("Mul", *powers)
+    product = powers[0]
+    for power in powers[1:]:  # Mul takes two
+        product = graph.op("Mul", product, power)
+    return product
 
 
 def place_distance(graph: Graph, tokens: Value, places: Places) -> Value:
@@ -133,18 +150,38 @@ def feature_tokens(
     both = graph.op("Concat", features[8], coarse, axis=1)
     both = graph.op("Div", both, graph.numbers(POOLED_LENGTH))
     window = {"kernel_shape": [POOL] * 2, "strides": [1, 1], "pads": [POOL // 2] * 4}
-    readings = {
+    learned = {
         FINE_TOKENS: graph.unit_length(features[8]),
         COARSE: graph.unit_length(features[16]),
         POOLED: graph.op("AveragePool", both, count_include_pad=1, **window),
     }
     tokens = {
         name: graph.op("Conv", x, graph.constant(metric.maps[name].weight[:, :, None, None]))
-        for name, x in readings.items()
+        for name, x in learned.items()
     }
-    if CONTEXT_STRIDE in features:
+    readings = adapted.model.config.readings
+    if WIDE in readings:
+        wide = pool_wide(graph, features)
+        tokens[WIDE] = graph.op("Conv", wide, graph.constant(metric.wide[:, :, None, None]))
+    if CONTEXT in readings:
         tokens[CONTEXT] = features[CONTEXT_STRIDE]
-    return {n: x if n == POOLED else graph.unit_length(x) for n, x in tokens.items()}
+    if PART in readings:
+        length = graph.numbers(PART_LENGTH)
+        tokens[PART] = graph.op("Div", features[CONTEXT_STRIDE], length)
+    return {n: x if n in EUCLIDEAN else graph.unit_length(x) for n, x in tokens.items()}
+
+
+def pool_wide(graph: Graph, features: dict[int, Value]) -> Value:
+    """(N, 152, h / 2, w / 2), as ``metric.pool_wide``."""
+    windows = {
+        8: {"kernel_shape": [4, 4], "strides": [2, 2], "pads": [1] * 4},
+        16: {"kernel_shape": [POOL] * 2, "strides": [1, 1], "pads": [POOL // 2] * 4},
+    }
+    means = []
+    for stride, window in windows.items():
+        scaled = graph.op("Div", features[stride], graph.numbers(WIDE_LENGTHS[stride]))
+        means.append(graph.op("AveragePool", scaled, count_include_pad=1, **window))
+    return graph.op("Concat", *means, axis=1)
 
 
 def weighted_sum(graph: Graph, grids: Sequence[Value], shares: Tensor) -> Value:

@@ -21,9 +21,9 @@ GRID = (16, 16)
 RIDGE = 0.01
 """Added to the variances, as a share of the mean variance of all places: with fewer images than
 channels the covariances could not be inverted without. Its size hardly matters (``0016``)."""
-MARKING = 0.5
+MARKING = 0.25
 """In the map that marks pixels the share is so much of that in the score: outlines come from the
-nearest tokens."""
+nearest tokens (``0016``, ``0017``)."""
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metaformer.backbone import load_backbone
-from metaformer.metric import CARD, POOLED, POOLED_CHANNELS, READINGS, WEIGHTS, TokenMetric, pool
+from metaformer.backbone import EfficientNetLite0, load_backbone
+from metaformer.metric import (
+    CARD,
+    CHANNELS,
+    POOLED,
+    POOLED_CHANNELS,
+    READINGS,
+    WEIGHTS,
+    TokenMetric,
+    pool,
+    pool_wide,
+)
 from metaformer.photo_pool import PhotoPool
-from metaformer.preprocess import smooth
+from metaformer.preprocess import smooth, to_tensor, working_size
 from metaformer.training.feature_bank import FeatureEpisode, draw, make_bank, read_bank, see
 from metaformer.training.feature_loop import Trained, meta_step, train
 from metaformer.training.meta_watch import auroc
@@ -39,6 +49,8 @@ DRAWN, DRAWN_HARD = 256, 128
 TINY = 1e-4
 START_TOKENS = 20_000
 """About as many of the bank's supports give the map of pooled tokens its start."""
+WIDE_PHOTOS, TOKENS_OF_A_PHOTO = 300, 100
+"""Whole photos that directions of wide tokens are kept by."""
 VALIDATION_SEED = 1000
 
 
@@ -64,6 +76,7 @@ def train_metric(config: MetricConfig, *, resume: bool = False, quiet: bool = Fa
 
     metric = TokenMetric()
     metric.start_pooled(pooled_tokens(bank))
+    metric.fit_wide(wide_tokens(photos, backbone, config.side))
     optimiser = torch.optim.Adam(metric.parameters(), lr=config.lr)
     trained = Trained("metric", metric, optimiser, WEIGHTS, CARD)
     train(
@@ -179,6 +192,22 @@ def pooled_tokens(bank: list[FeatureEpisode]) -> Tensor:
             f"than {POOLED_CHANNELS}. Ask for more episodes."
         )
     return tokens
+
+
+@torch.inference_mode()
+def wide_tokens(photos: PhotoPool, backbone: EfficientNetLite0, side: int) -> Tensor:
+    """(N, 152) wide tokens of some whole photos, of about ``side`` pixels squared each. Those of
+    the bank, which are of parts of photos, were worse to keep directions by."""
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for index in torch.randperm(len(photos), generator=generator)[:WIDE_PHOTOS].tolist():
+        image = photos.image(index)
+        height, width = image.shape[:2]
+        size = working_size(height, width, side, max(CHANNELS))
+        tokens = pool_wide(backbone(to_tensor(image, size)))[0].flatten(1).T  # (h * w, 152)
+        drawn = torch.randperm(len(tokens), generator=generator)
+        parts.append(tokens[drawn[:TOKENS_OF_A_PHOTO]])
+    return torch.cat(parts)
 
 
 @torch.no_grad()

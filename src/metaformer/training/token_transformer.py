@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from metaformer.adapted_feature import Distances, Tokens, on_one_grid
 from metaformer.backbone import load_backbone
 from metaformer.feature_config import FeatureConfig
-from metaformer.feature_model import Distances, FeatureModel, Tokens, on_one_grid
-from metaformer.metric import COARSE, READINGS, TokenMetric, load_metric
+from metaformer.feature_model import FeatureModel
+from metaformer.metric import COARSE, LEARNED, READINGS, TokenMetric, load_metric
 from metaformer.photo_pool import PhotoPool
 from metaformer.preprocess import smooth
 from metaformer.token_transformer import CARD, WEIGHTS, SeenImage, TokenTransformer
@@ -63,7 +64,7 @@ def train_transformer(config: MetricConfig, *, resume: bool = False, quiet: bool
     torch.manual_seed(config.seed)
     config.output.mkdir(parents=True, exist_ok=True)
     backbone, metric = load_backbone(), load_metric()
-    model = FeatureModel(FeatureConfig(contexts=()), backbone, metric)
+    model = FeatureModel(FeatureConfig(maps=(LEARNED,)), backbone, metric)
     photos = PhotoPool.load(config.data, split="train", quiet=quiet)
     episodes = read_bank(make_bank(photos, backbone, config, quiet=quiet))
     bar = track(
