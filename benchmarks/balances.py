@@ -45,20 +45,23 @@ MAPS: dict[str, tuple[Shares, float]] = {
     "score 0.5, 0.1": (Shares(pooled=0.5, part=0.1), 0.7),
     "score now": (SCORING, 0.6),
     "pixels before": (BEFORE[1], 0.7),
-    "wide 0.3": (Shares(pooled=0.4, wide=0.3, context=1.0), 0.7),
-    "wide 0.4": (Shares(pooled=0.35, wide=0.4, context=1.0), 0.7),
     "pixels now": (MARKING, 0.6),
-    "no part": (Shares(pooled=0.4, wide=0.4, context=1.25), 0.6),
-    "context 0.5": (Shares(pooled=0.35, wide=0.4, part=0.05, context=0.5), 0.6),
-    "context 2": (Shares(pooled=0.35, wide=0.4, part=0.05, context=2.0), 0.6),
-    "wide 0.6": (Shares(pooled=0.2, wide=0.6, part=0.05, context=1.25), 0.6),
+    "no wide": (Shares(pooled=0.55, part=0.05, context=1.25), 0.6),
+    "wide 0.2": (Shares(pooled=0.45, wide=0.2, part=0.05, context=1.25), 0.6),
+    "wide 0.4": (Shares(pooled=0.35, wide=0.4, part=0.05, context=1.25), 0.6),
+    "pooled 0.3": (Shares(pooled=0.3, wide=0.3, part=0.05, context=1.25), 0.6),
+    "no part": (Shares(pooled=0.4, wide=0.3, context=1.25), 0.6),
+    "part 0.1": (Shares(pooled=0.35, wide=0.3, part=0.1, context=1.25), 0.6),
+    "context 0.5": (Shares(pooled=0.4, wide=0.3, part=0.05, context=0.5), 0.6),
+    "context 2": (Shares(pooled=0.4, wide=0.3, part=0.05, context=2.0), 0.6),
+    "blur 0.8": (MARKING, 0.8),
 }
 """Shares in a map, and its blur in cells. Images are scored by the first three, pixels marked by
 the rest; every map is measured as both."""
 Labels = NDArray[np.bool_]
 Masks = Sequence[NDArray[np.bool_] | None]
 
-SHOTS = (1, 2, 4, 8, 16)
+SHOTS = (1, 4, 16)
 CHOSEN_ON = 160
 SEED = 5
 

@@ -9,7 +9,7 @@ from metaformer.metric import ALL_READINGS, CONTEXT, PART, Shares
 SHIPPED = "efficientnet_lite0"
 """The backbone inside the package."""
 SCORING = Shares(pooled=0.5, part=0.1)
-MARKING = Shares(pooled=0.35, wide=0.4, part=0.05, context=1.25)
+MARKING = Shares(pooled=0.4, wide=0.3, part=0.05, context=1.25)
 """Shares in the two maps (``docs/decisions/0012-two-maps.md``, ``0015``, ``0017``)."""
 
 
