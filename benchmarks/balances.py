@@ -154,6 +154,46 @@ def table(results: dict[str, dict[str, dict[str, dict[str, dict[str, float]]]]])
     return "\n".join(lines)
 
 
+def left_out(results: dict[str, dict[str, dict[str, dict[str, dict[str, float]]]]]) -> str:
+    """What each set would get if the maps had been chosen on the other sets alone: by the mean of
+    image AUROC, and of pixel AUROC and AUPRO, over their parts to choose on and numbers of shots.
+    """
+    lines = ["| left out | chosen | before | with what was chosen |", "|---|---|---|---|"]
+    for names, before, metrics in (
+        ([name for name in MAPS if name.startswith("score")], "score before", ("image_auroc",)),
+        (
+            [name for name in MAPS if not name.startswith("score")],
+            "pixels before",
+            ("pixel_auroc", "aupro"),
+        ),
+    ):
+        means = {}
+        for place, by_part in results.items():
+            rows = [row for part in by_part.values() for row in part.values()]
+            to_choose = list(by_part["to choose"].values())
+            if all(metric in rows[0][before] for metric in metrics):
+                means[place] = {
+                    name: tuple(
+                        [100 * float(np.mean([row[name][m] for row in some])) for m in metrics]
+                        for some in (to_choose, rows)
+                    )
+                    for name in names
+                }
+        for place, found in means.items():
+            others = [means[other] for other in means if other != place]
+            if not others:
+                continue
+            best = max(
+                names,
+                key=lambda name: sum(sum(other[name][0]) for other in others),
+            )
+            values = (
+                " / ".join(f"{value:.1f}" for value in found[name][1]) for name in (before, best)
+            )
+            lines.append(f"| {place} | {best} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
 def measure_sets(
     description: str,
     measure: Callable[[Category, Sequence[int]], Any],
@@ -197,7 +237,10 @@ def measure_sets(
 def main() -> None:
     model = FeatureModel.from_pretrained()
     title = __doc__.splitlines()[0]
-    print(table(measure_sets(title, partial(measure, model), 3, {})))
+    results = measure_sets(title, partial(measure, model), 3, {})
+    print(table(results))
+    print("\nImage AUROC; pixel AUROC / AUPRO, percent, mean over parts and shots.\n")
+    print(left_out(results))
 
 
 if __name__ == "__main__":
