@@ -199,7 +199,8 @@ def test_there_are_one_or_two_maps(maps):
         {"pooled": float("nan")},
         {"context": -1.0},
         {"pooled": 0.6, "wide": 0.3, "part": 0.2},
-        {"wide": 1.5},
+        {"wide": 0.6},
+        {"pooled": 0.5, "context": float("inf")},
     ],
 )
 def test_exponents_of_a_map_sum_to_one_at_most(shares):

@@ -21,6 +21,7 @@ than what is learned does alone (``docs/decisions/0017-wide-tokens.md``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from importlib import resources
@@ -84,11 +85,12 @@ class Shares:
     def __post_init__(self) -> None:
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         amounts = [value for value in given.values() if value is not None]
-        exponents = self.wide + self.part + (self.pooled or 0.0)
-        if not all(value >= 0 for value in amounts) or not exponents <= 1 + TINY:
+        exponents = self.wide + self.part + (0.5 if self.pooled is None else self.pooled)
+        are_amounts = all(math.isfinite(value) and value >= 0 for value in amounts)
+        if not are_amounts or exponents > 1 + TINY:
             raise ValueError(
                 f"shares of a map: found {given}; accepted are numbers of 0 and more, those of "
-                f"pooled, wide and part with a sum of 1 at most."
+                f"pooled (None counts as a half), wide and part with a sum of 1 at most."
             )
 
     def given(self, images: int) -> Shares:
@@ -166,7 +168,7 @@ class TokenMetric(nn.Module):
         }
         if WIDE in readings:
             wide = pool_wide(features)  # (B, 152, h / 2, w / 2)
-            tokens[WIDE] = F.conv2d(wide, self.wide[:, :, None, None])  # (B, 64, h / 2, w / 2)
+            tokens[WIDE] = F.conv2d(wide, self.wide[:, :, None, None])  # (B, 96, h / 2, w / 2)
         if CONTEXT in readings:
             tokens[CONTEXT] = F.normalize(features[CONTEXT_STRIDE], dim=1)  # (B, 192, h / 4, w / 4)
         if PART in readings:
