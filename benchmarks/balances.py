@@ -38,13 +38,13 @@ from metaformer.metrics import PixelMetrics
 from metaformer.preprocess import image_score, smooth
 from metaformer.summary import machine
 
-BEFORE = (Shares(pooled=0.6), Shares(pooled=0.6, context=1.0))
-"""To score by and to mark pixels, with a blur of 0.7, as ``0015`` left them."""
-MAPS: dict[str, tuple[Shares, float]] = {
-    "score before": (BEFORE[0], 0.7),
+SCORES: dict[str, tuple[Shares, float]] = {
+    "score before": (Shares(pooled=0.6), 0.7),
     "score 0.5, 0.1": (Shares(pooled=0.5, part=0.1), 0.7),
     "score now": (SCORING, 0.6),
-    "pixels before": (BEFORE[1], 0.7),
+}
+PIXELS: dict[str, tuple[Shares, float]] = {
+    "pixels before": (Shares(pooled=0.6, context=1.0), 0.7),
     "pixels now": (MARKING, 0.6),
     "no wide": (Shares(pooled=0.55, part=0.05, context=1.25), 0.6),
     "wide 0.2": (Shares(pooled=0.45, wide=0.2, part=0.05, context=1.25), 0.6),
@@ -56,8 +56,10 @@ MAPS: dict[str, tuple[Shares, float]] = {
     "context 2": (Shares(pooled=0.4, wide=0.3, part=0.05, context=2.0), 0.6),
     "blur 0.8": (MARKING, 0.8),
 }
-"""Shares in a map, and its blur in cells. Images are scored by the first three, pixels marked by
-the rest; every map is measured as both."""
+"""Maps to score images by, and maps to mark pixels: shares, and blur in cells. The first of each is
+what ``0015`` left."""
+MAPS = SCORES | PIXELS
+"""Every map is measured as both."""
 Labels = NDArray[np.bool_]
 Masks = Sequence[NDArray[np.bool_] | None]
 
@@ -159,15 +161,11 @@ def left_out(results: dict[str, dict[str, dict[str, dict[str, dict[str, float]]]
     image AUROC, and of pixel AUROC and AUPRO, over their parts to choose on and numbers of shots.
     """
     lines = ["| left out | chosen | before | with what was chosen |", "|---|---|---|---|"]
-    for names, before, metrics in (
-        ([name for name in MAPS if name.startswith("score")], "score before", ("image_auroc",)),
-        (
-            [name for name in MAPS if not name.startswith("score")],
-            "pixels before",
-            ("pixel_auroc", "aupro"),
-        ),
+    for names, metrics in (
+        (list(SCORES), ("image_auroc",)),
+        (list(PIXELS), ("pixel_auroc", "aupro")),
     ):
-        means = {}
+        before, means = names[0], {}
         for place, by_part in results.items():
             rows = [row for part in by_part.values() for row in part.values()]
             to_choose = list(by_part["to choose"].values())

@@ -87,8 +87,8 @@ class FeatureConfig:
         """What an image is read as, the finest grid first."""
         if not self.learned:
             return tuple(str(level) for level in self.levels)
-        asked = dict.fromkeys(name for shares in self.maps for name in shares.readings)
-        return tuple(sorted(asked, key=ALL_READINGS.index))
+        asked = {name for shares in self.maps for name in shares.readings}
+        return tuple(name for name in ALL_READINGS if name in asked)
 
     def reach_cells(self, level: int) -> int:
         """Cells of ``level`` that an aligned part may be out of place."""

@@ -103,8 +103,13 @@ class Shares:
     @property
     def readings(self) -> tuple[str, ...]:
         """Whose distances it takes, the finest grid first."""
-        asked = ((WIDE, self.wide), (CONTEXT, self.context), (PART, self.part))
-        return (*READINGS, *(name for name, share in asked if share))
+        asked = {*READINGS, *self.unlearned} | ({CONTEXT} if self.context else set())
+        return tuple(name for name in ALL_READINGS if name in asked)
+
+    @property
+    def unlearned(self) -> dict[str, float]:
+        """Exponents of what is compared by Euclidean distance as it is, above 0."""
+        return {name: share for name, share in ((WIDE, self.wide), (PART, self.part)) if share}
 
 
 LEARNED = Shares()
@@ -193,9 +198,8 @@ class TokenMetric(nn.Module):
             cosine = (cosine + shares.context * distances[CONTEXT]) / (1 + shares.context)
         rest = 1 - exponent - shares.wide - shares.part
         joined = (cosine + FLOOR) ** rest * (distances[POOLED] + FLOOR) ** exponent
-        for reading, share in ((WIDE, shares.wide), (PART, shares.part)):
-            if share:
-                joined = joined * (distances[reading] + FLOOR) ** share
+        for reading, share in shares.unlearned.items():
+            joined = joined * (distances[reading] + FLOOR) ** share
         return joined
 
 

@@ -98,8 +98,7 @@ def feature_maps(graph: Graph, images: Value, adapted: AdaptedFeature) -> list[V
             directions = weighted_sum(graph, [cosine, above_zero(graph, grids[CONTEXT])], parts)
         exponent = float(learned) if shares.pooled is None else shares.pooled
         factors = [(directions, 1 - exponent - shares.wide - shares.part), (euclidean, exponent)]
-        others = ((WIDE, shares.wide), (PART, shares.part))
-        factors += [(above_zero(graph, grids[name]), share) for name, share in others if share]
+        factors += [(above_zero(graph, grids[n]), share) for n, share in shares.unlearned.items()]
         maps.append(product_of_powers(graph, factors))
     places = adapted.places
     if places is None:
