@@ -1,10 +1,11 @@
-"""How the feature preset's two maps were chosen (docs/decisions/0012-two-maps.md, 0015 and 0017).
+"""How the feature preset's two maps were chosen (docs/decisions/0012-two-maps.md and 0018).
 
     python -m benchmarks.balances DATA_ROOT... --output benchmarks/results/balances.json
 
 Real test images, in two parts: of a set with more than twice ``CHOSEN_ON`` of them, so many drawn
 by a fixed seed are the part to choose on, and the rest is the part to judge by; a smaller set is
-chosen on as a whole, and serves to leave out. Pixels are counted at stride 8. Means over supports.
+chosen on as a whole, and serves to leave out. Pixels are counted at the images' own size: in cells
+of 8 pixels wide means look better than they are. Means over supports.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -23,8 +25,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.metric import cells
-from metaformer.adaptation import has_views, prepare, prepare_views
+from metaformer.adaptation import has_views, lone_alignment, prepare, prepare_views
 from metaformer.adapted_feature import Tokens, on_one_grid
 from metaformer.allocation import keep_freed_memory
 from metaformer.benchmark_samples import load_mask
@@ -32,34 +33,37 @@ from metaformer.datasets import Category, load_categories
 from metaformer.feature_config import MARKING, SCORING, FeatureConfig
 from metaformer.feature_model import FeatureModel
 from metaformer.files import write_text
-from metaformer.images import read_image
+from metaformer.images import read_image, resize_map
 from metaformer.metric import Shares
 from metaformer.metrics import PixelMetrics
 from metaformer.preprocess import image_score, smooth
 from metaformer.summary import machine
 
-SCORES: dict[str, tuple[Shares, float]] = {
-    "score before": (Shares(pooled=0.6), 0.7),
-    "score 0.5, 0.1": (Shares(pooled=0.5, part=0.1), 0.7),
-    "score now": (SCORING, 0.6),
+Candidate = tuple[Shares, float, float | None]
+"""Shares, blur in cells, and what places are taken to say: None for what the support says."""
+SCORES: dict[str, Candidate] = {
+    "score before": (replace(SCORING, here=0.0), 0.6, None),
+    "score now": (SCORING, 0.6, None),
+    "here 0.1": (replace(SCORING, here=0.1), 0.6, None),
+    "here 0.4": (replace(SCORING, here=0.4), 0.6, None),
+    "here 0.1, unasked": (replace(SCORING, here=0.1), 0.6, 1.0),
+    "raw 0.1": (replace(SCORING, raw=0.1), 0.6, None),
 }
-PIXELS: dict[str, tuple[Shares, float]] = {
-    "pixels before": (Shares(pooled=0.6, context=1.0), 0.7),
-    "pixels now": (MARKING, 0.6),
-    "no wide": (Shares(pooled=0.55, part=0.05, context=1.25), 0.6),
-    "wide 0.2": (Shares(pooled=0.45, wide=0.2, part=0.05, context=1.25), 0.6),
-    "wide 0.4": (Shares(pooled=0.35, wide=0.4, part=0.05, context=1.25), 0.6),
-    "pooled 0.3": (Shares(pooled=0.3, wide=0.3, part=0.05, context=1.25), 0.6),
-    "no part": (Shares(pooled=0.4, wide=0.3, context=1.25), 0.6),
-    "part 0.1": (Shares(pooled=0.35, wide=0.3, part=0.1, context=1.25), 0.6),
-    "context 0.5": (Shares(pooled=0.4, wide=0.3, part=0.05, context=0.5), 0.6),
-    "context 2": (Shares(pooled=0.4, wide=0.3, part=0.05, context=2.0), 0.6),
-    "blur 0.8": (MARKING, 0.8),
+PIXELS: dict[str, Candidate] = {
+    "pixels before": (replace(MARKING, here=0.0, raw=0.0), 0.6, None),
+    "pixels now": (MARKING, 0.6, None),
+    "no here": (replace(MARKING, here=0.0), 0.6, None),
+    "here 0.15": (replace(MARKING, here=0.15), 0.6, None),
+    "here 0.4": (replace(MARKING, here=0.4), 0.6, None),
+    "here 0.15, unasked": (replace(MARKING, here=0.15), 0.6, 1.0),
+    "no raw": (replace(MARKING, raw=0.0), 0.6, None),
+    "raw 0.2": (replace(MARKING, raw=0.2), 0.6, None),
+    "context 0.5": (replace(MARKING, context=0.5), 0.6, None),
+    "blur 0.8": (MARKING, 0.8, None),
 }
-"""Maps to score images by, and maps to mark pixels: shares, and blur in cells. The first of each is
-what ``0015`` left."""
-MAPS = SCORES | PIXELS
-"""Every map is measured as both."""
+"""Maps to score images by, and maps to mark pixels. The first of each is what ``0017`` left."""
+ALIGNMENT = "alignment"
+"""Among the maps of a set: how far places say what is to be seen there, as the supports tell."""
 Labels = NDArray[np.bool_]
 Masks = Sequence[NDArray[np.bool_] | None]
 
@@ -92,6 +96,7 @@ def measure(
     """Part -> shots -> map -> metric."""
     assert model.metric is not None
     tokens, labels, masks = read_tests(model, category)
+    by_part = parts(len(tokens))
     found: dict[str, dict[str, dict[str, dict[str, list[float]]]]] = {}
     for shots in SHOTS:
         for seed in seeds:
@@ -101,17 +106,25 @@ def measure(
             if has_views(model, shots):
                 views = [prepare_views(model, image) for image in support]
             known = [prepare(model, image) for image in support]
-            adapted = model.adapt(known, seed=seed, views=views)
+            alignment = lone_alignment(model, support[0], known) if shots == 1 else None
+            adapted = model.adapt(known, seed=seed, views=views, alignment=alignment)
             first = model.config.readings[0]
             resized = [on_one_grid(adapted.distances(image), first) for image in tokens]
-            for name, (shares, sigma) in MAPS.items():
-                given = shares.given(shots)
-                joined = (model.metric.join(image, given) for image in resized)
-                maps = [smooth(grid[None], sigma)[0] for grid in joined]
-                for part, chosen in parts(len(maps)).items():
-                    row = judge(
-                        [maps[i] for i in chosen], labels[chosen], [masks[i] for i in chosen]
-                    )
+            rows = {ALIGNMENT: {part: {ALIGNMENT: adapted.alignment} for part in by_part}}
+            for kind, candidates in enumerate((SCORES, PIXELS)):
+                for name, (shares, sigma, says) in candidates.items():
+                    given = shares.given(shots, adapted.alignment if says is None else says)
+                    joined = (model.metric.join(image, given) for image in resized)
+                    maps = [smooth(grid[None], sigma)[0] for grid in joined]
+                    judge = judge_scores if kind == 0 else judge_pixels
+                    rows[name] = {
+                        part: judge(
+                            [maps[i] for i in chosen], labels[chosen], [masks[i] for i in chosen]
+                        )
+                        for part, chosen in by_part.items()
+                    }
+            for name, row_of_part in rows.items():
+                for part, row in row_of_part.items():
                     place = found.setdefault(part, {}).setdefault(f"{shots}", {})
                     for metric, value in row.items():
                         place.setdefault(name, {}).setdefault(metric, []).append(value)
@@ -128,29 +141,39 @@ def measure(
 
 
 def judge(maps: Sequence[torch.Tensor], labels: Labels, masks: Masks) -> dict[str, float]:
+    return judge_scores(maps, labels, masks) | judge_pixels(maps, labels, masks)
+
+
+def judge_scores(maps: Sequence[torch.Tensor], labels: Labels, masks: Masks) -> dict[str, float]:
     scores = [image_score(grid, FeatureConfig().score_share) for grid in maps]
-    row = {"image_auroc": float(roc_auc_score(labels, scores))}
+    return {"image_auroc": float(roc_auc_score(labels, scores))}
+
+
+def judge_pixels(maps: Sequence[torch.Tensor], labels: Labels, masks: Masks) -> dict[str, float]:
+    """Nothing where no mask says where the defects are."""
+    if not any(mask is not None and mask.any() for mask in masks):
+        return {}
     pixels = PixelMetrics()
     for grid, mask in zip(maps, masks, strict=True):
         if mask is not None:
-            pixels.add(grid.numpy(), cells(mask, grid.shape).reshape(tuple(grid.shape)))
-    if any(mask is not None and mask.any() for mask in masks):
-        computed = pixels.compute()
-        row |= {name: float(computed[name] or 0) for name in ("pixel_auroc", "pixel_ap", "aupro")}
-    return row
+            pixels.add(resize_map(grid.numpy(), mask.shape), mask)
+    computed = pixels.compute()
+    return {name: float(computed[name] or 0) for name in ("pixel_auroc", "pixel_ap", "aupro")}
 
 
-def table(results: dict[str, dict[str, dict[str, dict[str, dict[str, float]]]]]) -> str:
+def table(
+    results: dict[str, dict[str, dict[str, dict[str, dict[str, float]]]]], names: Sequence[str]
+) -> str:
     lines = [
-        "| set, part, shots | " + " | ".join(MAPS) + " |",
-        "|---" * (len(MAPS) + 1) + "|",
+        "| set, part, shots | " + " | ".join(names) + " |",
+        "|---" * (len(names) + 1) + "|",
     ]
     for set_name, by_part in results.items():
         for part, by_shots in by_part.items():
             for shots, rows in by_shots.items():
                 values = (
-                    " / ".join(f"{100 * value:.1f}" for value in rows[name].values())
-                    for name in MAPS
+                    " / ".join(f"{100 * value:.1f}" for value in rows.get(name, {}).values())
+                    for name in names
                 )
                 lines.append(f"| {set_name}, {part}, {shots} | " + " | ".join(values) + " |")
     return "\n".join(lines)
@@ -169,7 +192,7 @@ def left_out(results: dict[str, dict[str, dict[str, dict[str, dict[str, float]]]
         for place, by_part in results.items():
             rows = [row for part in by_part.values() for row in part.values()]
             to_choose = list(by_part["to choose"].values())
-            if all(metric in rows[0][before] for metric in metrics):
+            if all(metric in rows[0].get(before, {}) for metric in metrics):
                 means[place] = {
                     name: tuple(
                         [100 * float(np.mean([row[name][m] for row in some])) for m in metrics]
@@ -236,7 +259,8 @@ def main() -> None:
     model = FeatureModel.from_pretrained()
     title = __doc__.splitlines()[0]
     results = measure_sets(title, partial(measure, model), 3, {})
-    print(table(results))
+    for names in ([ALIGNMENT, *SCORES], [*PIXELS]):
+        print(table(results, names), end="\n\n")
     print("\nImage AUROC; pixel AUROC / AUPRO, percent, mean over parts and shots.\n")
     print(left_out(results))
 

@@ -23,6 +23,7 @@ from metaformer.memory import (
 )
 from metaformer.metric import ALL_READINGS, EUCLIDEAN, FLOOR, LEARNED, Shares, TokenMetric
 from metaformer.preprocess import to_tensor
+from metaformer.same_place import SamePlace
 
 CONFIG = FeatureConfig(resolution=96)
 PLAIN = replace(CONFIG, learned=False)
@@ -64,6 +65,7 @@ def test_tokens_compared_by_direction_are_of_unit_length(model, plain, aligned):
             "wide": (96, 4, 6),
             "32": (192, 2, 3),
             "part": (192, 2, 3),
+            "raw": (40, 8, 12),
         },
         plain: shapes,
         aligned: {"4": (24, 16, 24), "8": (40, 8, 12)},
@@ -103,13 +105,31 @@ def test_a_real_defect_stands_out_where_it_is(model):
 def distances(image, memory) -> dict[str, torch.Tensor]:
     """Reading -> (12, 12) distance to the nearest, computed in another way."""
     parts = {}
-    for name, grid in image.items():
+    for name, grid in ((name, image[name]) for name in memory):
         distance = torch.cdist(grid.flatten(1).T, memory[name]).min(dim=1).values
         if name not in EUCLIDEAN:
             distance = distance**2 / 2  # 1 - cosine
         shaped = distance.reshape(1, 1, *grid.shape[1:])
         parts[name] = F.interpolate(shaped, (12, 12), mode="bilinear")[0, 0]
     return parts
+
+
+def distances_in_place(image, others) -> dict[str, torch.Tensor]:
+    """(12, 12) distances to the nearest around the same place of others, cell by cell."""
+    here, raw = torch.empty(12, 12), torch.empty(12, 12)
+    for row in range(12):
+        for column in range(12):
+            near = [
+                other["8"][:, down, right]
+                for other in others
+                for down in range(max(0, row - 1), min(12, row + 2))
+                for right in range(max(0, column - 1), min(12, column + 2))
+            ]
+            here[row, column] = min(float(1 - image["8"][:, row, column] @ one) for one in near)
+            raw[row, column] = min(
+                float((image["raw"] - other["raw"])[:, row, column].norm()) for other in others
+            )
+    return {"here": here, "raw": raw}
 
 
 def test_plain_map_is_the_weighted_mean_of_the_levels(plain):
@@ -126,6 +146,8 @@ def test_learned_maps_are_weighted_geometric_means_of_the_distances(model):
     memory = {"8": unit(50, 40, 0), "16": unit(50, 112, 1), "pooled": unit(50, 64, 2)}
     memory |= {"wide": unit(50, 96, 3), "32": unit(50, 192, 4), "part": unit(50, 192, 5)}
     parts = distances(image, memory)
+    others = [model.prepare(tensor(boards.good(seed))) for seed in range(2)]
+    parts |= distances_in_place(image, others)
     weights, learned = model.metric.shares()
     assert float(weights.sum()) == pytest.approx(1) and 0 < float(learned) < 1
     cosine = weights[0] * parts["8"] + weights[1] * parts["16"]
@@ -133,19 +155,24 @@ def test_learned_maps_are_weighted_geometric_means_of_the_distances(model):
         (Shares(pooled=0.6), Shares(pooled=0.3, wide=0.2, part=0.1, context=2.0)),
         (Shares(pooled=0.6, part=0.1), Shares(pooled=0.8, context=0.3)),
         (Shares(pooled=0.0, wide=1.0),),
+        (Shares(pooled=0.6, here=0.4), Shares(pooled=0.3, wide=0.2, here=0.1, raw=0.3)),
         (LEARNED,),
     ):
         compare = FeatureModel(replace(CONFIG, maps=maps), model.backbone, model.metric)
-        known = {name: memory[name] for name in compare.config.readings}
-        adapted = AdaptedFeature(compare, known, count=3)
+        known = {name: memory[name] for name in compare.config.searched}
+        in_place = SamePlace.of(others) if compare.config.has_same_place else None
+        adapted = AdaptedFeature(compare, known, same_place=in_place, count=3, alignment=0.5)
         found = adapted.anomaly_maps(image)
         assert len(found) == len(maps)
-        for grid, shares in zip(found, [shares.given(3) for shares in maps], strict=True):
+        for grid, shares in zip(found, [shares.given(3, 0.5) for shares in maps], strict=True):
             exponent = float(learned) if shares.pooled is None else shares.pooled
             directions = (cosine + shares.context * parts["32"]) / (1 + shares.context)
             factors = [(directions, 1 - exponent - shares.wide - shares.part)]
             factors += [(parts["pooled"], exponent), (parts["wide"], shares.wide)]
             factors += [(parts["part"], shares.part)]
+            left = 1 - shares.here - shares.raw
+            factors = [(distance, left * share) for distance, share in factors]
+            factors += [(parts["here"], shares.here), (parts["raw"], shares.raw)]
             powers = [(distance + FLOOR).log() * share for distance, share in factors]
             torch.testing.assert_close(grid, sum(powers).exp(), rtol=1e-4, atol=1e-5)
 
@@ -156,26 +183,35 @@ def test_only_readings_with_a_share_are_made(model):
 
     assert readings(LEARNED) == ("8", "16", "pooled")
     assert readings(LEARNED, Shares(context=1.0)) == ("8", "16", "pooled", "32")
-    both = (Shares(0.5, part=0.1), Shares(0.5, wide=0.3, context=1.0))
+    assert readings(Shares(here=0.1)) == readings(Shares(raw=0.1)) == ("8", "16", "pooled", "raw")
+    both = (Shares(0.5, part=0.1, raw=0.1), Shares(0.5, wide=0.3, context=1.0))
     assert readings(*both) == readings(*both[::-1]) == CONFIG.readings == ALL_READINGS
     assert tuple(model.prepare(tensor(boards.good(0)))) == CONFIG.readings
 
 
 def test_wide_tokens_count_the_more_the_more_images_there_are():
     shares = Shares(pooled=0.3, wide=0.4, part=0.1, context=1.0)
-    assert shares.given(1) == Shares(pooled=0.5, wide=0.0, part=0.1, context=1.0)
-    given = [shares.given(count) for count in (1, 2, 5, 100)]
+    assert shares.given(1, 0.0) == Shares(pooled=0.5, wide=0.0, part=0.1, context=1.0)
+    given = [shares.given(count, 0.0) for count in (1, 2, 5, 100)]
     assert sorted(given, key=lambda one: one.wide) == given
     for one in given:  # half of what is lacking is not the pooled tokens' but the directions'
         lacking = shares.wide - one.wide
         assert one.pooled == pytest.approx(shares.pooled + lacking / 2)
-    assert LEARNED.given(1) == LEARNED
+    assert LEARNED.given(1, 1.0) == LEARNED
+
+
+def test_places_count_as_far_as_they_say_something():
+    shares = Shares(pooled=0.3, here=0.2, raw=0.1)
+    assert shares.given(1, 0.0) == replace(shares, here=0.0)
+    assert shares.given(1, 1.0) == shares
+    assert shares.given(1, 0.5).here == pytest.approx(0.05)
 
 
 def test_a_file_says_how_many_images_its_memory_stands_for(model):
     tokens = [model.prepare(tensor(boards.good(seed))) for seed in range(3)]
     adapted = model.adapt(tokens[:2], seed=0)
-    assert adapted.shares == tuple(shares.given(2) for shares in CONFIG.maps)
+    assert 0 < adapted.alignment < 1
+    assert adapted.shares == tuple(shares.given(2, adapted.alignment) for shares in CONFIG.maps)
     tensors, settings = adapted.state()
     restored = adapted_from_state(tensors, settings)
     assert restored.shares == adapted.shares
@@ -183,6 +219,9 @@ def test_a_file_says_how_many_images_its_memory_stands_for(model):
     for damaged in (0, "2"):
         with pytest.raises(ValueError, match="images is"):
             adapted_from_state(tensors, {**settings, "images": damaged})
+    for damaged in (1.1, float("nan"), "0.5"):
+        with pytest.raises(ValueError, match="alignment is"):
+            adapted_from_state(tensors, {**settings, "alignment": damaged})
 
 
 @pytest.mark.parametrize("maps", [(), (LEARNED,) * 3])
@@ -201,6 +240,7 @@ def test_there_are_one_or_two_maps(maps):
         {"pooled": 0.6, "wide": 0.3, "part": 0.2},
         {"wide": 0.6},
         {"pooled": 0.5, "context": float("inf")},
+        {"here": 0.7, "raw": 0.4},
     ],
 )
 def test_exponents_of_a_map_sum_to_one_at_most(shares):
@@ -225,6 +265,7 @@ def test_a_file_from_before_wide_tokens_is_read_as_it_was(model, written, maps):
     adapted = old.adapt([old.prepare(tensor(boards.good(0)))], seed=0)
     tensors, settings = adapted.state()
     del settings["config"]["maps"], settings["images"], tensors["metric.wide"]
+    del settings["alignment"]
     settings["config"] |= written
     restored = adapted_from_state(tensors, settings)
     assert restored.model.config == old.config
@@ -247,11 +288,11 @@ def test_context_costs_a_block_of_its_stride_and_survives_saving(model):
 
 
 def test_more_normal_images_never_raise_the_map(model):
-    """But for what the number of images says about shares: of the score it says nothing."""
+    """But for what the images say about shares: of the score their number says nothing."""
     tokens = [model.prepare(tensor(boards.good(seed))) for seed in range(4)]
     query = model.prepare(tensor(boards.defective(8)))
-    few, _ = model.adapt(tokens[:2], seed=0).anomaly_maps(query)
-    many, _ = model.adapt(tokens, seed=0).anomaly_maps(query)
+    few, _ = model.adapt(tokens[:2], seed=0, alignment=0.5).anomaly_maps(query)
+    many, _ = model.adapt(tokens, seed=0, alignment=0.5).anomaly_maps(query)
     assert (many <= few + 1e-6).all()
     assert (many < few - 1e-4).any()
 
@@ -270,7 +311,7 @@ def test_large_memories_are_drawn_from_by_seed(model):
     whole = model.adapt(tokens, seed=0).memory
     assert len(whole["8"]) == 3 * 144 and len(whole["16"]) == 3 * 36
     first, again, other = (small.adapt(tokens, seed=seed).memory for seed in (1, 1, 2))
-    for level in whole:
+    for level in small.config.searched:
         kept = min(100, len(whole[level]))  # of stride 32 there are fewer
         assert first[level].shape == (kept, whole[level].shape[1])
         assert torch.equal(first[level], again[level])

@@ -22,9 +22,11 @@ from metaformer.calibration import Calibration, calibrate
 from metaformer.feature_model import FeatureModel
 from metaformer.images import resize_image
 from metaformer.memory import make_folds
+from metaformer.metric import FINE
 from metaformer.pixel_long import train_transformer
 from metaformer.pixel_model import AdaptedPixel, PixelModel
 from metaformer.preprocess import image_score, smooth, to_tensor, working_size
+from metaformer.same_place import alignment as measure_alignment
 
 Model = FeatureModel | PixelModel
 Adapted = AdaptedFeature | AdaptedPixel
@@ -113,7 +115,9 @@ def adapt_to_support(
             on_step=lambda done, _: on_step(count + done, total),
         )
 
-    adapted = adapt_model(model, prepared, views, seed)
+    adapted = adapt_model(
+        model, prepared, views, seed, alignment=lone_alignment(model, image, prepared)
+    )
     if isinstance(adapted, AdaptedPixel):
         adapted.readings = []
     detail = shrink(image, VIEW_DETAIL * model.config.resolution)
@@ -173,14 +177,31 @@ def adapt_to_prepared(
     return Adaptation(adapted, calibration, judge_support(scores))
 
 
-def adapt_model(model: Model, prepared: Sequence[Any], views: Sequence[Rows], seed: int) -> Adapted:
+def adapt_model(
+    model: Model,
+    prepared: Sequence[Any],
+    views: Sequence[Rows],
+    seed: int,
+    *,
+    alignment: float | None = None,
+) -> Adapted:
     """``model.adapt``, and the long training where it is asked for."""
     if isinstance(model, FeatureModel):
-        return model.adapt(prepared, seed=seed, views=views)
+        return model.adapt(prepared, seed=seed, views=views, alignment=alignment)
     adapted = model.adapt(prepared, seed=seed)
     if adapted.config.mode == "long":
         train_transformer(adapted, prepared, seed=seed)
     return adapted
+
+
+def lone_alignment(model: Model, image: Image, prepared: Sequence[Any]) -> float | None:
+    """How far places say what is to be seen there, by a lone image and its mirror image: parts that
+    stand in the same way on every photo are mostly symmetric, and stand in the middle. None where
+    it does not matter."""
+    if not isinstance(model, FeatureModel) or not model.config.has_same_place:
+        return None
+    mirrored = prepare(model, np.ascontiguousarray(image[:, ::-1]))
+    return measure_alignment([prepared[0][FINE], mirrored[FINE]])
 
 
 def scores_of(model: Model, maps: Sequence[Tensor]) -> list[float]:

@@ -20,6 +20,7 @@ from metaformer.memory import (
 )
 from metaformer.metric import COARSE, EUCLIDEAN, POOLED
 from metaformer.places import Places
+from metaformer.same_place import SamePlace
 from metaformer.token_transformer import SeenImage
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ Rows = dict[str, Tensor]
 """Reading -> (N, C) tokens without their places."""
 Distances = dict[str, Tensor]
 """Reading -> (h, w) of one image: distance of each token to the nearest remembered; and under
-``PLACES``, if they are known, of the token at each place to what is normal there."""
+``PLACES``, if they are known, of the token at each place to what is normal there, under ``HERE``
+and ``RAW`` to what some images show there."""
 PLACES = "places"
 METRIC = "metric."
 """Start of the names of the metric's tensors in a detector file."""
@@ -54,22 +56,27 @@ class AdaptedFeature:
         grids: dict[str, Tensor] | None = None,
         views: Sequence[Rows] = (),
         places: Places | None = None,
+        same_place: SamePlace | None = None,
         *,
         count: int = 1,
+        alignment: float = 0.0,
     ) -> None:
         self.model = model
         self.count = count
         """Support images that the memory stands for."""
-        self.shares = tuple(shares.given(count) for shares in model.config.maps)
+        self.alignment = alignment
+        """How far places say what is to be seen there, 0 to 1 (``same_place.py``)."""
+        self.shares = tuple(shares.given(count, alignment) for shares in model.config.maps)
         self.memory = memory  # reading -> (N, C), or (K, C, h, w) if aligned
         self.grids = grids
         """Reading -> (K, 2) rows and columns of each support image's grid, in the order of the
         memory; None if the memory does not hold every token of the support."""
         self.views = list(views)
         """Of support images, where it has few."""
-        self.compared = {name: self._choose(name) for name in memory}
+        self.compared = {name: self._choose(name) for name in model.config.searched}
         """What of memory and views a token is compared with."""
         self.places = places
+        self.same_place = same_place
         self.seen: dict[int, SeenImage] = {}
         """Index in the support -> the image as T sees it."""
 
@@ -120,7 +127,8 @@ class AdaptedFeature:
         generator = torch.Generator().manual_seed(seed)
         config = self.model.config
         memory = {}
-        for name, old in self.memory.items():
+        for name in config.searched:
+            old = self.memory[name]
             if config.aligned:
                 most = max(1, config.max_tokens // old[0, 0].numel())
                 grids = [fit_grid(image[name], old.shape[2:]) for image in images]
@@ -136,13 +144,18 @@ class AdaptedFeature:
         places = self.places
         if places is not None and images:
             places = places.merged(Places.of([image[POOLED] for image in images]))
+        same_place = self.same_place
+        if same_place is not None and images:
+            same_place = same_place.merged(SamePlace.of(images))
         extended = AdaptedFeature(
             self.model,
             memory,
             None,
             [*self.views, *views],
             places,
+            same_place,
             count=earlier + len(images),
+            alignment=self.alignment,
         )
         extended.seen = self.seen  # of the earlier images: gaps of later ones are much the same
         return extended
@@ -172,7 +185,9 @@ class AdaptedFeature:
 
     @torch.inference_mode()
     def distances(self, tokens: Tokens) -> Distances:
-        found = {name: self._distance(name, tokens[name]) for name in self.model.config.readings}
+        found = {name: self._distance(name, tokens[name]) for name in self.compared}
+        if self.same_place is not None:
+            found |= self.same_place.distances(tokens)
         if self.places is not None:
             found[PLACES] = self.places.distance(tokens[POOLED])
         return found
@@ -236,7 +251,7 @@ class AdaptedFeature:
         if self.grids is not None:
             tensors |= {f"grids.{name}": sizes for name, sizes in self.grids.items()}
         if self.views:
-            for name in self.memory:
+            for name in self.compared:
                 rows = [views[name] for views in self.views]
                 tensors[f"views.{name}"] = torch.cat(rows)
                 tensors[f"view_rows.{name}"] = torch.tensor([len(of_image) for of_image in rows])
@@ -246,6 +261,9 @@ class AdaptedFeature:
             tensors["places.mean"] = self.places.mean
             tensors["places.covariances"] = self.places.covariances
             tensors["places.count"] = torch.tensor(self.places.count)
+        if self.same_place is not None and self.grids is None:  # otherwise the memory holds them
+            tensors["same_place.fine"] = self.same_place.fine
+            tensors["same_place.raw"] = self.same_place.raw
         if self.model.transformer is not None:
             weights = self.model.transformer.state_dict()
             tensors |= {f"{TRANSFORMER}{n}": t for n, t in weights.items()}
@@ -259,7 +277,8 @@ class AdaptedFeature:
         config = asdict(self.model.config)
         if config["backbone"] == SHIPPED:
             del config["backbone"], config["backbone_sha256"]  # as before there were others
-        return tensors, {"config": config, "images": self.count}
+        settings = {"config": config, "images": self.count, "alignment": self.alignment}
+        return tensors, settings
 
 
 def channels_last(grid: Tensor) -> Tensor:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from metaformer.metric import ALL_READINGS, CONTEXT, PART, Shares
+from metaformer.metric import ALL_READINGS, CONTEXT, PART, RAW, Shares
 
 SHIPPED = "efficientnet_lite0"
 """The backbone inside the package."""
-SCORING = Shares(pooled=0.5, part=0.1)
-MARKING = Shares(pooled=0.4, wide=0.3, part=0.05, context=1.25)
-"""Shares in the two maps (``docs/decisions/0012-two-maps.md``, ``0015``, ``0017``)."""
+SCORING = Shares(pooled=0.5, part=0.1, here=0.2)
+MARKING = Shares(pooled=0.4, wide=0.3, part=0.05, context=1.25, here=0.25, raw=0.1)
+"""Shares in the two maps (``docs/decisions/0012-two-maps.md``, ``0015``, ``0017``, ``0018``)."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,16 @@ class FeatureConfig:
     def has_context(self) -> bool:
         """Whether stride 32 has a share in a map of the learned metric."""
         return self.learned and not {CONTEXT, PART}.isdisjoint(self.readings)
+
+    @property
+    def has_same_place(self) -> bool:
+        """Whether tokens are also compared with what other images show at the same place."""
+        return self.learned and RAW in self.readings
+
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """Readings compared with the nearest token wherever it lies."""
+        return tuple(name for name in self.readings if name != RAW)
 
     @property
     def readings(self) -> tuple[str, ...]:

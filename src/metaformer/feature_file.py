@@ -11,8 +11,9 @@ from torch import Tensor
 from metaformer.adapted_feature import METRIC, TRANSFORMER, AdaptedFeature, Rows
 from metaformer.feature_config import SHIPPED, FeatureConfig
 from metaformer.feature_model import FeatureModel
-from metaformer.metric import POOLED, Shares, metric_from_tensors
+from metaformer.metric import FINE, POOLED, Shares, metric_from_tensors
 from metaformer.places import GRID, Places
+from metaformer.same_place import SamePlace
 from metaformer.token_transformer import SeenImage, transformer_from_tensors
 
 
@@ -49,7 +50,10 @@ def adapted_from_state(
     model = FeatureModel.from_pretrained(
         config, backbone_weights=backbone_weights, metric=metric, transformer=transformer
     )
-    memory = {name: tensors[f"memory.{name}"] for name in config.readings}
+    kept = [
+        name for name in config.readings if name in config.searched or f"memory.{name}" in tensors
+    ]
+    memory = {name: tensors[f"memory.{name}"] for name in kept}
     for name, tokens in memory.items():
         channels, dims = model.channels(name), 4 if config.aligned else 2
         if tokens.ndim != dims or tokens.shape[1] != channels or not tokens.numel():
@@ -66,10 +70,18 @@ def adapted_from_state(
             if not fits or int(sizes.prod(1).sum()) != cells:
                 raise ValueError(f"grids.{name} does not add up to the {cells} tokens kept")
     views, places = views_of(tensors, model), places_of(tensors, model)
-    count = settings.get("images", 1)  # before it was written no map depended on it
+    count = settings.get("images", 1)  # before they were written no map depended on these two
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"images is {count!r}, needed is a number of 1 or more")
-    adapted = AdaptedFeature(model, memory, grids, views, places, count=count)
+    alignment = settings.get("alignment", 0.0)
+    if not isinstance(alignment, float) or not 0 <= alignment <= 1:
+        raise ValueError(f"alignment is {alignment!r}, needed is a number from 0 to 1")
+    adapted = AdaptedFeature(model, memory, grids, views, places, count=count, alignment=alignment)
+    if config.has_same_place:
+        support = adapted.support()
+        adapted.same_place = (
+            same_place_of(tensors, model) if support is None else SamePlace.of(support)
+        )
     if transformer is not None:
         adapted.seen = seen_of(tensors, transformer.config.width)
     return adapted
@@ -144,6 +156,23 @@ def places_of(tensors: dict[str, Tensor], model: FeatureModel) -> Places | None:
     return places
 
 
+def same_place_of(tensors: dict[str, Tensor], model: FeatureModel) -> SamePlace:
+    """What a detector file says some support images show at each place.
+
+    Raises:
+        ValueError: shapes do not fit.
+        KeyError: a part is missing.
+    """
+    fine, raw = tensors["same_place.fine"], tensors["same_place.raw"]
+    channels = model.channels(FINE)
+    if fine.ndim != 4 or fine.shape != raw.shape or fine.shape[1] != channels or not fine.numel():
+        raise ValueError(
+            f"same_place has shapes {tuple(fine.shape)} and {tuple(raw.shape)}, needed are two "
+            f"alike of 4 dimensions of which the second is {channels}"
+        )
+    return SamePlace(fine, raw)
+
+
 def views_of(tensors: dict[str, Tensor], model: FeatureModel) -> list[Rows]:
     """The views in a detector file, one for each image; none if it has none.
 
@@ -151,7 +180,7 @@ def views_of(tensors: dict[str, Tensor], model: FeatureModel) -> list[Rows]:
         ValueError: they do not add up.
     """
     by_reading = {}
-    for name in model.config.readings:
+    for name in model.config.searched:
         if f"views.{name}" not in tensors or f"view_rows.{name}" not in tensors:
             return []
         rows, counts = tensors[f"views.{name}"], tensors[f"view_rows.{name}"].tolist()

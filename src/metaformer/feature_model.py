@@ -26,11 +26,15 @@ from metaformer.metric import (
     COARSE,
     CONTEXT_STRIDE,
     EUCLIDEAN,
+    FINE,
     POOLED,
+    RAW,
     TokenMetric,
     load_metric,
 )
 from metaformer.places import Places
+from metaformer.same_place import SamePlace
+from metaformer.same_place import alignment as measure_alignment
 from metaformer.timm_backbone import load_timm_backbone
 from metaformer.token_transformer import TokenTransformer, load_token_transformer
 
@@ -130,10 +134,10 @@ class FeatureModel:
     def sample_views(self, views: Sequence[Tokens]) -> Rows:
         """Some of the tokens of an image in other light or mirrored."""
         generator = torch.Generator().manual_seed(0)
-        rows: dict[str, list[Tensor]] = {name: [] for name in self.config.readings}
+        rows: dict[str, list[Tensor]] = {name: [] for name in self.config.searched}
         for view in views:
-            for name, grid in view.items():
-                tokens = grid.flatten(1).T
+            for name in rows:
+                tokens = view[name].flatten(1).T
                 drawn = torch.randperm(len(tokens), generator=generator)
                 rows[name].append(tokens[drawn[: max(1, len(tokens) // VIEW_SHARE)]])
         return {name: torch.cat(parts) for name, parts in rows.items()}
@@ -145,6 +149,7 @@ class FeatureModel:
         seed: int,
         views: Sequence[Rows] = (),
         left_out: Sequence[Distances] | None = None,
+        alignment: float | None = None,
     ) -> AdaptedFeature:
         """Remember the support, and show it to T. No weight changes.
 
@@ -152,9 +157,15 @@ class FeatureModel:
             support: what ``prepare`` gave for each image.
             views: what ``sample_views`` gave for each image, or nothing.
             left_out: what ``left_out_distances`` gave for the support, if that is known already.
+            alignment: how far places say what is to be seen there, 0 to 1; None to measure it on
+                the support, of which a lone image says nothing.
         """
+        if alignment is None and self.config.has_same_place and len(support) > 1:
+            alignment = measure_alignment([image[FINE] for image in support])
         places = self.has_places(len(support))
-        adapted = self.remember(support, seed=seed, views=views, places=places)
+        adapted = self.remember(
+            support, seed=seed, views=views, places=places, alignment=alignment or 0.0
+        )
         if self.transformer is not None:
             if left_out is None:
                 left_out = self.left_out_distances(support, views, seed=seed)
@@ -186,7 +197,8 @@ class FeatureModel:
                         OWN_REACH * grid.shape[1] // support[0][COARSE].shape[1],
                         euclidean=name in EUCLIDEAN,
                     )
-                    for name, grid in support[0].items()
+                    for name in self.config.searched
+                    for grid in (support[0][name],)
                 }
             ]
         found: list[Distances] = [{} for _ in support]
@@ -210,11 +222,13 @@ class FeatureModel:
         seed: int,
         views: Sequence[Rows] = (),
         places: bool = False,
+        alignment: float = 0.0,
     ) -> AdaptedFeature:
         """``adapt`` without T.
 
         Args:
             places: learn what is normal place by place, too.
+            alignment: as ``adapt`` measures it.
         """
         generator = torch.Generator().manual_seed(seed)
         remember = self._remember_grids if self.config.aligned else self._remember_tokens
@@ -228,9 +242,17 @@ class FeatureModel:
         )
         if self.config.aligned:  # grids of another size than the first have been resampled
             is_whole &= all(bool((sizes == sizes[0]).all()) for sizes in grids.values())
-        known = Places.of([image[POOLED] for image in support]) if places else None
+        if not is_whole:
+            memory.pop(RAW, None)  # kept for ``support`` alone
         return AdaptedFeature(
-            self, memory, grids if is_whole else None, views, known, count=len(support)
+            self,
+            memory,
+            grids if is_whole else None,
+            views,
+            Places.of([image[POOLED] for image in support]) if places else None,
+            SamePlace.of(support) if self.config.has_same_place else None,
+            count=len(support),
+            alignment=alignment,
         )
 
     def _remember_tokens(

@@ -14,9 +14,10 @@ The map is the weighted geometric mean of both kinds, which needs no common unit
 episodes of unlabelled photos (``training/metric.py``); ours, not the paper's. Before training the
 maps keep distances, so it starts as the comparison without learning.
 
-Beside what is learned are three readings of the features as they are (``Shares``): stride 32 by
-direction and by Euclidean distance, and wider means of strides 8 and 16. They mark pixels better
-than what is learned does alone (``docs/decisions/0017-wide-tokens.md``).
+Beside what is learned are readings of the features as they are (``Shares``): stride 32 by
+direction and by Euclidean distance, wider means of strides 8 and 16, and stride 8 at the same place
+of other images. They mark pixels better than what is learned does alone
+(``docs/decisions/0017-wide-tokens.md``, ``0018-same-place.md``).
 """
 
 from __future__ import annotations
@@ -43,9 +44,15 @@ WIDE, WIDE_CHANNELS, WIDE_LENGTHS = "wide", 96, {8: 32.0, 16: 55.0}
 """Means of 4 x 4 cells of stride 8 and of 3 x 3 of stride 16, on the grid of stride 16, in their
 principal directions on photos. The features of each stride are divided by a number that makes
 stride 8 count half more than stride 16, and both together about 1 long."""
-ALL_READINGS = (*READINGS, WIDE, CONTEXT, PART)
-"""The finest grid first."""
-EUCLIDEAN = frozenset({POOLED, WIDE, PART})
+RAW = "raw"
+"""Features of stride 8 as they are, divided by the length that wide tokens count them by. Compared
+with what other images show at the same place, not with the nearest token anywhere."""
+HERE = "here"
+"""Not a reading of its own: tokens of stride 8, compared with those around the same place."""
+SEARCHED = (*READINGS, WIDE, CONTEXT, PART)
+"""What is compared with the nearest token wherever it lies; the finest grid first."""
+ALL_READINGS = (*SEARCHED, RAW)
+EUCLIDEAN = frozenset({POOLED, WIDE, PART, RAW})
 """Readings compared by Euclidean distance; the others by direction."""
 CHANNELS = {8: 40, 16: 112}
 """Of EfficientNet-Lite0, the only backbone with a learned metric."""
@@ -71,7 +78,8 @@ class MetricWeightsError(ValueError):
 @dataclass(frozen=True)
 class Shares:
     """How distances make one map: exponents of a product, which sum to 1 with that of the cosine
-    distance."""
+    distance. What is compared at the same place (``here``, ``raw``) takes its exponents of the
+    whole; those of the rest are of what it leaves."""
 
     pooled: float | None = None
     """Of pooled tokens. None: what the metric has learned (0.495)."""
@@ -81,35 +89,51 @@ class Shares:
     """A reading that no map has a share of is not computed."""
     context: float = 0.0
     """What of stride 32 is added to the cosine distance of strides 8 and 16, for each 1 of it."""
+    here: float = 0.0
+    """Of tokens of stride 8 around the same place, where places say all (``same_place.py``)."""
+    raw: float = 0.0
+    """Of the features of stride 8 at the same place."""
 
     def __post_init__(self) -> None:
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         amounts = [value for value in given.values() if value is not None]
         exponents = self.wide + self.part + (0.5 if self.pooled is None else self.pooled)
         are_amounts = all(math.isfinite(value) and value >= 0 for value in amounts)
-        if not are_amounts or exponents > 1 + TINY:
+        if not are_amounts or max(exponents, self.here + self.raw) > 1 + TINY:
             raise ValueError(
                 f"shares of a map: found {given}; accepted are numbers of 0 and more, those of "
-                f"pooled (None counts as a half), wide and part with a sum of 1 at most."
+                f"pooled (None counts as a half), wide and part with a sum of 1 at most, and those "
+                f"of here and raw."
             )
 
-    def given(self, images: int) -> Shares:
-        """With so many normal images: of one, wide tokens cannot tell a defect from other light,
-        and of a few not well. What they lack goes in halves to pooled tokens and to directions."""
+    def given(self, images: int, alignment: float) -> Shares:
+        """With so many normal images, on which places say so much (0 to 1).
+
+        Of one image, wide tokens cannot tell a defect from other light, and of a few not well. What
+        they lack goes in halves to pooled tokens and to directions. What places say counts squared:
+        by half as much of it less than half is won.
+        """
         lacking = self.wide / images
         pooled = None if self.pooled is None else self.pooled + lacking / 2
-        return replace(self, wide=self.wide - lacking, pooled=pooled)
+        return replace(self, wide=self.wide - lacking, pooled=pooled, here=self.here * alignment**2)
 
     @property
     def readings(self) -> tuple[str, ...]:
         """Whose distances it takes, the finest grid first."""
         asked = {*READINGS, *self.unlearned} | ({CONTEXT} if self.context else set())
+        if self.placed:
+            asked.add(RAW)
         return tuple(name for name in ALL_READINGS if name in asked)
 
     @property
     def unlearned(self) -> dict[str, float]:
         """Exponents of what is compared by Euclidean distance as it is, above 0."""
         return {name: share for name, share in ((WIDE, self.wide), (PART, self.part)) if share}
+
+    @property
+    def placed(self) -> dict[str, float]:
+        """Exponents of what is compared at the same place, above 0."""
+        return {name: share for name, share in ((HERE, self.here), (RAW, self.raw)) if share}
 
 
 LEARNED = Shares()
@@ -151,6 +175,8 @@ class TokenMetric(nn.Module):
             return CONTEXT_CHANNELS
         if reading == WIDE:
             return WIDE_CHANNELS
+        if reading == RAW:
+            return CHANNELS[8]
         return len(self.maps[reading].weight)
 
     def forward(
@@ -178,6 +204,8 @@ class TokenMetric(nn.Module):
             tokens[CONTEXT] = F.normalize(features[CONTEXT_STRIDE], dim=1)  # (B, 192, h / 4, w / 4)
         if PART in readings:
             tokens[PART] = features[CONTEXT_STRIDE] / PART_LENGTH  # (B, 192, h / 4, w / 4)
+        if RAW in readings:
+            tokens[RAW] = features[8] / WIDE_LENGTHS[8]  # (B, 40, h, w)
         return tokens
 
     def _map(self, reading: str, x: Tensor) -> Tensor:
@@ -199,6 +227,10 @@ class TokenMetric(nn.Module):
         rest = 1 - exponent - shares.wide - shares.part
         joined = (cosine + FLOOR) ** rest * (distances[POOLED] + FLOOR) ** exponent
         for reading, share in shares.unlearned.items():
+            joined = joined * (distances[reading] + FLOOR) ** share
+        if shares.placed:
+            joined = joined ** (1 - sum(shares.placed.values()))
+        for reading, share in shares.placed.items():
             joined = joined * (distances[reading] + FLOOR) ** share
         return joined
 

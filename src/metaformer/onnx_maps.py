@@ -20,11 +20,13 @@ from metaformer.metric import (
     CONTEXT_STRIDE,
     EUCLIDEAN,
     FLOOR,
+    HERE,
     PART,
     PART_LENGTH,
     POOL,
     POOLED,
     POOLED_LENGTH,
+    RAW,
     WIDE,
     WIDE_LENGTHS,
 )
@@ -34,6 +36,7 @@ from metaformer.onnx_graph import Graph, Value
 from metaformer.onnx_networks import backbone, decoder, encoder
 from metaformer.pixel_model import AdaptedPixel
 from metaformer.places import GRID, Places
+from metaformer.same_place import REACH
 
 
 class UnsupportedExportError(ValueError):
@@ -73,8 +76,7 @@ def feature_maps(graph: Graph, images: Value, adapted: AdaptedFeature) -> list[V
     first = tokens[config.readings[0]]
     height, width = graph.side(first, 2), graph.side(first, 3)
     grids = {}
-    for name in config.readings:
-        memory = adapted.compared[name]
+    for name, memory in adapted.compared.items():
         if config.aligned:
             reach = config.reach_cells(int(name))
             distance = aligned_distance(graph, tokens[name], memory, reach=reach)
@@ -87,6 +89,10 @@ def feature_maps(graph: Graph, images: Value, adapted: AdaptedFeature) -> list[V
     if metric is None:
         weights = torch.tensor(config.level_weights) / sum(config.level_weights)
         return [weighted_sum(graph, [*grids.values()], weights)]
+    same_place = adapted.same_place
+    if same_place is not None:
+        grids[HERE] = aligned_distance(graph, tokens[FINE_TOKENS], same_place.fine, reach=REACH)
+        grids[RAW] = distance_in_place(graph, tokens[RAW], same_place.raw)
     weights, learned = metric.shares()
     cosine = weighted_sum(graph, [grids[FINE_TOKENS], grids[COARSE]], weights)
     cosine, euclidean = (above_zero(graph, x) for x in (cosine, grids[POOLED]))
@@ -99,6 +105,9 @@ def feature_maps(graph: Graph, images: Value, adapted: AdaptedFeature) -> list[V
         exponent = float(learned) if shares.pooled is None else shares.pooled
         factors = [(directions, 1 - exponent - shares.wide - shares.part), (euclidean, exponent)]
         factors += [(above_zero(graph, grids[n]), share) for n, share in shares.unlearned.items()]
+        left = 1 - sum(shares.placed.values())
+        factors = [(grid, left * share) for grid, share in factors]
+        factors += [(above_zero(graph, grids[n]), share) for n, share in shares.placed.items()]
         maps.append(product_of_powers(graph, factors))
     places = adapted.places
     if places is None:
@@ -164,6 +173,8 @@ def feature_tokens(
         tokens[WIDE] = graph.op("Conv", wide, graph.constant(metric.wide[:, :, None, None]))
     if CONTEXT in readings:
         tokens[CONTEXT] = features[CONTEXT_STRIDE]
+    if RAW in readings:
+        tokens[RAW] = graph.op("Div", features[8], graph.numbers(WIDE_LENGTHS[8]))
     if PART in readings:
         length = graph.numbers(PART_LENGTH)
         tokens[PART] = graph.op("Div", features[CONTEXT_STRIDE], length)
@@ -315,6 +326,19 @@ def aligned_distance(graph: Graph, tokens: Value, memory: Tensor, reach: int) ->
             )  # (N, K, h, w)
             best.append(graph.op("ReduceMax", cosine, graph.integers(1), keepdims=1))
     return to_distance(graph, graph.op("Max", *best) if len(best) > 1 else best[0])
+
+
+def distance_in_place(graph: Graph, features: Value, memory: Tensor) -> Value:
+    """(N, 1, h, w) Euclidean distance of ``features`` (N, C, h, w) to the nearest of ``memory``
+    (K, C, h', w') at the same place."""
+    height, width = graph.side(features, 2), graph.side(features, 3)
+    grids = graph.resize(graph.constant(memory), height, width)
+    query = graph.op("Unsqueeze", features, graph.integers(1))  # (N, 1, C, h, w)
+    offsets = graph.op("Sub", query, grids)
+    squares = graph.op(
+        "ReduceSum", graph.op("Mul", offsets, offsets), graph.integers(2), keepdims=0
+    )
+    return graph.op("Sqrt", graph.op("ReduceMin", squares, graph.integers(1), keepdims=1))
 
 
 def to_distance(graph: Graph, cosine: Value) -> Value:

@@ -1,0 +1,151 @@
+"""What normal images show at the same place, and how far a place says what is to be seen there.
+
+A token may be normal elsewhere on a part and not here. Where parts stand in much the same way on
+every image, the tokens around the same place of some support images are the better comparison; on
+a surface that looks alike everywhere, or on parts that lie anyhow, they are a poor sample of what
+is normal. Which of the two a product is can be seen on its good images alone (``alignment``).
+Ours (``docs/decisions/0018-same-place.md``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metaformer.memory import cosine_distance, fit_grid
+from metaformer.metric import FINE, HERE, RAW
+
+MOST_IMAGES = 16
+"""Support images whose places are remembered. Four do as well; of a support of several products
+each should be among them."""
+REACH = 1
+"""Cells of stride 8 that the same place may be apart, for tokens compared by direction."""
+DRAWN = 256
+"""Tokens of an image that are asked how well its places are known."""
+MOST_COMPARED = 10_000
+"""Tokens of the other images that they are compared with, wherever these lie."""
+APART = 1e-6
+"""By less than this, everything on a product looks alike."""
+
+
+@dataclass
+class SamePlace:
+    """Grids of some support images: (K, C, h, w) of stride 8, on the grid of the first."""
+
+    fine: Tensor
+    """Tokens of the metric, of unit length."""
+    raw: Tensor
+    """Features as they are."""
+    _windows: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, images: Sequence[Mapping[str, Tensor]]) -> SamePlace:
+        """Of images as ``FeatureModel.prepare`` gives them, of any sizes."""
+        chosen = some(len(images))
+        size = images[chosen[0]][FINE].shape[1:]
+        return cls(
+            torch.stack([fit_grid(images[i][FINE], size) for i in chosen]),
+            torch.cat([on_grid(images[i][RAW][None], size) for i in chosen]),
+        )
+
+    def merged(self, other: SamePlace) -> SamePlace:
+        """With the images of ``other`` as far as there is room."""
+        room = MOST_IMAGES - len(self.fine)
+        size = self.fine.shape[2:]
+        fine = [fit_grid(grid, size) for grid in other.fine[:room]]
+        raw = on_grid(other.raw[:room], size)
+        return SamePlace(
+            torch.cat([self.fine, *(grid[None] for grid in fine)]), torch.cat([self.raw, raw])
+        )
+
+    def distances(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """(h, w) of an image: ``HERE``, 1 - cosine to the nearest token around the same place, and
+        ``RAW``, Euclidean distance to the nearest features at the place itself."""
+        query = tokens[FINE]
+        size = query.shape[1:]
+        rows = query.flatten(1).T[:, :, None]  # (h * w, C, 1)
+        cosine = (self.windows(size) @ rows).amax(1)  # (h * w, 1)
+        raw = on_grid(self.raw, size)
+        apart = (raw - tokens[RAW]).square().sum(1).amin(0).sqrt()
+        return {HERE: (1 - cosine).clamp_min(0).reshape(size), RAW: apart}
+
+    def windows(self, size: torch.Size) -> Tensor:
+        """(h * w, N, C) tokens around each place of a grid. Those of the last size are kept."""
+        key = (size[0], size[1])
+        if key not in self._windows:
+            rows = rows_of(torch.stack([fit_grid(grid, size) for grid in self.fine]))
+            windows = [of_image[around(size)] for of_image in rows]  # (h * w, side^2, C) each
+            self._windows = {key: torch.cat(windows, dim=1)}
+        return self._windows[key]
+
+
+def some(count: int) -> list[int]:
+    """Indices of the images whose places are remembered, in their order."""
+    generator = torch.Generator().manual_seed(0)
+    chosen: list[int] = (
+        torch.randperm(count, generator=generator)[:MOST_IMAGES].sort().values.tolist()
+    )
+    return chosen
+
+
+def on_grid(features: Tensor, size: torch.Size) -> Tensor:
+    """(K, C, h, w) resampled; unchanged if they fit."""
+    if features.shape[2:] == size:
+        return features
+    return F.interpolate(features, tuple(size), mode="bilinear")
+
+
+def rows_of(grids: Tensor) -> Tensor:
+    """(K, C, h, w) -> (K, h * w, C), the channels of a cell side by side."""
+    return grids.flatten(2).transpose(1, 2).contiguous()
+
+
+def around(size: torch.Size) -> Tensor:
+    """(h * w, N) of each place of a grid the places at most ``REACH`` away, row by row; beyond the
+    border the outermost again."""
+    height, width = size
+    steps = torch.arange(-REACH, REACH + 1)
+    rows = (torch.arange(height)[:, None] + steps).clamp(0, height - 1)  # (h, 3)
+    columns = (torch.arange(width)[:, None] + steps).clamp(0, width - 1)  # (w, 3)
+    places = rows[:, None, :, None] * width + columns[None, :, None, :]  # (h, w, 3, 3)
+    return places.reshape(height * width, -1)
+
+
+@torch.inference_mode()
+def alignment(images: Sequence[Tensor]) -> float:
+    """How far a place says what is to be seen there, from 0 (nothing) to 1 (all that can be known),
+    by the unit tokens (C, h, w) of two normal images or more.
+
+    Tokens of each image are compared with those around the same place of the others, with as many
+    drawn anywhere, and with all of them: the first distance is as large as the second if places
+    say nothing, and as small as the third if they say all.
+    """
+    chosen = some(len(images))
+    size = images[chosen[0]].shape[1:]
+    rows = rows_of(torch.stack([fit_grid(images[i], size) for i in chosen]))  # (K, h * w, C)
+    generator = torch.Generator().manual_seed(0)
+    cells, most = size.numel(), max(1, MOST_COMPARED // len(rows))
+    asked = torch.randperm(cells, generator=generator)[:DRAWN]  # the same of every image
+    around_them = around(size)[asked]  # (Q, side^2)
+    elsewhere = torch.randint(cells, around_them.shape, generator=generator)
+    kept = torch.randperm(cells, generator=generator)[:most]
+    here, anywhere, nearest = 0.0, 0.0, 0.0
+    for i, image in enumerate(rows):
+        query = image[asked]  # (Q, C)
+        others = torch.cat([rows[:i], rows[i + 1 :]])
+        here += float(1 - best_cosine(query, others, around_them).mean())
+        anywhere += float(1 - best_cosine(query, others, elsewhere).mean())
+        nearest += float(cosine_distance(query, others[:, kept].flatten(0, 1)).mean())
+    if anywhere - nearest <= APART * len(rows):
+        return 0.0
+    return min(1.0, max(0.0, (anywhere - here) / (anywhere - nearest)))
+
+
+def best_cosine(query: Tensor, images: Tensor, places: Tensor) -> Tensor:
+    """Of unit tokens (Q, C) with those of ``images`` (K, h * w, C) at ``places`` (Q, N)."""
+    windows = torch.cat([image[places] for image in images], dim=1)  # (Q, K * N, C)
+    return (windows @ query[:, :, None]).amax(1)
