@@ -204,7 +204,9 @@ def test_places_count_as_far_as_they_say_something():
     shares = Shares(pooled=0.3, here=0.2, raw=0.1)
     assert shares.given(1, 0.0) == replace(shares, here=0.0)
     assert shares.given(1, 1.0) == shares
-    assert shares.given(1, 0.5).here == pytest.approx(0.05)
+    assert shares.given(4, 0.5).here == pytest.approx(0.05)
+    few, many, most = (shares.given(count, 0.5).here for count in (1, 16, 300))
+    assert few > many == most > 0
 
 
 def test_a_file_says_how_many_images_its_memory_stands_for(model):
@@ -291,8 +293,8 @@ def test_more_normal_images_never_raise_the_map(model):
     """But for what the images say about shares: of the score their number says nothing."""
     tokens = [model.prepare(tensor(boards.good(seed))) for seed in range(4)]
     query = model.prepare(tensor(boards.defective(8)))
-    few, _ = model.adapt(tokens[:2], seed=0, alignment=0.5).anomaly_maps(query)
-    many, _ = model.adapt(tokens, seed=0, alignment=0.5).anomaly_maps(query)
+    few, _ = model.adapt(tokens[:2], seed=0, alignment=1.0).anomaly_maps(query)
+    many, _ = model.adapt(tokens, seed=0, alignment=1.0).anomaly_maps(query)
     assert (many <= few + 1e-6).all()
     assert (many < few - 1e-4).any()
 

@@ -63,6 +63,9 @@ POOLED_LENGTH = 35.0
 """Of a typical pooled token, measured on the photos; they are divided by it."""
 START_SHARES = (0.5, 1.0)
 """Of strides 8 and 16 in the cosine distance, as in the comparison without learning."""
+IMAGES_A_POWER, MANY = 4, 16
+"""What places say counts to the power of 1, and of 1 more for so many images, up to ``MANY``: more
+are not asked what they show at a place (``docs/decisions/0018-same-place.md``)."""
 TINY = 1e-9
 """What sums of shares may be off by."""
 FLOOR = 1e-3
@@ -110,12 +113,13 @@ class Shares:
         """With so many normal images, on which places say so much (0 to 1).
 
         Of one image, wide tokens cannot tell a defect from other light, and of a few not well. What
-        they lack goes in halves to pooled tokens and to directions. What places say counts squared:
-        by half as much of it less than half is won.
+        they lack goes in halves to pooled tokens and to directions. The more images, the more is
+        known of what is normal anywhere, and the more a place must say to be worth asking.
         """
         lacking = self.wide / images
         pooled = None if self.pooled is None else self.pooled + lacking / 2
-        return replace(self, wide=self.wide - lacking, pooled=pooled, here=self.here * alignment**2)
+        here = self.here * alignment ** (1 + min(images, MANY) / IMAGES_A_POWER)
+        return replace(self, wide=self.wide - lacking, pooled=pooled, here=here)
 
     @property
     def readings(self) -> tuple[str, ...]:
