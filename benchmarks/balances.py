@@ -140,10 +140,6 @@ def measure(
     }
 
 
-def judge(maps: Sequence[torch.Tensor], labels: Labels, masks: Masks) -> dict[str, float]:
-    return judge_scores(maps, labels, masks) | judge_pixels(maps, labels, masks)
-
-
 def judge_scores(maps: Sequence[torch.Tensor], labels: Labels, masks: Masks) -> dict[str, float]:
     scores = [image_score(grid, FeatureConfig().score_share) for grid in maps]
     return {"image_auroc": float(roc_auc_score(labels, scores))}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.balances import SEED, judge_pixels, judge_scores, measure_sets, parts
+from benchmarks.balances import (
+    SEED,
+    judge_pixels,
+    judge_scores,
+    measure_sets,
+    parts,
+    table,
+)
 from metaformer.adaptation import has_views, lone_alignment, other_views
 from metaformer.adapted_feature import AdaptedFeature, Tokens
 from metaformer.benchmark_samples import load_mask
@@ -28,8 +34,7 @@ from metaformer.images import read_image
 from metaformer.preprocess import smooth, to_tensor, working_size
 from metaformer.prior import load_prior
 
-SHOTS = (1, 4, 16)
-METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro")
+SHOTS = (1, 4)
 MOST_SCALE = 2.0
 """Where images keep their scale, one has at most so many times the sides of the first, or this part
 of them."""
@@ -139,7 +144,7 @@ def habits(
             grid * (fit(response, grid) + FLOOR) ** power
             for grid, response in zip(plain, responses, strict=True)
         ]
-    others = {f"at {side} pixels": of_area(model, side) for side in (320, 384)}
+    others = {"at 384 pixels": of_area(model, 384)}
     others |= {"squeezed to squares": square(model), "one scale": of_scale(model, support)}
     for name, size in others.items():
         found[name] = maps(adapt(model, support, size, seed), size, images)
@@ -158,24 +163,11 @@ def fit(response: Tensor, grid: Tensor) -> Tensor:
     return F.interpolate(response[None], tuple(grid.shape[1:]), mode="bilinear")[0]
 
 
-def table(results: dict[str, Any]) -> str:
-    first = next(iter(next(iter(next(iter(results.values())).values())).values()))
-    lines = ["| set, part, shots | " + " | ".join(first) + " |", "|---" * (len(first) + 1) + "|"]
-    for name, by_part in results.items():
-        for part, by_shots in by_part.items():
-            for shots, rows in by_shots.items():
-                cells = [
-                    " / ".join(f"{100 * row[metric]:.1f}" for metric in METRICS if metric in row)
-                    for row in rows.values()
-                ]
-                lines.append(f"| {name}, {part}, {shots} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     model = FeatureModel.from_pretrained()
     results = measure_sets(__doc__.splitlines()[0], partial(measure, model), 2, {})
-    print(table(results))
+    rows = next(iter(next(iter(next(iter(results.values())).values())).values()))
+    print(table(results, list(rows)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,15 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.balances import SEED, judge, measure_sets, parts, read_tests
+from benchmarks.balances import (
+    SEED,
+    judge_pixels,
+    judge_scores,
+    measure_sets,
+    parts,
+    read_tests,
+    table,
+)
 from metaformer.adaptation import prepare
 from metaformer.adapted_feature import PLACES, on_one_grid
 from metaformer.datasets import Category
@@ -25,7 +33,6 @@ from metaformer.preprocess import smooth
 
 SHARES = (0.0, 0.3, 0.5, 0.7, 1.0)
 COUNTS = (16, 40, 100, 300)
-METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro")
 
 Results = dict[str, dict[str, dict[str, dict[str, float]]]]
 """Part -> support images -> share -> metric."""
@@ -53,11 +60,9 @@ def measure(model: FeatureModel, category: Category, seeds: Sequence[int]) -> Re
                     )
                     kinds.append([smooth(one[None], model.config.sigma)[0] for one in joined])
                 for part, chosen in parts(len(tokens)).items():
-                    rows = [
-                        judge([maps[i] for i in chosen], labels[chosen], [masks[i] for i in chosen])
-                        for maps in kinds
-                    ]
-                    row = {**rows[1], "image_auroc": rows[0]["image_auroc"]}
+                    some = labels[chosen], [masks[i] for i in chosen]
+                    row = judge_scores([kinds[0][i] for i in chosen], *some)
+                    row |= judge_pixels([kinds[1][i] for i in chosen], *some)
                     found.setdefault((part, f"{count}", f"{share}"), []).append(row)
     results: Results = {}
     for (part, count_name, share_name), measured in found.items():
@@ -66,26 +71,11 @@ def measure(model: FeatureModel, category: Category, seeds: Sequence[int]) -> Re
     return results
 
 
-def table(results: dict[str, Results]) -> str:
-    lines = [
-        "| set, part, images | " + " | ".join(f"{share}" for share in SHARES) + " |",
-        "|---" * (len(SHARES) + 1) + "|",
-    ]
-    for name, by_part in results.items():
-        for part, by_count in by_part.items():
-            for count, by_share in by_count.items():
-                cells = [
-                    " / ".join(f"{100 * row[metric]:.1f}" for metric in METRICS if metric in row)
-                    for row in by_share.values()
-                ]
-                lines.append(f"| {name}, {part}, {count} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     model = FeatureModel.from_pretrained()
     title = __doc__.splitlines()[0]
-    print(table(measure_sets(title, partial(measure, model), 2, {"marking": MARKING})))
+    results = measure_sets(title, partial(measure, model), 2, {"marking": MARKING})
+    print(table(results, [f"{share}" for share in SHARES]))
 
 
 if __name__ == "__main__":

@@ -23,10 +23,11 @@ of other images. They mark pixels better than what is learned does alone
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +73,7 @@ FLOOR = 1e-3
 """Added to distances: logarithms of near zero would outvote the rest."""
 
 WEIGHTS, CARD = "metric.safetensors", "metric.json"
+Network = TypeVar("Network")
 
 
 class MetricWeightsError(ValueError):
@@ -270,13 +272,30 @@ def load_metric(folder: Path | None = None) -> TokenMetric:
     Raises:
         MetricWeightsError: the file is missing or damaged, or holds something else.
     """
+    return load_weights("metric", WEIGHTS, metric_from_tensors, MetricWeightsError, folder)
+
+
+def load_weights(
+    what: str,
+    name: str,
+    make: Callable[[dict[str, Tensor]], Network],
+    refusal: type[ValueError],
+    folder: Path | None,
+) -> Network:
+    """A network of the preset from what ``metaformer pretrain`` wrote, or from the package.
+
+    Args:
+        what: the network, as the command calls it.
+        name: of the file.
+        refusal: raised with a message if the file is missing or ``make`` cannot use it.
+    """
     place = resources.files("metaformer.weights") if folder is None else folder
     try:
-        return metric_from_tensors(load_safetensors((place / WEIGHTS).read_bytes()))
+        return make(load_safetensors((place / name).read_bytes()))
     except Exception as error:
-        raise MetricWeightsError(
-            f"{place}: the weights of the metric cannot be used ({error}). Expected is {WEIGHTS} "
-            f"as `metaformer pretrain metric` writes it."
+        raise refusal(
+            f"{place}: the weights of the {what} cannot be used ({error}). Expected is {name} as "
+            f"`metaformer pretrain {what}` writes it."
         ) from error
 
 

@@ -14,12 +14,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from metaformer.metric import (
@@ -29,6 +27,7 @@ from metaformer.metric import (
     FLOOR,
     POOLED,
     POOLED_CHANNELS,
+    load_weights,
     refuse_not_finite,
 )
 from metaformer.transformer import Attention, Layer
@@ -180,14 +179,9 @@ def load_token_transformer(folder: Path | None = None) -> TokenTransformer:
     Raises:
         TransformerWeightsError: the file is missing or damaged, or holds something else.
     """
-    place = resources.files("metaformer.weights") if folder is None else folder
-    try:
-        return transformer_from_tensors(load_safetensors((place / WEIGHTS).read_bytes()))
-    except Exception as error:
-        raise TransformerWeightsError(
-            f"{place}: the weights of the transformer cannot be used ({error}). Expected is "
-            f"{WEIGHTS} as `metaformer pretrain transformer` writes it."
-        ) from error
+    return load_weights(
+        "transformer", WEIGHTS, transformer_from_tensors, TransformerWeightsError, folder
+    )
 
 
 def transformer_from_tensors(tensors: Mapping[str, Tensor]) -> TokenTransformer:
