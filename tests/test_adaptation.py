@@ -26,7 +26,7 @@ from metaformer.adaptation import (
 from metaformer.feature_config import FeatureConfig
 from metaformer.feature_model import FeatureModel
 from metaformer.memory import make_folds
-from metaformer.preprocess import image_score
+from metaformer.preprocess import image_score, smooth
 
 
 def adapt(images, rate=0.05, seed=0, **options) -> Adaptation:
@@ -45,10 +45,12 @@ def support(count: int, **options) -> list[np.ndarray]:
 
 
 def maps_by_the_others(images) -> list[torch.Tensor]:
-    """Of each image by a model that was adapted to all others."""
+    """Of each image by what a model remembers that was adapted to all others. How distances are
+    joined depends on all images: on their number, and on how alike they stand."""
     model = boards.universal().model
     prepared = [prepare(model, image) for image in images]
     views = [prepare_views(model, image) for image in images]
+    whole = model.adapt(prepared, seed=0, views=views)
     maps = []
     for i in range(len(images)):
         others = model.adapt(
@@ -56,7 +58,8 @@ def maps_by_the_others(images) -> list[torch.Tensor]:
             seed=0,
             views=[v for j, v in enumerate(views) if j != i],
         )
-        maps.append(raw_maps(model, others, prepared[i]))
+        found = whole.read(prepared[i], others.distances(prepared[i]))
+        maps.append(smooth(found, model.config.sigma))
     return maps
 
 

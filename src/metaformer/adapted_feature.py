@@ -21,6 +21,7 @@ from metaformer.memory import (
 from metaformer.metric import COARSE, EUCLIDEAN, POOLED
 from metaformer.places import Places
 from metaformer.same_place import SamePlace
+from metaformer.same_place import alignment as measure_alignment
 from metaformer.token_transformer import SeenImage
 
 if TYPE_CHECKING:
@@ -144,9 +145,10 @@ class AdaptedFeature:
         places = self.places
         if places is not None and images:
             places = places.merged(Places.of([image[POOLED] for image in images]))
-        same_place = self.same_place
+        same_place, places_say = self.same_place, self.alignment
         if same_place is not None and images:
             same_place = same_place.merged(SamePlace.of(images))
+            places_say = measure_alignment([*same_place.fine])
         extended = AdaptedFeature(
             self.model,
             memory,
@@ -155,7 +157,7 @@ class AdaptedFeature:
             places,
             same_place,
             count=earlier + len(images),
-            alignment=self.alignment,
+            alignment=places_say,
         )
         extended.seen = self.seen  # of the earlier images: gaps of later ones are much the same
         return extended

@@ -36,6 +36,7 @@ from metaformer.adapted_feature import AdaptedFeature, Rows
 from metaformer.calibration import Calibration, calibrate
 from metaformer.feature_model import FeatureModel
 from metaformer.memory import make_folds
+from metaformer.preprocess import smooth
 
 How = Literal["recomputed", "estimated"]
 
@@ -118,13 +119,13 @@ def extend_by_estimate(
             return adapted.extended(images, earlier=count, seed=seed, views=kept)
         return adapted.extended(images, earlier=count, seed=seed)
 
+    adapted = remember(set())
+    on_step(1, len(folds) + 1)
     for number, fold in enumerate(folds):
         others = remember(fold)
         for i in fold:
-            maps[i] = raw_maps(model, others, prepared[i])
-        on_step(number + 1, len(folds) + 1)
-    adapted = remember(set())
-    on_step(len(folds) + 1, len(folds) + 1)
+            maps[i] = left_out_maps(model, adapted, others, prepared[i])
+        on_step(number + 2, len(folds) + 1)
 
     new_scores = scores_of(model, maps)
     before = scores_of(model, [raw_maps(model, earlier.adapted, image) for image in prepared])
@@ -138,6 +139,14 @@ def extend_by_estimate(
     unscored = earlier.count - len(earlier.scores)  # a first image that was alone has no score
     judged = tuple(replace(s, index=s.index + unscored) for s in judge_support(scores))
     return Adaptation(adapted, calibration, judged)
+
+
+def left_out_maps(model: Model, adapted: Adapted, others: Adapted, image: Any) -> Tensor:
+    """``raw_maps`` of an image by what is remembered of others; how distances are joined, all
+    images say."""
+    if isinstance(adapted, AdaptedFeature) and isinstance(others, AdaptedFeature):
+        return smooth(adapted.read(image, others.distances(image)), model.config.sigma)
+    return raw_maps(model, others, image)
 
 
 def shrinkage(before: Sequence[float], after: Sequence[float]) -> float:
