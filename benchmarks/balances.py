@@ -45,7 +45,6 @@ SCORES: dict[str, Candidate] = {
     "score before": (replace(SCORING, here=0.0), 0.6, None),
     "score now": (SCORING, 0.6, None),
     "here 0.1": (replace(SCORING, here=0.1), 0.6, None),
-    "here 0.4": (replace(SCORING, here=0.4), 0.6, None),
     "here 0.1, unasked": (replace(SCORING, here=0.1), 0.6, 1.0),
     "raw 0.1": (replace(SCORING, raw=0.1), 0.6, None),
 }
@@ -61,7 +60,8 @@ PIXELS: dict[str, Candidate] = {
     "context 0.5": (replace(MARKING, context=0.5), 0.6, None),
     "blur 0.8": (MARKING, 0.8, None),
 }
-"""Maps to score images by, and maps to mark pixels. The first of each is what ``0017`` left."""
+"""Maps to score images by, and maps to mark pixels, no name twice. The first of each is what
+``0017`` left."""
 ALIGNMENT = "alignment"
 """Among the maps of a set: how far places say what is to be seen there, as the supports tell."""
 Labels = NDArray[np.bool_]

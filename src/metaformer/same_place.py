@@ -26,7 +26,7 @@ REACH = 1
 """Cells of stride 8 that the same place may be apart, for tokens compared by direction."""
 DRAWN = 256
 """Tokens of an image that are asked how well its places are known."""
-MOST_COMPARED = 10_000
+MOST_COMPARED = 20_000
 """Tokens of the other images that they are compared with, wherever these lie."""
 APART = 1e-6
 """By less than this, everything on a product looks alike."""
