@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import boards
-from metaformer.adaptation import raw_maps
+from metaformer.adaptation import prepare, raw_maps
 from metaformer.adapted_feature import AdaptedFeature
 from metaformer.cli import app
 from metaformer.detector import Detector, Metaformer
@@ -28,7 +28,7 @@ from metaformer.images import ImageError
 from metaformer.memory import merge_samples
 from metaformer.metric import ALL_READINGS
 from metaformer.pixel_model import PixelConfig, PixelModel
-from metaformer.preprocess import image_score, to_tensor
+from metaformer.preprocess import image_score, smooth, to_tensor
 from metaformer.support import DuplicateSupportWarning, OddSupportWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore::metaformer.support.OddSupportWarning")
@@ -148,7 +148,11 @@ def test_earlier_scores_are_lowered_alike_and_new_ones_are_out_of_sample():
     assert factors == pytest.approx([factors[0]] * 3) and 0.3 < factors[0] <= 1
     # Nothing of an image is in the memory that it is scored against.
     alone = detector.extended_with(GOOD[3:4])
-    assert support_scores(alone) == [*earlier, detector.score_pixels(GOOD[3])[0]]
+    tokens = prepare(detector.model, GOOD[3])
+    joined = alone.adapted.read(tokens, detector.adapted.distances(tokens))
+    config = detector.model.config
+    raw = image_score(smooth(joined, config.sigma)[0], config.score_share)
+    assert support_scores(alone) == [*earlier, raw]
 
 
 def test_scores_shrink_by_the_median_and_never_grow():

@@ -74,7 +74,8 @@ class AdaptedFeature:
         memory; None if the memory does not hold every token of the support."""
         self.views = list(views)
         """Of support images, where it has few."""
-        self.compared = {name: self._choose(name) for name in model.config.searched}
+        searched = [name for name in model.config.searched if name in memory]
+        self.compared = {name: self._choose(name) for name in searched}
         """What of memory and views a token is compared with."""
         self.places = places
         self.same_place = same_place
