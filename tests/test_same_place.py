@@ -15,7 +15,7 @@ from metaformer.feature_config import FeatureConfig
 from metaformer.feature_file import adapted_from_state
 from metaformer.feature_model import FeatureModel
 from metaformer.metric import FINE, HERE, RAW, Shares
-from metaformer.same_place import MOST_IMAGES, SamePlace, alignment
+from metaformer.same_place import MOST_IMAGES, SamePlace, measure_alignment
 
 CONFIG = FeatureConfig(resolution=96)
 CHANNELS = 6
@@ -49,35 +49,41 @@ def test_parts_that_stand_still_are_told_from_those_that_do_not():
     still = [noisy(part, seed, 0.1) for seed in range(4)]
     moved = [grid.roll((5 * i, 3 * i), (1, 2)) for i, grid in enumerate(still)]
     texture = grids(4, size=(16, 16))
-    assert alignment(still) > 0.95
-    assert alignment(moved) < 0.2
-    assert alignment(texture) < 0.2
+    assert measure_alignment(still) > 0.95
+    assert measure_alignment(moved) < 0.2
+    assert measure_alignment(texture) < 0.2
 
 
 def test_a_shift_by_one_cell_is_still_the_same_place():
     part = grids(1, size=(16, 16))[0]
     shifted = [part, part.roll(1, 1), part.roll(1, 2)]
-    assert alignment(shifted) > 0.8 > alignment([part, part.roll(3, 1), part.roll(3, 2)])
+    assert (
+        measure_alignment(shifted)
+        > 0.8
+        > measure_alignment([part, part.roll(3, 1), part.roll(3, 2)])
+    )
 
 
 @given(st.integers(2, 6), st.integers(1, 12), st.integers(1, 12), st.integers(0, 99))
 def test_alignment_is_a_share_and_the_order_does_not_matter(
     count: int, height: int, width: int, seed: int
 ):
-    found = alignment(grids(count, seed, (height, width)))
+    found = measure_alignment(grids(count, seed, (height, width)))
     assert 0 <= found <= 1
-    assert alignment(grids(count, seed, (height, width))[::-1]) == pytest.approx(found, abs=1e-4)
+    assert measure_alignment(grids(count, seed, (height, width))[::-1]) == pytest.approx(
+        found, abs=1e-4
+    )
 
 
 def test_where_everything_looks_alike_places_say_nothing():
-    assert alignment([torch.ones(CHANNELS, 8, 8) / CHANNELS**0.5] * 3) == 0
+    assert measure_alignment([torch.ones(CHANNELS, 8, 8) / CHANNELS**0.5] * 3) == 0
 
 
 def test_images_of_other_sizes_are_resampled():
     many = [*images(2), *images(1, size=(12, 5))]
     found = SamePlace.of(many).distances(images(1, seed=1, size=(20, 11))[0])
     assert {name: grid.shape for name, grid in found.items()} == {HERE: (20, 11), RAW: (20, 11)}
-    assert 0 <= alignment([image[FINE] for image in many]) <= 1
+    assert 0 <= measure_alignment([image[FINE] for image in many]) <= 1
 
 
 def test_a_remembered_image_is_at_distance_zero_and_elsewhere_is_far():

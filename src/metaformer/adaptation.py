@@ -26,7 +26,7 @@ from metaformer.metric import FINE
 from metaformer.pixel_long import train_transformer
 from metaformer.pixel_model import AdaptedPixel, PixelModel
 from metaformer.preprocess import image_score, smooth, to_tensor, working_size
-from metaformer.same_place import alignment as measure_alignment
+from metaformer.same_place import measure_alignment
 
 Model = FeatureModel | PixelModel
 Adapted = AdaptedFeature | AdaptedPixel

@@ -20,8 +20,7 @@ from metaformer.memory import (
 )
 from metaformer.metric import COARSE, EUCLIDEAN, POOLED
 from metaformer.places import Places
-from metaformer.same_place import SamePlace
-from metaformer.same_place import alignment as measure_alignment
+from metaformer.same_place import SamePlace, measure_alignment
 from metaformer.token_transformer import SeenImage
 
 if TYPE_CHECKING:

@@ -33,8 +33,7 @@ from metaformer.metric import (
     load_metric,
 )
 from metaformer.places import Places
-from metaformer.same_place import SamePlace
-from metaformer.same_place import alignment as measure_alignment
+from metaformer.same_place import SamePlace, measure_alignment
 from metaformer.timm_backbone import load_timm_backbone
 from metaformer.token_transformer import TokenTransformer, load_token_transformer
 

@@ -3,7 +3,8 @@
 A token may be normal elsewhere on a part and not here. Where parts stand in much the same way on
 every image, the tokens around the same place of some support images are the better comparison; on
 a surface that looks alike everywhere, or on parts that lie anyhow, they are a poor sample of what
-is normal. Which of the two a product is can be seen on its good images alone (``alignment``).
+is normal. Which of the two a product is can be seen on its good images alone
+(``measure_alignment``).
 Ours (``docs/decisions/0018-same-place.md``).
 """
 
@@ -67,8 +68,7 @@ class SamePlace:
         ``RAW``, Euclidean distance to the nearest features at the place itself."""
         query = tokens[FINE]
         size = query.shape[1:]
-        rows = query.flatten(1).T[:, :, None]  # (h * w, C, 1)
-        cosine = (self.windows(size) @ rows).amax(1)  # (h * w, 1)
+        cosine = best_cosine(query.flatten(1).T, self.windows(size))  # (h * w, 1)
         raw = on_grid(self.raw, size)
         apart = (raw - tokens[RAW]).square().sum(1).amin(0).sqrt()
         return {HERE: (1 - cosine).clamp_min(0).reshape(size), RAW: apart}
@@ -78,8 +78,7 @@ class SamePlace:
         key = (size[0], size[1])
         if key not in self._windows:
             rows = rows_of(torch.stack([fit_grid(grid, size) for grid in self.fine]))
-            windows = [of_image[around(size)] for of_image in rows]  # (h * w, side^2, C) each
-            self._windows = {key: torch.cat(windows, dim=1)}
+            self._windows = {key: gathered(rows, around(size))}
         return self._windows[key]
 
 
@@ -116,7 +115,7 @@ def around(size: torch.Size) -> Tensor:
 
 
 @torch.inference_mode()
-def alignment(images: Sequence[Tensor]) -> float:
+def measure_alignment(images: Sequence[Tensor]) -> float:
     """How far a place says what is to be seen there, from 0 (nothing) to 1 (all that can be known),
     by the unit tokens (C, h, w) of two normal images or more.
 
@@ -137,15 +136,19 @@ def alignment(images: Sequence[Tensor]) -> float:
     for i, image in enumerate(rows):
         query = image[asked]  # (Q, C)
         others = torch.cat([rows[:i], rows[i + 1 :]])
-        here += float(1 - best_cosine(query, others, around_them).mean())
-        anywhere += float(1 - best_cosine(query, others, elsewhere).mean())
+        here += float(1 - best_cosine(query, gathered(others, around_them)).mean())
+        anywhere += float(1 - best_cosine(query, gathered(others, elsewhere)).mean())
         nearest += float(cosine_distance(query, others[:, kept].flatten(0, 1)).mean())
     if anywhere - nearest <= APART * len(rows):
         return 0.0
     return min(1.0, max(0.0, (anywhere - here) / (anywhere - nearest)))
 
 
-def best_cosine(query: Tensor, images: Tensor, places: Tensor) -> Tensor:
-    """Of unit tokens (Q, C) with those of ``images`` (K, h * w, C) at ``places`` (Q, N)."""
-    windows = torch.cat([image[places] for image in images], dim=1)  # (Q, K * N, C)
+def gathered(images: Tensor, places: Tensor) -> Tensor:
+    """Tokens of ``images`` (K, h * w, C) at ``places`` (Q, N), together: (Q, K * N, C)."""
+    return torch.cat([image[places] for image in images], dim=1)
+
+
+def best_cosine(query: Tensor, windows: Tensor) -> Tensor:
+    """(Q, 1) of unit tokens (Q, C), each with the nearest of its own in ``windows`` (Q, N, C)."""
     return (windows @ query[:, :, None]).amax(1)
