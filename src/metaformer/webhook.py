@@ -61,6 +61,8 @@ class Webhook:
         self._changed = threading.Condition()
         self._closing = False
         self._abandon = threading.Event()
+        self._is_delivering = False
+        self._is_settled = False  # all is counted: a delivery still under way was given up
         self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
         self._thread.start()
 
@@ -86,9 +88,10 @@ class Webhook:
             self._abandon.set()
             self._thread.join(0.2)
             with self._changed:
-                left = len(self._queue) + self._thread.is_alive()
+                left = len(self._queue) + self._is_delivering
                 self._queue.clear()
-            self.dropped += left
+                self.dropped += left
+                self._is_settled = True
             if left:
                 self._tell(f"webhook {self._host}: {left} messages were still waiting at the end.")
 
@@ -100,12 +103,15 @@ class Webhook:
                 if not self._queue or self._abandon.is_set():
                     return
                 body = self._queue.popleft()
+                self._is_delivering = True
             problem = self._deliver(body)
-            if problem is None:
-                self.delivered += 1
-                continue
-            self.failed += 1
-            if is_told(self.failed):
+            with self._changed:
+                self._is_delivering = False
+                if self._is_settled:  # `close` did not wait for this one and has counted it
+                    return
+                self.delivered += problem is None
+                self.failed += problem is not None
+            if problem is not None and is_told(self.failed):
                 self._tell(
                     f"webhook {self._host}: not delivered ({problem}); {self.failed} messages so "
                     f"far."
