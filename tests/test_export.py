@@ -65,7 +65,7 @@ pytest.importorskip("openvino")
 ROOT = Path(__file__).parent.parent
 BOARDS = Path(metaformer.__file__).parent / "demo_images" / "circuit_board"
 Image = NDArray[np.uint8]
-KINDS = ("feature", "places", "aligned", "pixel")
+KINDS = ("feature", "places", "sizes", "aligned", "pixel")
 
 test_image.__test__ = False  # type: ignore[attr-defined]
 
@@ -92,6 +92,9 @@ def detectors(boards: list[Image]) -> dict[str, Detector]:
         universal = Metaformer.from_pretrained(
             "pixel" if kind == "pixel" else "feature", resolution=96, aligned=kind == "aligned"
         )
+        if kind == "sizes":  # as of images that come in many sizes
+            config = replace(universal.model.config, usual_side=180.0, size_kept=0.7)
+            universal.model = universal.model.with_config(config)
         made[kind] = universal.adapt(boards[: 2 if kind == "pixel" else 3])
         if kind == "places":  # which only detectors of many images have
             model = made[kind].model

@@ -25,7 +25,7 @@ from metaformer.memory import make_folds
 from metaformer.metric import FINE
 from metaformer.pixel_long import train_transformer
 from metaformer.pixel_model import AdaptedPixel, PixelModel
-from metaformer.preprocess import image_score, smooth, to_tensor, working_size
+from metaformer.preprocess import image_score, smooth, to_tensor
 from metaformer.same_place import measure_alignment
 
 Model = FeatureModel | PixelModel
@@ -232,14 +232,14 @@ def prepare_views(model: Model, image: Image) -> Rows:
     """What is kept of an image in other light, and mirrored."""
     assert isinstance(model, FeatureModel)
     detail = shrink(image, VIEW_DETAIL * model.config.resolution)
-    return model.sample_views([prepare(model, view) for view in other_views(detail)])
+    size = model.working_size(*image.shape[:2])  # which is told by the whole image's pixels
+    views = (to_tensor(view, size) for view in other_views(detail))
+    return model.sample_views([model.prepare(view) for view in views])
 
 
 def at_working_size(model: Model, image: Image) -> Tensor:
     """(H, W, 3) uint8 -> (1, 3, h, w) in [0, 1] at the size the model works at."""
-    height, width = image.shape[:2]
-    size = working_size(height, width, model.config.resolution, model.size_multiple)
-    return to_tensor(image, size)
+    return to_tensor(image, model.working_size(*image.shape[:2]))
 
 
 def raw_maps(model: Model, adapted: Adapted, prepared: Any) -> Tensor:

@@ -17,6 +17,7 @@ from metaformer.memory import (
     euclidean_distance,
     fit_grid,
     merge_samples,
+    nearest_means,
 )
 from metaformer.metric import COARSE, EUCLIDEAN, POOLED
 from metaformer.places import Places
@@ -89,8 +90,12 @@ class AdaptedFeature:
         if len(rows) <= config.compared_tokens:
             return rows
         generator = torch.Generator().manual_seed(0)
-        chosen = torch.randperm(len(rows), generator=generator)[: config.compared_tokens]
-        return rows[chosen.sort().values]
+        drawn = torch.randperm(len(rows), generator=generator)[: config.compared_tokens]
+        chosen = rows[drawn.sort().values]
+        if not config.means or len(memory) < config.max_tokens:
+            return chosen
+        means = nearest_means(rows, chosen, euclidean=name in EUCLIDEAN)
+        return means if name in EUCLIDEAN else F.normalize(means, dim=1)
 
     def support(self) -> list[Tokens] | None:
         """What ``prepare`` gave for each support image; None if not all of it was kept."""

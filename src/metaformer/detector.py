@@ -30,12 +30,13 @@ from metaformer.extension import Earlier, extend
 from metaformer.feature_config import ALIGNED, PLAIN, SHIPPED, FeatureConfig
 from metaformer.feature_file import adapted_from_state
 from metaformer.feature_model import FeatureModel
-from metaformer.images import guess_white_level, read_image
+from metaformer.images import guess_white_level, pixels_of, read_image
 from metaformer.pixel_model import AdaptedPixel, Mode, PixelConfig, PixelModel
 from metaformer.preprocess import image_score, to_image_size
 from metaformer.prior import InstancePrior, load_prior
 from metaformer.regions import find_regions
 from metaformer.results import Prediction
+from metaformer.sizes import fit_to_sizes
 from metaformer.support import (
     ImageSource,
     describe_source,
@@ -150,6 +151,10 @@ class Metaformer:
         """
         sources = support_sources(images)
         white_level = guess_white_level(sources)
+        areas = [pixels_of(source) for source in sources]
+        model = fit_to_sizes(
+            self.model, areas, lambda i: read_image(sources[i], white_level=white_level)
+        )
         digests: list[str] = []
 
         def read_each() -> Iterator[NDArray[np.uint8]]:
@@ -159,7 +164,7 @@ class Metaformer:
                 yield pixels
 
         result = adapt_to_support(
-            self.model,
+            model,
             read_each(),
             count=len(sources),
             false_alarm_rate=false_alarm_rate,
@@ -179,7 +184,7 @@ class Metaformer:
             **when_and_with_what(),
         }
         warn_about_odd(result.support_scores, names)
-        return Detector(self.model, result.adapted, result.calibration, made)
+        return Detector(model, result.adapted, result.calibration, made)
 
     def response_map(self, image: ImageSource) -> NDArray[np.float32]:
         """The response map R of an image: where its object is, as P sees it.

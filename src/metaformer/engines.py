@@ -12,7 +12,6 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -20,8 +19,8 @@ import torch
 from torch import Tensor
 
 from metaformer.adaptation import raw_maps
-from metaformer.decoding import count_pixels
 from metaformer.detector import Detector
+from metaformer.images import pixels_of
 from metaformer.onnx_detector import map_model
 from metaformer.onnx_maps import UnsupportedExportError
 from metaformer.preprocess import image_score
@@ -125,15 +124,6 @@ def pays_off(sources: Sources) -> bool:
         if count >= LEAST_IMAGES:
             return True
     return False
-
-
-def pixels_of(path: str) -> int:
-    """Height times width of an image file; 0 if it is no file here or cannot be read."""
-    try:
-        with Path(path).open("rb") as file:
-            return count_pixels(file)
-    except OSError:
-        return 0
 
 
 def fastest_engine(detector: Detector) -> Engine:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from metaformer.defects import draw_defect
 from metaformer.detector import Detector
 from metaformer.images import ImageError, list_images, read_image, resize_image
-from metaformer.preprocess import working_size
 from metaformer.results import Prediction
 from metaformer.runtimes import RunModel
 
@@ -100,8 +99,7 @@ def with_other_sizes(detector: Detector, images: Sequence[Image]) -> list[Image]
     at. An exported model takes any size, so more than one is checked."""
     first = images[0]
     height, width = first.shape[:2]
-    config = detector.model.config
-    small = working_size(height, width, config.resolution, detector.model.size_multiple)
+    small = detector.model.working_size(height, width)
     sizes = (
         (max(8, height // 2), max(8, width // 2)),
         (max(8, height // 3), width),
@@ -158,8 +156,7 @@ def compare(
         found = run(np.stack([images[i] for i in group]))
         for place, i in enumerate(group):
             height, width = images[i].shape[:2]
-            config = detector.model.config
-            size = working_size(height, width, config.resolution, detector.model.size_multiple)
+            size = detector.model.working_size(height, width)
             comparisons.append(
                 Comparison(
                     detector.predict_pixels(images[i]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from metaformer.metric import ALL_READINGS, CONTEXT, PART, RAW, Shares
@@ -19,6 +20,12 @@ class FeatureConfig:
 
     resolution: int = 256
     """Images are resized to about this many pixels squared, aspect kept."""
+    usual_side: float | None = None
+    """Of a product whose images come in many sizes, how long a typical one is (the root of its
+    pixels). None: sizes say nothing."""
+    size_kept: float = 0.0
+    """How much of an image's size stays then, 0 (all are worked at with one area) to 1 (at one
+    scale; ``sizes.py``)."""
     levels: tuple[int, ...] = (8, 16)
     """Strides of the backbone whose tokens are compared."""
     level_weights: tuple[float, ...] = (0.5, 1.0)
@@ -47,6 +54,10 @@ class FeatureConfig:
     """Of those, and of the tokens of views, so many are compared with; a random choice again. A
     fraction of all does as well (``docs/decisions/0009-fewer-tokens-more-views.md``, ``0012``), and
     takes that fraction of the time. Not of aligned detectors, which compare at a place."""
+    means: bool = True
+    """Of a memory cut to ``max_tokens``, tokens compared with are means of the remembered tokens
+    nearest to each of the random choice, which many images gain by
+    (``docs/decisions/0021-means.md``)."""
     places: int = 16
     """With so many normal images or more, and the learned metric, what is normal place by place is
     learned too (``docs/decisions/0016-places.md``). 0: never."""
@@ -61,6 +72,12 @@ class FeatureConfig:
     """Of the weights of another backbone; they stay outside detector files."""
 
     def __post_init__(self) -> None:
+        is_side = self.usual_side is None or 0 < self.usual_side < math.inf
+        if not is_side or not 0 <= self.size_kept <= 1:
+            raise ValueError(
+                f"sizes: found usual_side {self.usual_side} and size_kept {self.size_kept}; "
+                f"accepted are None or a number above 0, and a number from 0 to 1."
+            )
         if not 1 <= len(self.maps) <= 2:
             raise ValueError(
                 f"maps: found {len(self.maps)}; accepted are one and two: to score images by, and "

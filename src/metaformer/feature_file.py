@@ -38,6 +38,7 @@ def adapted_from_state(
         "learned": False,
         "places": 0,
         "compared_tokens": sys.maxsize,
+        "means": False,
     }
     config = FeatureConfig(**(unknown | stored))
     if config.backbone != SHIPPED and not isinstance(config.backbone_sha256, str):

@@ -33,6 +33,7 @@ from metaformer.metric import (
     load_metric,
 )
 from metaformer.places import Places
+from metaformer.preprocess import enlarged, working_size
 from metaformer.same_place import SamePlace, measure_alignment
 from metaformer.timm_backbone import load_timm_backbone
 from metaformer.token_transformer import TokenTransformer, load_token_transformer
@@ -108,6 +109,17 @@ class FeatureModel:
             levels=config.levels,
         )
         return cls(config, backbone)
+
+    def with_config(self, config: FeatureConfig) -> FeatureModel:
+        """The same networks with other settings for what is done around them."""
+        return FeatureModel(config, self.backbone, self.metric, self.transformer)
+
+    def working_size(self, height: int, width: int) -> tuple[int, int]:
+        """Sides (H, W) that an image is resized to, multiples of ``size_multiple``."""
+        config, resolution = self.config, float(self.config.resolution)
+        if config.usual_side is not None:
+            resolution *= enlarged(height, width, config.usual_side, config.size_kept)
+        return working_size(height, width, resolution, self.size_multiple)
 
     def channels(self, reading: str) -> int:
         """Length of the tokens of ``reading``."""

@@ -17,7 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from metaformer.decoding import BIT_DEPTH_WITHIN, check_size, decode, load, may_hold_16_bits
+from metaformer.decoding import (
+    BIT_DEPTH_WITHIN,
+    check_size,
+    count_pixels,
+    decode,
+    load,
+    may_hold_16_bits,
+)
 from metaformer.listing import IMAGE_SUFFIXES, list_images
 from metaformer.pixels import (
     ImageError,
@@ -33,6 +40,7 @@ __all__ = [
     "ImageError",
     "guess_white_level",
     "list_images",
+    "pixels_of",
     "read_image",
     "read_mask",
     "resize_image",
@@ -126,6 +134,21 @@ def guess_white_level(images: Iterable[Source]) -> int:
     if brightest < 0:
         return WHITE_LEVELS[-1]
     return next(level for level in WHITE_LEVELS if level >= brightest)
+
+
+def pixels_of(source: Source) -> int:
+    """Height times width by the header, nothing decoded; 0 where ``read_image`` will say why."""
+    if isinstance(source, np.ndarray):
+        return source.shape[0] * source.shape[1] if source.ndim >= 2 else 0
+    if isinstance(source, Image.Image):
+        return source.width * source.height
+    if isinstance(source, bytes):
+        return count_pixels(io.BytesIO(source))
+    try:
+        with Path(source).open("rb") as stream:
+            return count_pixels(stream)
+    except (OSError, ValueError, TypeError):  # no file, an impossible name, not a name
+        return 0
 
 
 def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -34,6 +34,23 @@ def euclidean_distance(queries: Tensor, memory: Tensor) -> Tensor:
     return squares.clamp_min(0).sqrt()
 
 
+def nearest_means(rows: Tensor, centres: Tensor, *, euclidean: bool) -> Tensor:
+    """Of each of ``centres`` (M, C) the mean of those of ``rows`` (N, C) nearest to it; the centre
+    itself where there are none. The first step of k-means.
+
+    By Euclidean distance, or by direction of unit rows; the means of these are shorter.
+    """
+    halves = centres.square().sum(1) / 2 if euclidean else centres.new_zeros(len(centres))
+    nearest = [
+        torch.addmm(halves, chunk, centres.T, beta=-1).argmax(1)
+        for chunk in torch.split(rows, QUERY_CHUNK)
+    ]
+    index = torch.cat(nearest)  # (N,)
+    sums = torch.zeros_like(centres).index_add_(0, index, rows)
+    counts = torch.bincount(index, minlength=len(centres))[:, None]
+    return torch.where(counts > 0, sums / counts.clamp_min(1), centres)
+
+
 def apart_distance(tokens: Tensor, reach: int, *, euclidean: bool) -> Tensor:
     """(h, w) distance of each of ``tokens`` (C, h, w) to the nearest on the same image that is more
     than ``reach`` cells away, along either side; to the nearest of all where none is so far.

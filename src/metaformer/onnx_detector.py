@@ -8,9 +8,10 @@ import numpy as np
 
 from metaformer.calibration import Calibration
 from metaformer.detector import Detector
+from metaformer.feature_config import FeatureConfig
 from metaformer.onnx_graph import Graph, Value
 from metaformer.onnx_maps import raw_maps
-from metaformer.onnx_resize import to_working_size
+from metaformer.onnx_resize import enlarged, to_working_size
 
 
 def map_model(detector: Detector) -> Any:
@@ -38,9 +39,12 @@ def full_model(detector: Detector) -> Any:
     graph = Graph()
     config = detector.model.config
     height, width = graph.side("images", 1), graph.side("images", 2)
-    working = to_working_size(
-        graph, "images", height, width, config.resolution, detector.model.size_multiple
-    )
+    resolution = graph.numbers(config.resolution)
+    if isinstance(config, FeatureConfig) and config.usual_side is not None:
+        times = enlarged(graph, height, width, config.usual_side, config.size_kept)
+        resolution = graph.op("Mul", resolution, times)
+    multiple = detector.model.size_multiple
+    working = to_working_size(graph, "images", height, width, resolution, multiple)
     grids = raw_maps(graph, working, detector.adapted)  # (N, 1, h, w) each
     raw_score = image_score(graph, grids[0], config.score_share)
 

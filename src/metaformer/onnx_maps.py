@@ -314,18 +314,19 @@ def aligned_distance(graph: Graph, tokens: Value, memory: Tensor, reach: int) ->
     grids = graph.unit_length(graph.resize(graph.constant(memory), height, width))
     margin = [0, 0, reach, reach] * 2
     padded = graph.op("Pad", grids, graph.integers(*margin), mode="edge")
-    query = graph.op("Unsqueeze", tokens, graph.integers(1))  # (N, 1, C, h, w)
+    padded = graph.op("Transpose", padded, perm=[2, 3, 1, 0])  # (rows, columns, C, K)
+    query = graph.op("Transpose", tokens, perm=[0, 2, 3, 1])
+    query = graph.op("Unsqueeze", query, graph.integers(3))  # (N, h, w, 1, C)
     sides = graph.op("Concat", height, width, axis=0)
     best = []
     for down in range(2 * reach + 1):
         for right in range(2 * reach + 1):
             start = graph.integers(down, right)
-            window = graph.cut(padded, start, graph.op("Add", start, sides), (2, 3))
-            cosine = graph.op(
-                "ReduceSum", graph.op("Mul", query, window), graph.integers(2), keepdims=0
-            )  # (N, K, h, w)
-            best.append(graph.op("ReduceMax", cosine, graph.integers(1), keepdims=1))
-    return to_distance(graph, graph.op("Max", *best) if len(best) > 1 else best[0])
+            window = graph.cut(padded, start, graph.op("Add", start, sides), (0, 1))
+            cosine = graph.op("MatMul", query, window)  # (N, h, w, 1, K)
+            best.append(graph.op("ReduceMax", cosine, graph.integers(4), keepdims=0))
+    nearest = graph.op("Max", *best) if len(best) > 1 else best[0]  # (N, h, w, 1)
+    return to_distance(graph, graph.op("Transpose", nearest, perm=[0, 3, 1, 2]))
 
 
 def distance_in_place(graph: Graph, features: Value, memory: Tensor) -> Value:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from metaformer.onnx_graph import Graph, Value
-from metaformer.preprocess import MAX_ASPECT
+from metaformer.preprocess import MAX_ASPECT, MOST_SIZE
 
 TIES_UP = 1e-3
 """OpenCV rounds halves up when it averages 2 x 2 pixels, and to even otherwise. Averages of four
@@ -26,14 +26,19 @@ last 4 bits of the sum, and after the rows 16 more bits of each product (``resiz
 
 
 def to_working_size(
-    graph: Graph, images: Value, height: Value, width: Value, resolution: int, multiple: int
+    graph: Graph,
+    images: Value,
+    height: Value,
+    width: Value,
+    resolution: Value,
+    multiple: int,
 ) -> Value:
     """(N, H, W, 3) uint8 -> (N, 3, h, w) in [0, 1] at ``working_size``, as ``to_tensor``."""
     tall, wide = graph.cast(height, np.float32), graph.cast(width, np.float32)
     aspect = graph.op("Div", tall, wide)
     aspect = graph.op("Clip", aspect, graph.numbers(1 / MAX_ASPECT), graph.numbers(MAX_ASPECT))
     root = graph.op("Sqrt", aspect)
-    steps = graph.numbers(resolution / multiple)
+    steps = graph.op("Div", resolution, graph.numbers(multiple))
 
     def to_multiple(side: Value) -> Value:
         counted = graph.op("Max", graph.op("Round", side), graph.numbers(1))
@@ -90,6 +95,14 @@ def to_working_size(
 
     x = graph.op("Concat", average(), mix(), axis=2)
     return graph.op("Div", x, graph.numbers(255))
+
+
+def enlarged(graph: Graph, height: Value, width: Value, side: float, kept: float) -> Value:
+    """As ``preprocess.enlarged``."""
+    tall, wide = graph.cast(height, np.float32), graph.cast(width, np.float32)
+    ratio = graph.op("Div", graph.op("Sqrt", graph.op("Mul", tall, wide)), graph.numbers(side))
+    ratio = graph.op("Clip", ratio, graph.numbers(1 / MOST_SIZE), graph.numbers(MOST_SIZE))
+    return graph.op("Pow", ratio, graph.numbers(kept))
 
 
 @dataclass(frozen=True)

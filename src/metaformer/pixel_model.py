@@ -36,6 +36,7 @@ from metaformer.model import (
     respond,
 )
 from metaformer.pixel_fit import choose, fit, fit_long, read_support, squeezed
+from metaformer.preprocess import working_size
 from metaformer.prior import InstancePrior, PriorConfig, load_prior
 
 TEMPLATE_REACH = 1
@@ -141,6 +142,10 @@ class PixelModel:
         """With the package's weights, or those in ``folder``."""
         universal, rates = load_universal(folder)
         return cls(config or PixelConfig(), universal, rates, load_prior())
+
+    def working_size(self, height: int, width: int) -> tuple[int, int]:
+        """Sides (H, W) that an image is resized to, multiples of ``size_multiple``."""
+        return working_size(height, width, self.config.resolution, self.size_multiple)
 
     def prepare(self, image: Tensor) -> PreparedImage:
         """One image (1, 3, H, W) in [0, 1], sides multiples of 16; if T has its say, ask P where

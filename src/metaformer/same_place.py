@@ -151,4 +151,5 @@ def gathered(images: Tensor, places: Tensor) -> Tensor:
 
 def best_cosine(query: Tensor, windows: Tensor) -> Tensor:
     """(Q, 1) of unit tokens (Q, C), each with the nearest of its own in ``windows`` (Q, N, C)."""
-    return (windows @ query[:, :, None]).amax(1)
+    # The other way round, (windows @ query[:, :, None]), takes more than twice as long.
+    return torch.bmm(query[:, None], windows.transpose(1, 2)).amax(2)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Condition
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from metaformer.decoding import count_pixels
-from metaformer.images import MAX_PIXELS, ImageError
+from metaformer.images import MAX_PIXELS, ImageError, pixels_of
 from metaformer.sources.reading import Item, decode_item, fetch
 
 READ_AHEAD = 4
@@ -107,7 +104,7 @@ def read_ahead(
         if item is None:
             return None
         fetched = fetch(item)
-        pixels = pixels_of(fetched)
+        pixels = to_decode(fetched)
         budget.enter(turn, pixels)
         if pixels > LARGE:
             Image.core.set_block_size(PILLOW_BLOCK)  # type: ignore[attr-defined]
@@ -130,19 +127,7 @@ def read_ahead(
                 future.cancel()
 
 
-def pixels_of(item: Item) -> int:
+def to_decode(item: Item) -> int:
     """Height times width, without decoding; 0 for what will not be decoded."""
-    content = item.content
-    if isinstance(content, ImageError):
-        return 0
-    if isinstance(content, np.ndarray):
-        return content.shape[0] * content.shape[1]
-    if isinstance(content, bytes):
-        pixels = count_pixels(io.BytesIO(content))
-    else:
-        try:
-            with Path(content).open("rb") as stream:
-                pixels = count_pixels(stream)
-        except (OSError, ValueError):
-            return 0
+    pixels = 0 if isinstance(item.content, ImageError) else pixels_of(item.content)
     return pixels if pixels <= MAX_PIXELS else 0  # larger ones are refused, not decoded
