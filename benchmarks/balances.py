@@ -2,42 +2,35 @@
 
     python -m benchmarks.balances DATA_ROOT... --output benchmarks/results/balances.json
 
-Real test images, in two parts: of a set with more than twice ``CHOSEN_ON`` of them, so many drawn
-by a fixed seed are the part to choose on, and the rest is the part to judge by; a smaller set is
-chosen on as a whole, and serves to leave out. Pixels are counted at the images' own size: in cells
-of 8 pixels wide means look better than they are. Means over supports.
+Real test images, in the parts of ``benchmarks.held_out``.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import date
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
-from metaformer.adaptation import has_views, lone_alignment, prepare, prepare_views
-from metaformer.adapted_feature import Tokens, on_one_grid
-from metaformer.allocation import keep_freed_memory
-from metaformer.benchmark_samples import load_mask
-from metaformer.datasets import Category, load_categories
-from metaformer.feature_config import MARKING, SCORING, FeatureConfig
+from benchmarks.held_out import (
+    Found,
+    Results,
+    Tests,
+    adapt,
+    averaged,
+    draw,
+    measure_sets,
+    note,
+    table,
+)
+from metaformer.adaptation import prepare
+from metaformer.adapted_feature import on_one_grid
+from metaformer.datasets import Category
+from metaformer.feature_config import MARKING, SCORING
 from metaformer.feature_model import FeatureModel
-from metaformer.files import write_text
-from metaformer.images import read_image, resize_map
 from metaformer.metric import Shares
-from metaformer.metrics import PixelMetrics
-from metaformer.preprocess import image_score, smooth
-from metaformer.summary import machine
+from metaformer.preprocess import smooth
 
 Candidate = tuple[Shares, float, float | None]
 """Shares, blur in cells, and what places are taken to say: None for what the support says."""
@@ -64,118 +57,33 @@ PIXELS: dict[str, Candidate] = {
 ``0017`` left."""
 ALIGNMENT = "alignment"
 """Among the maps of a set: how far places say what is to be seen there, as the supports tell."""
-Labels = NDArray[np.bool_]
-Masks = Sequence[NDArray[np.bool_] | None]
-
 SHOTS = (1, 4, 16)
-CHOSEN_ON = 160
-SEED = 5
 
 
-def parts(count: int) -> dict[str, NDArray[np.intp]]:
-    """Indices of the test images of each part."""
-    order = np.random.default_rng(SEED).permutation(count)
-    if count <= 2 * CHOSEN_ON:
-        return {"to choose": np.sort(order)}
-    return {"to choose": np.sort(order[:CHOSEN_ON]), "to judge": np.sort(order[CHOSEN_ON:])}
-
-
-def read_tests(model: FeatureModel, category: Category) -> tuple[list[Tokens], Labels, Masks]:
-    """Of each test image its tokens, whether it is defective, and where if that is known."""
-    tokens, masks = [], []
-    for sample in category.test:
-        image = read_image(sample.image)
-        tokens.append(prepare(model, image))
-        masks.append(load_mask(sample, image.shape[:2]))
-    return tokens, np.array([sample.is_anomalous for sample in category.test]), masks
-
-
-def measure(
-    model: FeatureModel, category: Category, seeds: Sequence[int]
-) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Part -> shots -> map -> metric."""
+def measure(model: FeatureModel, category: Category, seeds: Sequence[int]) -> Results:
     assert model.metric is not None
-    tokens, labels, masks = read_tests(model, category)
-    by_part = parts(len(tokens))
-    found: dict[str, dict[str, dict[str, dict[str, list[float]]]]] = {}
+    tests, found = Tests.of(category), Found()
+    tokens = [prepare(model, image) for image in tests.images]
     for shots in SHOTS:
         for seed in seeds:
-            order = np.random.default_rng((SEED, seed)).permutation(len(category.train))
-            support = [read_image(category.train[i]) for i in order[:shots]]
-            views = []
-            if has_views(model, shots):
-                views = [prepare_views(model, image) for image in support]
-            known = [prepare(model, image) for image in support]
-            alignment = lone_alignment(model, support[0], known) if shots == 1 else None
-            adapted = model.adapt(known, seed=seed, views=views, alignment=alignment)
+            adapted = adapt(model, draw(category, shots, seed), seed)
             first = model.config.readings[0]
             resized = [on_one_grid(adapted.distances(image), first) for image in tokens]
-            rows = {ALIGNMENT: {part: {ALIGNMENT: adapted.alignment} for part in by_part}}
-            for kind, candidates in enumerate((SCORES, PIXELS)):
+            measured = {part: {ALIGNMENT: adapted.alignment} for part in tests.parts()}
+            note(found, measured, shots, ALIGNMENT)
+            for judge, candidates in (
+                (tests.judge_scores, SCORES),
+                (tests.judge_pixels, PIXELS),
+            ):
                 for name, (shares, sigma, says) in candidates.items():
                     given = shares.given(shots, adapted.alignment if says is None else says)
                     joined = (model.metric.join(image, given) for image in resized)
                     maps = [smooth(grid[None], sigma)[0] for grid in joined]
-                    judge = judge_scores if kind == 0 else judge_pixels
-                    rows[name] = {
-                        part: judge(
-                            [maps[i] for i in chosen], labels[chosen], [masks[i] for i in chosen]
-                        )
-                        for part, chosen in by_part.items()
-                    }
-            for name, row_of_part in rows.items():
-                for part, row in row_of_part.items():
-                    place = found.setdefault(part, {}).setdefault(f"{shots}", {})
-                    for metric, value in row.items():
-                        place.setdefault(name, {}).setdefault(metric, []).append(value)
-    return {
-        part: {
-            shots: {
-                kind: {metric: float(np.mean(values)) for metric, values in row.items()}
-                for kind, row in by_map.items()
-            }
-            for shots, by_map in by_shots.items()
-        }
-        for part, by_shots in found.items()
-    }
+                    note(found, judge(maps), shots, name)
+    return averaged(found)
 
 
-def judge_scores(maps: Sequence[torch.Tensor], labels: Labels, masks: Masks) -> dict[str, float]:
-    scores = [image_score(grid, FeatureConfig().score_share) for grid in maps]
-    return {"image_auroc": float(roc_auc_score(labels, scores))}
-
-
-def judge_pixels(maps: Sequence[torch.Tensor], labels: Labels, masks: Masks) -> dict[str, float]:
-    """Nothing where no mask says where the defects are."""
-    if not any(mask is not None and mask.any() for mask in masks):
-        return {}
-    pixels = PixelMetrics()
-    for grid, mask in zip(maps, masks, strict=True):
-        if mask is not None:
-            pixels.add(resize_map(grid.numpy(), mask.shape), mask)
-    computed = pixels.compute()
-    return {name: float(computed[name] or 0) for name in ("pixel_auroc", "pixel_ap", "aupro")}
-
-
-def table(
-    results: dict[str, dict[str, dict[str, dict[str, dict[str, float]]]]], names: Sequence[str]
-) -> str:
-    lines = [
-        "| set, part, shots | " + " | ".join(names) + " |",
-        "|---" * (len(names) + 1) + "|",
-    ]
-    for set_name, by_part in results.items():
-        for part, by_shots in by_part.items():
-            for shots, rows in by_shots.items():
-                values = (
-                    " / ".join(f"{100 * value:.1f}" for value in rows.get(name, {}).values())
-                    for name in names
-                )
-                lines.append(f"| {set_name}, {part}, {shots} | " + " | ".join(values) + " |")
-    return "\n".join(lines)
-
-
-def left_out(results: dict[str, dict[str, dict[str, dict[str, dict[str, float]]]]]) -> str:
+def left_out(results: dict[str, Results]) -> str:
     """What each set would get if the maps had been chosen on the other sets alone: by the mean of
     image AUROC, and of pixel AUROC and AUPRO, over their parts to choose on and numbers of shots.
     """
@@ -209,46 +117,6 @@ def left_out(results: dict[str, dict[str, dict[str, dict[str, dict[str, float]]]
             )
             lines.append(f"| {place} | {best} | {' | '.join(values)} |")
     return "\n".join(lines)
-
-
-def measure_sets(
-    description: str,
-    measure: Callable[[Category, Sequence[int]], Any],
-    supports: int,
-    settings: dict[str, Any],
-) -> dict[str, Any]:
-    """Of each set of the command line, written to its ``--output`` as soon as it is there.
-
-    Args:
-        description: of the command.
-        measure: of a category and the seeds of its supports.
-        supports: how many, unless the command line says otherwise.
-        settings: written beside the results.
-    """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("roots", type=Path, nargs="+")
-    parser.add_argument("--seeds", type=int, default=supports, help="how many supports")
-    parser.add_argument("--output", type=Path, required=True)
-    options = parser.parse_args()
-    keep_freed_memory()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    results = {}
-    for root in options.roots:
-        for category in load_categories(root):
-            print(category.name, flush=True)
-            results[category.name] = measure(category, range(options.seeds))
-            content = {
-                "date": date.today().isoformat(),
-                "machine": machine(),
-                "seed": SEED,
-                "supports": options.seeds,
-                **settings,
-                "results": results,
-            }
-            write_text(options.output, json.dumps(content, indent=1) + "\n")
-    print("Image AUROC / pixel AUROC / pixel AP / AUPRO, percent.\n")
-    return results
 
 
 def main() -> None:

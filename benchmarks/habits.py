@@ -3,119 +3,59 @@
 
     python -m benchmarks.habits DATA_ROOT... --output benchmarks/results/habits.json
 
-Real test images, in parts and with the supports of ``benchmarks.balances``.
+Real test images, in the parts of ``benchmarks.held_out``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.balances import (
-    SEED,
-    judge_pixels,
-    judge_scores,
+from benchmarks.held_out import (
+    Found,
+    Results,
+    Tests,
+    adapt,
+    averaged,
+    draw,
     measure_sets,
-    parts,
+    note,
     table,
 )
-from metaformer.adaptation import has_views, lone_alignment, other_views
-from metaformer.adapted_feature import AdaptedFeature, Tokens
-from metaformer.benchmark_samples import load_mask
+from metaformer.adaptation import Image, prepare, raw_maps
+from metaformer.adapted_feature import AdaptedFeature
 from metaformer.datasets import Category
 from metaformer.feature_model import FeatureModel
-from metaformer.images import read_image
-from metaformer.preprocess import smooth, to_tensor, working_size
+from metaformer.images import resize_image
+from metaformer.preprocess import to_tensor
 from metaformer.prior import load_prior
 
 SHOTS = (1, 4)
-MOST_SCALE = 2.0
-"""Where images keep their scale, one has at most so many times the sides of the first, or this part
-of them."""
 FLOOR = 0.05
 """Of a response map that multiplies: what P does not see is not worth nothing."""
 
-Image = NDArray[np.uint8]
-Size = tuple[int, int]
-SizeOf = Callable[[Image], Size]
-Results = dict[str, dict[str, dict[str, dict[str, float]]]]
-"""Part -> shots -> habit -> metric."""
 
-
-def of_area(model: FeatureModel, resolution: int) -> SizeOf:
-    """As the preset: all images have the same area."""
-
-    def size(image: Image) -> Size:
-        height, width = image.shape[:2]
-        return working_size(height, width, resolution, model.size_multiple)
-
-    return size
-
-
-def of_scale(model: FeatureModel, support: Sequence[Image]) -> SizeOf:
-    """All images are enlarged as much as the support's median one."""
-    side = float(np.median([np.prod(image.shape[:2]) ** 0.5 for image in support]))
-
-    def size(image: Image) -> Size:
-        height, width = image.shape[:2]
-        scale = min(max((height * width) ** 0.5 / side, 1 / MOST_SCALE), MOST_SCALE)
-        resolution = round(model.config.resolution * scale)
-        return working_size(height, width, resolution, model.size_multiple)
-
-    return size
-
-
-def square(model: FeatureModel) -> SizeOf:
-    return lambda image: (model.config.resolution, model.config.resolution)
-
-
-def read(model: FeatureModel, image: Image, size: SizeOf) -> Tokens:
-    return model.prepare(to_tensor(image, size(image)))
-
-
-def adapt(model: FeatureModel, support: Sequence[Image], size: SizeOf, seed: int) -> AdaptedFeature:
-    known = [read(model, image, size) for image in support]
-    views = []
-    if has_views(model, len(support)):
-        views = [
-            model.sample_views([read(model, view, size) for view in other_views(image)])
-            for image in support
-        ]
-    alignment = lone_alignment(model, support[0], known) if len(support) == 1 else None
-    return model.adapt(known, seed=seed, views=views, alignment=alignment)
+def squared(image: Image) -> Image:
+    """As many pixels, squeezed."""
+    side = round(np.prod(image.shape[:2]) ** 0.5)
+    return resize_image(image, (side, side))
 
 
 def measure(model: FeatureModel, category: Category, seeds: Sequence[int]) -> Results:
-    images = [read_image(sample.image) for sample in category.test]
-    labels = np.array([sample.is_anomalous for sample in category.test])
-    masks = [
-        load_mask(sample, image.shape[:2])
-        for sample, image in zip(category.test, images, strict=True)
-    ]
-    responses = response_maps(images)
-    by_part = parts(len(images))
-    found: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+    tests, found = Tests.of(category), Found()
+    responses = response_maps(tests.images)
     for shots in SHOTS:
         for seed in seeds:
-            order = np.random.default_rng((SEED, seed)).permutation(len(category.train))[:shots]
-            support = [read_image(category.train[i]) for i in order]
-            for habit, maps in habits(model, support, images, responses, seed).items():
-                for part, chosen in by_part.items():
-                    some = labels[chosen], [masks[i] for i in chosen]
-                    row = judge_scores([maps[i][0] for i in chosen], *some)
-                    row |= judge_pixels([maps[i][-1] for i in chosen], *some)
-                    found.setdefault((part, f"{shots}", habit), []).append(row)
-    results: Results = {}
-    for (part, shots_name, habit), rows in found.items():
-        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        results.setdefault(part, {}).setdefault(shots_name, {})[habit] = means
-    return results
+            support = draw(category, shots, seed)
+            for habit, maps in habits(model, support, tests.images, responses, seed).items():
+                note(found, tests.judge(maps), shots, habit)
+    return averaged(found)
 
 
 def habits(
@@ -127,15 +67,13 @@ def habits(
 ) -> dict[str, list[Tensor]]:
     """Habit -> (2, h, w) maps of each image."""
 
-    def maps(adapted: AdaptedFeature, size: SizeOf, some: Sequence[Image]) -> list[Tensor]:
-        grids = (adapted.anomaly_maps(read(model, image, size)) for image in some)
-        return [smooth(grid, model.config.sigma) for grid in grids]
+    def maps(adapted: AdaptedFeature, some: Sequence[Image]) -> list[Tensor]:
+        return [raw_maps(adapted.model, adapted, prepare(adapted.model, image)) for image in some]
 
-    area = of_area(model, model.config.resolution)
-    adapted = adapt(model, support, area, seed)
-    plain = maps(adapted, area, images)
+    adapted = adapt(model, support, seed)
+    plain = maps(adapted, images)
     found = {"as it is": plain}
-    mirrored = maps(adapted, area, [np.ascontiguousarray(image[:, ::-1]) for image in images])
+    mirrored = maps(adapted, [np.ascontiguousarray(image[:, ::-1]) for image in images])
     found["mean with its mirror image"] = [
         (one + other.flip(2)) / 2 for one, other in zip(plain, mirrored, strict=True)
     ]
@@ -144,10 +82,10 @@ def habits(
             grid * (fit(response, grid) + FLOOR) ** power
             for grid, response in zip(plain, responses, strict=True)
         ]
-    others = {"at 384 pixels": of_area(model, 384)}
-    others |= {"squeezed to squares": square(model), "one scale": of_scale(model, support)}
-    for name, size in others.items():
-        found[name] = maps(adapt(model, support, size, seed), size, images)
+    finer = model.with_config(replace(model.config, resolution=384))
+    found["at 384 pixels"] = maps(adapt(finer, support, seed), images)
+    squares = adapt(model, [squared(image) for image in support], seed)
+    found["squeezed to squares"] = maps(squares, [squared(image) for image in images])
     return found
 
 

@@ -118,7 +118,13 @@ class AdaptedFeature:
         return support
 
     def extended(
-        self, images: Sequence[Tokens], *, earlier: int, seed: int, views: Sequence[Rows] = ()
+        self,
+        images: Sequence[Tokens],
+        *,
+        earlier: int,
+        seed: int,
+        views: Sequence[Rows] = (),
+        alignment: float | None = None,
     ) -> AdaptedFeature:
         """With the tokens of more images in the memory, which stays within ``max_tokens``.
 
@@ -129,6 +135,7 @@ class AdaptedFeature:
             images: what ``prepare`` gave for each new image.
             earlier: how many support images the memory stands for.
             views: what ``sample_views`` gave for each new image, or nothing.
+            alignment: how far places say what is to be seen there; None to measure it anew.
         """
         generator = torch.Generator().manual_seed(seed)
         config = self.model.config
@@ -150,10 +157,11 @@ class AdaptedFeature:
         places = self.places
         if places is not None and images:
             places = places.merged(Places.of([image[POOLED] for image in images]))
-        same_place, places_say = self.same_place, self.alignment
+        same_place = self.same_place
         if same_place is not None and images:
             same_place = same_place.merged(SamePlace.of(images))
-            places_say = measure_alignment([*same_place.fine])
+            if alignment is None:
+                alignment = measure_alignment([*same_place.fine])
         extended = AdaptedFeature(
             self.model,
             memory,
@@ -162,7 +170,7 @@ class AdaptedFeature:
             places,
             same_place,
             count=earlier + len(images),
-            alignment=places_say,
+            alignment=self.alignment if alignment is None else alignment,
         )
         extended.seen = self.seen  # of the earlier images: gaps of later ones are much the same
         return extended

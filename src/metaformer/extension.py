@@ -111,18 +111,21 @@ def extend_by_estimate(
     folds = make_folds(len(prepared), model.max_folds) or [{0}]
     maps: list[Tensor] = [torch.empty(0)] * len(prepared)
 
-    def remember(left_out: set[int]) -> Adapted:
+    def remember(left_out: set[int], alignment: float | None = None) -> Adapted:
         adapted, count = earlier.adapted, earlier.count
         images = [image for i, image in enumerate(prepared) if i not in left_out]
         if isinstance(adapted, AdaptedFeature):
             kept = [rows for i, rows in enumerate(views) if i not in left_out]
-            return adapted.extended(images, earlier=count, seed=seed, views=kept)
+            return adapted.extended(
+                images, earlier=count, seed=seed, views=kept, alignment=alignment
+            )
         return adapted.extended(images, earlier=count, seed=seed)
 
     adapted = remember(set())
+    alignment = adapted.alignment if isinstance(adapted, AdaptedFeature) else None
     on_step(1, len(folds) + 1)
     for number, fold in enumerate(folds):
-        others = remember(fold)
+        others = remember(fold, alignment)
         for i in fold:
             maps[i] = left_out_maps(model, adapted, others, prepared[i])
         on_step(number + 2, len(folds) + 1)
