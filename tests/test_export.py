@@ -93,7 +93,9 @@ def detectors(boards: list[Image]) -> dict[str, Detector]:
             "pixel" if kind == "pixel" else "feature", resolution=96, aligned=kind == "aligned"
         )
         if kind == "sizes":  # as of images that come in many sizes
-            config = replace(universal.model.config, usual_side=180.0, size_kept=0.7)
+            config = replace(
+                universal.model.config, usual_side=180.0, size_kept=0.7, shared_areas=(193 * 271,)
+            )
             universal.model = universal.model.with_config(config)
         made[kind] = universal.adapt(boards[: 2 if kind == "pixel" else 3])
         if kind == "places":  # which only detectors of many images have

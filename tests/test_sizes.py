@@ -22,7 +22,7 @@ from metaformer.images import pixels_of
 from metaformer.memory import nearest_means
 from metaformer.metric import EUCLIDEAN, POOLED
 from metaformer.preprocess import MOST_SIZE, enlarged, working_size
-from metaformer.sizes import FEW, fit_to_sizes, usual_side
+from metaformer.sizes import FEW, fit_to_sizes, shared_areas, usual_side
 
 Image = np.ndarray
 SIDES = ((96, 130), (200, 150), (260, 260), (150, 320))
@@ -60,7 +60,8 @@ def test_a_usual_side_is_told_only_where_most_sizes_differ(areas):
 
 
 @pytest.mark.parametrize(
-    "areas", [[90_000], [90_000] * 9, [90_000, 0, 70_000], [4, 4, 4, 9, 9, 9, 1, 2], [4, 4, 9, 9]]
+    "areas",
+    [[90_000], [90_000] * 9, [90_000, 0, 70_000], [4, 4, 4, 9, 9, 9, 1, 2], [4, 4, 9, 9], []],
 )
 def test_sizes_that_images_share_or_that_are_unknown_say_nothing(areas):
     assert usual_side(areas) is None
@@ -103,6 +104,30 @@ def test_a_part_that_fills_its_photos_whatever_their_size_keeps_none(universal):
         universal.model, [pixels_of(image) for image in images], lambda i: images[i]
     )
     assert fitted.config.size_kept < 0.25
+
+
+def test_sizes_of_cameras_among_cuts_say_nothing():
+    cuts = list(range(500, 516))
+    assert shared_areas([9] * 6 + [4] * 7 + cuts[:7]) == (4, 9)
+    assert shared_areas([9, 9, *cuts]) == ()  # two of eighteen by chance
+    assert shared_areas([9] * 5) == (9,)
+    assert shared_areas(cuts) == ()
+
+
+def test_one_detector_of_parts_and_of_textures_scales_these_alone(universal):
+    parts = [boards.good(seed, height=120, width=160) for seed in range(4)]
+    images = [*parts, *textures()]
+    fitted = fit_to_sizes(
+        universal.model, [pixels_of(image) for image in images], lambda i: images[i]
+    )
+    alone = fit_to_sizes(
+        universal.model, [pixels_of(image) for image in textures()], lambda i: textures()[i]
+    )
+    assert fitted.config.shared_areas == (120 * 160,)
+    assert fitted.config.usual_side == alone.config.usual_side
+    assert fitted.config.size_kept == alone.config.size_kept
+    assert fitted.working_size(120, 160) == universal.model.working_size(120, 160)
+    assert fitted.working_size(240, 320) != universal.model.working_size(240, 320)
 
 
 def test_of_one_size_nothing_changes(universal):
@@ -229,7 +254,7 @@ def test_a_file_from_before_is_read_as_it_was():
     model = FeatureModel.from_pretrained(config)
     adapted = model.adapt([prepare(model, boards.good(seed)) for seed in range(3)], seed=0)
     tensors, settings = adapted.state()
-    for name in ("means", "usual_side", "size_kept"):
+    for name in ("means", "usual_side", "size_kept", "shared_areas"):
         del settings["config"][name]
     restored = adapted_from_state(tensors, settings)
     query = prepare(model, boards.defective(9))

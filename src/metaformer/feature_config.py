@@ -26,6 +26,8 @@ class FeatureConfig:
     size_kept: float = 0.0
     """How much of an image's size stays then, 0 (all are worked at with one area) to 1 (at one
     scale; ``sizes.py``)."""
+    shared_areas: tuple[int, ...] = ()
+    """Numbers of pixels of images that do not: photos of cameras among the support."""
     levels: tuple[int, ...] = (8, 16)
     """Strides of the backbone whose tokens are compared."""
     level_weights: tuple[float, ...] = (0.5, 1.0)

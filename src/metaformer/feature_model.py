@@ -117,7 +117,7 @@ class FeatureModel:
     def working_size(self, height: int, width: int) -> tuple[int, int]:
         """Sides (H, W) that an image is resized to, multiples of ``size_multiple``."""
         config, resolution = self.config, float(self.config.resolution)
-        if config.usual_side is not None:
+        if config.usual_side is not None and height * width not in config.shared_areas:
             resolution *= enlarged(height, width, config.usual_side, config.size_kept)
         return working_size(height, width, resolution, self.size_multiple)
 

@@ -41,7 +41,9 @@ def full_model(detector: Detector) -> Any:
     height, width = graph.side("images", 1), graph.side("images", 2)
     resolution = graph.numbers(config.resolution)
     if isinstance(config, FeatureConfig) and config.usual_side is not None:
-        times = enlarged(graph, height, width, config.usual_side, config.size_kept)
+        times = enlarged(
+            graph, height, width, config.usual_side, config.size_kept, config.shared_areas
+        )
         resolution = graph.op("Mul", resolution, times)
     multiple = detector.model.size_multiple
     working = to_working_size(graph, "images", height, width, resolution, multiple)

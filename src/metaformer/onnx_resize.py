@@ -10,6 +10,7 @@ OpenCV has three ways, and ``preprocess.to_tensor`` comes by all of them:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -97,12 +98,19 @@ def to_working_size(
     return graph.op("Div", x, graph.numbers(255))
 
 
-def enlarged(graph: Graph, height: Value, width: Value, side: float, kept: float) -> Value:
-    """As ``preprocess.enlarged``."""
-    tall, wide = graph.cast(height, np.float32), graph.cast(width, np.float32)
-    ratio = graph.op("Div", graph.op("Sqrt", graph.op("Mul", tall, wide)), graph.numbers(side))
+def enlarged(
+    graph: Graph, height: Value, width: Value, side: float, kept: float, shared: Sequence[int]
+) -> Value:
+    """As ``preprocess.enlarged``, and 1 for images with ``shared`` numbers of pixels."""
+    area = graph.op("Mul", height, width)
+    ratio = graph.op("Sqrt", graph.cast(area, np.float32))
+    ratio = graph.op("Div", ratio, graph.numbers(side))
     ratio = graph.op("Clip", ratio, graph.numbers(1 / MOST_SIZE), graph.numbers(MOST_SIZE))
-    return graph.op("Pow", ratio, graph.numbers(kept))
+    times = graph.op("Pow", ratio, graph.numbers(kept))
+    for camera in shared:
+        is_camera = graph.op("Equal", area, graph.integers(camera))
+        times = graph.op("Where", is_camera, graph.numbers(1), times)
+    return times
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,16 @@
 """Whether the size of an image says how large what it shows is.
 
-Photos of one camera share their sizes, and so do those of several products; sizes say nothing
-then. Images cut out of photos, to what is to be seen on each, come in nearly as many sizes as there
-are images, and are of one scale: worked at with one area, as others are, a small one would show its
-texture enlarged. Unless parts stand in the same way on every image: then each was cut, or made
-smaller, to the part, and areas are what they have in common.
+Photos of one camera share their size, which says nothing then. Images cut out of photos, to what is
+to be seen on each, come in nearly as many sizes as there are images, and are of one scale: worked
+at with one area, as others are, a small one would show its texture enlarged. Unless parts stand in
+the same way on every image: then each was cut, or made smaller, to the part, and areas are what
+they have in common.
 Ours (``docs/decisions/0020-sizes.md``).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import geometric_mean
@@ -21,6 +22,9 @@ from metaformer.feature_model import FeatureModel
 from metaformer.metric import FINE
 from metaformer.same_place import measure_alignment
 
+SHARED = 5
+"""A size that two images and more have, and one in so many at least, is that of a camera: by chance
+two of many cuts have one, too."""
 FEW = 2
 """With so many images half of what there is to gain by sizes is trusted: they cover few scales."""
 MOST_ASKED = 4
@@ -39,19 +43,29 @@ def fit_to_sizes(model: Model, areas: Sequence[int], read: Callable[[int], Image
     """
     if not isinstance(model, FeatureModel) or not model.config.learned:
         return model
-    side = usual_side(areas)
+    shared = shared_areas(areas)
+    own = [i for i, area in enumerate(areas) if area not in shared]
+    side = usual_side([areas[i] for i in own])
     if side is None:
         return model
-    count = len(areas)
-    asked = np.linspace(0, count - 1, min(count, MOST_ASKED)).round().astype(int).tolist()
-    alignment = measure_alignment([prepare(model, read(i))[FINE] for i in asked])
-    kept = count / (count + FEW) * (1 - alignment)
-    return model.with_config(replace(model.config, usual_side=side, size_kept=kept))
+    asked = np.linspace(0, len(own) - 1, min(len(own), MOST_ASKED)).round().astype(int)
+    alignment = measure_alignment([prepare(model, read(own[i]))[FINE] for i in asked.tolist()])
+    kept = len(own) / (len(own) + FEW) * (1 - alignment)
+    config = replace(model.config, usual_side=side, size_kept=kept, shared_areas=shared)
+    return model.with_config(config)
+
+
+def shared_areas(areas: Sequence[int]) -> tuple[int, ...]:
+    """Those of cameras, of several of which a support may be that is of several products."""
+    counts = Counter(areas)
+    return tuple(
+        sorted(a for a, count in counts.items() if count > 1 and SHARED * count >= len(areas))
+    )
 
 
 def usual_side(areas: Sequence[int]) -> float | None:
     """Side of a square as large as a typical image, by the pixels of each image; None where they
-    share their sizes, or one's is not known (0)."""
+    differ too little to say, or one's is not known (0)."""
     if 0 in areas or len(set(areas)) < 2 or 2 * len(set(areas)) <= len(areas):
         return None
     return geometric_mean(areas) ** 0.5
