@@ -24,6 +24,7 @@ from benchmarks.held_out import (
     adapt,
     averaged,
     draw,
+    fitted,
     measure_sets,
     note,
     table,
@@ -70,7 +71,8 @@ def habits(
     def maps(adapted: AdaptedFeature, some: Sequence[Image]) -> list[Tensor]:
         return [raw_maps(adapted.model, adapted, prepare(adapted.model, image)) for image in some]
 
-    adapted = adapt(model, support, seed)
+    usual = fitted(model, support)
+    adapted = adapt(usual, support, seed)
     plain = maps(adapted, images)
     found = {"as it is": plain}
     mirrored = maps(adapted, [np.ascontiguousarray(image[:, ::-1]) for image in images])
@@ -82,7 +84,7 @@ def habits(
             grid * (fit(response, grid) + FLOOR) ** power
             for grid, response in zip(plain, responses, strict=True)
         ]
-    finer = model.with_config(replace(model.config, resolution=384))
+    finer = usual.with_config(replace(usual.config, resolution=384))
     found["at 384 pixels"] = maps(adapt(finer, support, seed), images)
     squares = adapt(model, [squared(image) for image in support], seed)
     found["squeezed to squares"] = maps(squares, [squared(image) for image in images])

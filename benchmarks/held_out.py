@@ -31,9 +31,10 @@ from metaformer.datasets import Category, load_categories
 from metaformer.feature_config import FeatureConfig
 from metaformer.feature_model import FeatureModel
 from metaformer.files import write_text
-from metaformer.images import read_image, resize_map
+from metaformer.images import pixels_of, read_image, resize_map
 from metaformer.metrics import PixelMetrics
 from metaformer.preprocess import image_score
+from metaformer.sizes import fit_to_sizes
 from metaformer.summary import machine
 
 CHOSEN_ON = 160
@@ -123,8 +124,16 @@ def draw(category: Category, count: int, seed: int) -> list[Image]:
     return [read_image(category.train[i]) for i in order]
 
 
+def fitted(model: FeatureModel, support: Sequence[Image]) -> FeatureModel:
+    """The model as a product is adapted to with it: sizes of the images may say something."""
+    areas = (pixels_of(image) for image in support)
+    found = fit_to_sizes(model, areas, lambda i: support[i])
+    assert isinstance(found, FeatureModel)
+    return found
+
+
 def adapt(model: FeatureModel, support: Sequence[Image], seed: int) -> AdaptedFeature:
-    """Without a threshold."""
+    """Without a threshold; sizes as ``model`` knows of them."""
     known = [prepare(model, image) for image in support]
     views = []
     if has_views(model, len(support)):

@@ -2,9 +2,9 @@
 
     python -m benchmarks.place_shares DATA_ROOT... --output benchmarks/results/place_shares.json
 
-Test images in parts to choose on and to judge by, as in ``benchmarks.held_out``. The share is the
-exponent of the distance at a place in the map that images are scored by; in the map that marks
-pixels it is ``MARKING`` of that.
+Test images in parts to choose on and to judge by, as in ``benchmarks.held_out``, at one area as
+before 0020. The share is the exponent of the distance at a place in the map that images are scored
+by; in the map that marks pixels it is ``MARKING`` of that.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ where memories are cut to their cap.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from benchmarks.held_out import (
     adapt,
     averaged,
     draw,
+    fitted,
     measure_sets,
     note,
     table,
@@ -28,13 +30,9 @@ from benchmarks.held_out import (
 from metaformer.adaptation import Image, prepare, raw_maps
 from metaformer.datasets import Category
 from metaformer.feature_model import FeatureModel
-from metaformer.images import pixels_of
-from metaformer.sizes import fit_to_sizes
 
 SHOTS = (2, 4, 16, "all")
 KEPT = (0.0, 0.5, 0.75, 1.0)
-FEW = 16
-"""Up to so many images no memory is cut to its cap."""
 NOW = "now"
 RANDOM = "now, no means"
 
@@ -49,7 +47,7 @@ def measure(model: FeatureModel, category: Category, seeds: Sequence[int]) -> Re
             support = draw(category, count, seed)
             candidates = models(model, support)
             if len(candidates) == 1:
-                break  # nothing to compare
+                continue  # nothing to compare
             for name, candidate in candidates.items():
                 adapted = adapt(candidate, support, seed)
                 tokens = (prepare(candidate, image) for image in tests.images)
@@ -60,14 +58,13 @@ def measure(model: FeatureModel, category: Category, seeds: Sequence[int]) -> Re
 
 def models(model: FeatureModel, support: Sequence[Image]) -> dict[str, FeatureModel]:
     """Candidate -> model, as far as the support makes them differ."""
-    areas = [pixels_of(image) for image in support]
-    now = fit_to_sizes(model, areas, lambda i: support[i])
-    assert isinstance(now, FeatureModel)
+    now = fitted(model, support)
     found = {NOW: now}
     if now.config.usual_side is not None:
         for kept in KEPT:
             found[f"kept {kept:g}"] = now.with_config(replace(now.config, size_kept=kept))
-    if len(support) > FEW:
+    cells = sum(math.prod(now.working_size(*image.shape[:2])) for image in support) // 8**2
+    if cells >= now.config.max_tokens:
         found[RANDOM] = now.with_config(replace(now.config, means=False))
     return found
 

@@ -94,7 +94,7 @@ def detectors(boards: list[Image]) -> dict[str, Detector]:
         )
         if kind == "sizes":  # as of images that come in many sizes
             config = replace(
-                universal.model.config, usual_side=180.0, size_kept=0.7, shared_areas=(193 * 271,)
+                universal.model.config, usual_side=120.0, size_kept=0.9, shared_areas=(200 * 240,)
             )
             universal.model = universal.model.with_config(config)
         made[kind] = universal.adapt(boards[: 2 if kind == "pixel" else 3])
@@ -143,6 +143,15 @@ def test_any_size_and_batch_give_pytorchs_results(
             assert raw == pytest.approx(comparison.expected.raw_score, rel=2e-3, abs=least)
             assert comparison.found["anomaly_map"].shape == size
             assert not comparison.verdict_differs
+
+
+def test_sizes_make_a_difference_to_what_is_exported(detectors: dict[str, Detector]) -> None:
+    sized, plain = detectors["sizes"].model, detectors["feature"].model
+    differing = {size for size in SIZES if sized.working_size(*size) != plain.working_size(*size)}
+    assert differing and (200, 240) not in differing  # which is shared
+    assert isinstance(sized, FeatureModel)
+    unshared = sized.with_config(replace(sized.config, shared_areas=()))
+    assert unshared.working_size(200, 240) != plain.working_size(200, 240)
 
 
 def test_a_threshold_is_met_exactly(detectors: dict[str, Detector], boards: list[Image]) -> None:

@@ -75,11 +75,19 @@ def test_extending_is_adapting_to_all_at_once(first, aligned, tmp_path):
 
 
 def test_images_of_other_sizes_are_added_exactly(tmp_path):
-    images = [boards.good(0, height=64, width=96), boards.good(1), boards.good(2, width=64)]
-    detector = boards.universal().adapt(images[:2])
+    images = [boards.good(0, height=64, width=96), boards.good(1), boards.good(2, width=200)]
+    universal = boards.universal()
+    detector = universal.adapt(images[:2])
     detector.save(tmp_path / "d")
     extended = Detector.load(tmp_path / "d").extended_with(images[2:])
-    whole = boards.universal().adapt(images)
+    # All are worked at by what the first two said of sizes.
+    sizes = detector.model.config
+    assert (
+        sizes.usual_side is not None
+        and sizes.usual_side != universal.adapt(images).model.config.usual_side
+    )
+    whole = Metaformer(universal.model.with_config(sizes), "feature").adapt(images)
+    assert whole.model.config == extended.model.config == sizes
     for level, tokens in memory(extended).items():
         assert torch.equal(tokens, memory(whole)[level])
     assert extended.calibration == whole.calibration

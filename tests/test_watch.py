@@ -431,6 +431,8 @@ def test_a_slow_server_does_not_hold_up_scoring(tmp_path):
         counts = hook.delivered, hook.failed, hook.dropped
         time.sleep(1.0)  # what was under way at the end has ended by itself
         assert (hook.delivered, hook.failed, hook.dropped) == counts  # and is not counted twice
+        hook.close(0.0)
+        assert (hook.delivered, hook.failed, hook.dropped) == counts
     assert len(names(file)) == 12 and hook.delivered == 0
     assert hook.dropped >= 12 - 5 - 1 and any("dropped so far" in line for line in told)
     assert hook.failed + hook.dropped == 12

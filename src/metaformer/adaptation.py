@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metaformer.adapted_feature import AdaptedFeature, Rows
-from metaformer.calibration import Calibration, calibrate
+from metaformer.calibration import Calibration, calibrate, check_rate
 from metaformer.feature_model import FeatureModel
 from metaformer.images import resize_image
 from metaformer.memory import make_folds
@@ -93,11 +93,7 @@ def adapt_to_support(
     """
     if count < 1:
         raise ValueError("the support is empty: give at least one normal image.")
-    if not 0 < false_alarm_rate < 1:
-        raise ValueError(
-            f"false_alarm_rate must lie strictly between 0 and 1 (0.05 is 5 %), "
-            f"got {false_alarm_rate}."
-        )
+    check_rate(false_alarm_rate)
     total = count + len(make_folds(count, model.max_folds)) + 1
     prepared, views = [], []
     for i, image in enumerate(support):
@@ -123,7 +119,9 @@ def adapt_to_support(
     detail = shrink(image, VIEW_DETAIL * model.config.resolution)
     changed = perturbed_views(detail, VIEWS, seed, moves=0.1 if is_aligned(model) else 1.0)
     # Another part differs from this one by more than a changed view of it does.
-    maps = [model.view_factor * raw_maps(model, adapted, prepare(model, view)) for view in changed]
+    size = model.working_size(*image.shape[:2])
+    tokens = (model.prepare(to_tensor(view, size)) for view in changed)
+    maps = [model.view_factor * raw_maps(model, adapted, view) for view in tokens]
     on_step(total, total)
     calibration = calibrate(
         scores_of(model, maps),

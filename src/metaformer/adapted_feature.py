@@ -61,6 +61,7 @@ class AdaptedFeature:
         *,
         count: int = 1,
         alignment: float = 0.0,
+        means: frozenset[str] | None = None,
     ) -> None:
         self.model = model
         self.count = count
@@ -75,6 +76,11 @@ class AdaptedFeature:
         self.views = list(views)
         """Of support images, where it has few."""
         searched = [name for name in model.config.searched if name in memory]
+        if means is None:
+            means = model.averaged({name: len(memory[name]) for name in searched})
+        self.means = means
+        """Readings compared with means of what is remembered. When some images are left out, those
+        of all images, so that their scores are of one kind."""
         self.compared = {name: self._choose(name) for name in searched}
         """What of memory and views a token is compared with."""
         self.places = places
@@ -92,7 +98,7 @@ class AdaptedFeature:
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randperm(len(rows), generator=generator)[: config.compared_tokens]
         chosen = rows[drawn.sort().values]
-        if not config.means or len(memory) < config.max_tokens:
+        if name not in self.means:
             return chosen
         means = nearest_means(rows, chosen, euclidean=name in EUCLIDEAN)
         return means if name in EUCLIDEAN else F.normalize(means, dim=1)
@@ -124,7 +130,7 @@ class AdaptedFeature:
         earlier: int,
         seed: int,
         views: Sequence[Rows] = (),
-        alignment: float | None = None,
+        like: AdaptedFeature | None = None,
     ) -> AdaptedFeature:
         """With the tokens of more images in the memory, which stays within ``max_tokens``.
 
@@ -135,7 +141,8 @@ class AdaptedFeature:
             images: what ``prepare`` gave for each new image.
             earlier: how many support images the memory stands for.
             views: what ``sample_views`` gave for each new image, or nothing.
-            alignment: how far places say what is to be seen there; None to measure it anew.
+            like: what all images make, of which some are left out here: it says how far places
+                count and what is compared with means. None to find out by the memory.
         """
         generator = torch.Generator().manual_seed(seed)
         config = self.model.config
@@ -160,8 +167,11 @@ class AdaptedFeature:
         same_place = self.same_place
         if same_place is not None and images:
             same_place = same_place.merged(SamePlace.of(images))
-            if alignment is None:
-                alignment = measure_alignment([*same_place.fine])
+        alignment = self.alignment
+        if like is not None:
+            alignment = like.alignment
+        elif same_place is not None and images:
+            alignment = measure_alignment([*same_place.fine])
         extended = AdaptedFeature(
             self.model,
             memory,
@@ -170,7 +180,8 @@ class AdaptedFeature:
             places,
             same_place,
             count=earlier + len(images),
-            alignment=self.alignment if alignment is None else alignment,
+            alignment=alignment,
+            means=None if like is None else like.means,
         )
         extended.seen = self.seen  # of the earlier images: gaps of later ones are much the same
         return extended

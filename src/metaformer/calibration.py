@@ -144,6 +144,15 @@ class Calibration:
         return cls(**{**state, "normal_scores": tuple(state["normal_scores"])})
 
 
+def check_rate(false_alarm_rate: float) -> None:
+    """Raises: ValueError: the rate is not in (0, 1)."""
+    if not 0 < false_alarm_rate < 1:
+        raise ValueError(
+            f"false_alarm_rate must lie strictly between 0 and 1 (0.05 is 5 %), "
+            f"got {false_alarm_rate}."
+        )
+
+
 def calibrate(
     normal_scores: Sequence[float],
     false_alarm_rate: float,
@@ -163,11 +172,7 @@ def calibrate(
         ValueError: the rate is not in (0, 1), there are fewer than two scores, or one is not
             finite.
     """
-    if not 0 < false_alarm_rate < 1:
-        raise ValueError(
-            f"false_alarm_rate must lie strictly between 0 and 1 (0.05 is 5 %), "
-            f"got {false_alarm_rate}."
-        )
+    check_rate(false_alarm_rate)
     scores = np.sort(np.asarray(normal_scores, dtype=np.float64))
     if len(scores) < 2 or not np.isfinite(scores).all():
         raise ValueError(f"calibration needs two or more finite normal scores, got {scores}.")

@@ -24,7 +24,7 @@ from metaformer.adaptation import (
     raw_maps,
 )
 from metaformer.backbone_weights import BackboneError
-from metaformer.calibration import Calibration
+from metaformer.calibration import Calibration, check_rate
 from metaformer.detector_file import DetectorFileError, read_detector_file, write_detector_file
 from metaformer.extension import Earlier, extend
 from metaformer.feature_config import ALIGNED, PLAIN, SHIPPED, FeatureConfig
@@ -149,11 +149,13 @@ class Metaformer:
             ImageError: an image cannot be read, or the folder holds none.
             ValueError: no images, or a rate outside (0, 1).
         """
+        check_rate(false_alarm_rate)
         sources = support_sources(images)
         white_level = guess_white_level(sources)
-        areas = [pixels_of(source) for source in sources]
         model = fit_to_sizes(
-            self.model, areas, lambda i: read_image(sources[i], white_level=white_level)
+            self.model,
+            (pixels_of(source) for source in sources),
+            lambda i: read_image(sources[i], white_level=white_level),
         )
         digests: list[str] = []
 
@@ -287,9 +289,10 @@ class Detector:
         """A new detector that knows more normal images; the earlier ones are not needed.
 
         With the ``feature`` preset and a memory below its cap the result is that of adapting to
-        all images at once, bit for bit. Otherwise what the earlier images would score now is
-        estimated. ``info()["additions"]`` says which of the two it was, and
-        ``docs/decisions/0003-extension.md`` what each can promise.
+        all images at once, bit for bit; unless images come in many sizes, for all are worked at by
+        what this detector's first ones said of that (``sizes.py``). Otherwise what the earlier
+        images would score now is estimated. ``info()["additions"]`` says which of the two it was,
+        and ``docs/decisions/0003-extension.md`` what each can promise.
 
         Args:
             images: as for ``Metaformer.adapt``, read with this detector's white level. Those whose
@@ -303,10 +306,7 @@ class Detector:
                 of the one image this detector was made from.
         """
         rate = self.calibration.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
-        if not 0 < rate < 1:
-            raise ValueError(
-                f"false_alarm_rate must lie strictly between 0 and 1 (0.05 is 5 %), got {rate}."
-            )
+        check_rate(rate)
         sources = support_sources(images)
         support = list(self.made["support"])
         known = {image["sha256"] for image in support}

@@ -4,7 +4,8 @@ What the earlier images left behind decides how exact this can be
 (``docs/decisions/0003-extension.md``):
 
 * **recomputed**: the memory holds every token of the earlier images. They are taken from it, and
-  everything is done anew; the result is that of adapting to all images at once, bit for bit.
+  everything is done anew; the result is that of adapting to all images at once, bit for bit,
+  unless images come in many sizes: all are worked at by what the first ones said of that.
 * **estimated**: it does not (it was cut to ``max_tokens``; the ``pixel`` preset, whose weights
   were fitted to the earlier images; files written before the memory said what is in it). The
   memory takes in the new images as far as its cap allows. Each new image is scored against the
@@ -111,21 +112,19 @@ def extend_by_estimate(
     folds = make_folds(len(prepared), model.max_folds) or [{0}]
     maps: list[Tensor] = [torch.empty(0)] * len(prepared)
 
-    def remember(left_out: set[int], alignment: float | None = None) -> Adapted:
+    def remember(left_out: set[int], like: Adapted | None = None) -> Adapted:
         adapted, count = earlier.adapted, earlier.count
         images = [image for i, image in enumerate(prepared) if i not in left_out]
         if isinstance(adapted, AdaptedFeature):
             kept = [rows for i, rows in enumerate(views) if i not in left_out]
-            return adapted.extended(
-                images, earlier=count, seed=seed, views=kept, alignment=alignment
-            )
+            assert like is None or isinstance(like, AdaptedFeature)
+            return adapted.extended(images, earlier=count, seed=seed, views=kept, like=like)
         return adapted.extended(images, earlier=count, seed=seed)
 
     adapted = remember(set())
-    alignment = adapted.alignment if isinstance(adapted, AdaptedFeature) else None
     on_step(1, len(folds) + 1)
     for number, fold in enumerate(folds):
-        others = remember(fold, alignment)
+        others = remember(fold, adapted)
         for i in fold:
             maps[i] = left_out_maps(model, adapted, others, prepared[i])
         on_step(number + 2, len(folds) + 1)

@@ -19,7 +19,8 @@ class FeatureConfig:
     """How tokens are made and compared."""
 
     resolution: int = 256
-    """Images are resized to about this many pixels squared, aspect kept."""
+    """Images are resized to about this many pixels squared, aspect kept; where they come in many
+    sizes, to at most twice as many."""
     usual_side: float | None = None
     """Of a product whose images come in many sizes, how long a typical one is (the root of its
     pixels). None: sizes say nothing."""
@@ -27,7 +28,8 @@ class FeatureConfig:
     """How much of an image's size stays then, 0 (all are worked at with one area) to 1 (at one
     scale; ``sizes.py``)."""
     shared_areas: tuple[int, ...] = ()
-    """Numbers of pixels of images that do not: photos of cameras among the support."""
+    """Numbers of pixels of images whose size says nothing nevertheless: they are photos of cameras
+    that the support has some of, too."""
     levels: tuple[int, ...] = (8, 16)
     """Strides of the backbone whose tokens are compared."""
     level_weights: tuple[float, ...] = (0.5, 1.0)
@@ -75,10 +77,12 @@ class FeatureConfig:
 
     def __post_init__(self) -> None:
         is_side = self.usual_side is None or 0 < self.usual_side < math.inf
-        if not is_side or not 0 <= self.size_kept <= 1:
+        are_areas = all(isinstance(area, int) and area > 0 for area in self.shared_areas)
+        if not is_side or not 0 <= self.size_kept <= 1 or not are_areas:
             raise ValueError(
-                f"sizes: found usual_side {self.usual_side} and size_kept {self.size_kept}; "
-                f"accepted are None or a number above 0, and a number from 0 to 1."
+                f"sizes: found usual_side {self.usual_side}, size_kept {self.size_kept} and "
+                f"shared_areas {self.shared_areas}; accepted are None or a number above 0, a "
+                f"number from 0 to 1, and numbers of pixels."
             )
         if not 1 <= len(self.maps) <= 2:
             raise ValueError(
@@ -124,7 +128,7 @@ class FeatureConfig:
         return -(-self.reach // level)
 
 
-PLAIN = FeatureConfig(learned=False, sigma=1.0)
+PLAIN = FeatureConfig(learned=False, sigma=1.0, means=False)
 """Without the learned metric: other backbones, and the control that the metric has to beat."""
 ALIGNED = replace(PLAIN, levels=(4, 8), level_weights=(1.0, 1.0), aligned=True)
 """For parts that stand in the same place: fine levels, since place tells apart what looks alike

@@ -9,7 +9,7 @@ each support image is when the others are remembered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -131,6 +131,14 @@ class FeatureModel:
         """Whether of ``count`` support images is learned what is normal place by place."""
         return self.config.learned and 0 < self.config.places <= count
 
+    def averaged(self, tokens: Mapping[str, int]) -> frozenset[str]:
+        """Readings compared with means, by how many tokens of each the support has: as many as are
+        kept at most, or more."""
+        config = self.config
+        if config.aligned or not config.means:
+            return frozenset()
+        return frozenset(name for name, count in tokens.items() if count >= config.max_tokens)
+
     @torch.inference_mode()
     def prepare(self, image: Tensor) -> Tokens:
         """Tokens of one image (1, 3, H, W) in [0, 1]."""
@@ -214,12 +222,15 @@ class FeatureModel:
             ]
         found: list[Distances] = [{} for _ in support]
         places = self.has_places(len(support))
+        tokens_of = {n: sum(image[n][0].numel() for image in support) for n in self.config.searched}
+        means = self.averaged(tokens_of)
         for number, fold in enumerate(make_folds(len(support), self.max_folds)):
             others = self.remember(
                 [tokens for i, tokens in enumerate(support) if i not in fold],
                 seed=seed,
                 views=[rows for i, rows in enumerate(views) if i not in fold],
                 places=places,
+                means=means,
             )
             for i in fold:
                 found[i] = others.distances(support[i])
@@ -234,12 +245,14 @@ class FeatureModel:
         views: Sequence[Rows] = (),
         places: bool = False,
         alignment: float = 0.0,
+        means: frozenset[str] | None = None,
     ) -> AdaptedFeature:
         """``adapt`` without T.
 
         Args:
             places: learn what is normal place by place, too.
             alignment: as ``adapt`` measures it.
+            means: readings compared with means; None for those that ``averaged`` names.
         """
         generator = torch.Generator().manual_seed(seed)
         remember = self._remember_grids if self.config.aligned else self._remember_tokens
@@ -264,6 +277,7 @@ class FeatureModel:
             SamePlace.of(support) if self.config.has_same_place else None,
             count=len(support),
             alignment=alignment,
+            means=means,
         )
 
     def _remember_tokens(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from metaformer.onnx_graph import Graph, Value
-from metaformer.preprocess import MAX_ASPECT, MOST_SIZE
+from metaformer.preprocess import LEAST_ENLARGED, MAX_ASPECT, MOST_ENLARGED
 
 TIES_UP = 1e-3
 """OpenCV rounds halves up when it averages 2 x 2 pixels, and to even otherwise. Averages of four
@@ -105,8 +105,9 @@ def enlarged(
     area = graph.op("Mul", height, width)
     ratio = graph.op("Sqrt", graph.cast(area, np.float32))
     ratio = graph.op("Div", ratio, graph.numbers(side))
-    ratio = graph.op("Clip", ratio, graph.numbers(1 / MOST_SIZE), graph.numbers(MOST_SIZE))
     times = graph.op("Pow", ratio, graph.numbers(kept))
+    bounds = graph.numbers(LEAST_ENLARGED), graph.numbers(MOST_ENLARGED)
+    times = graph.op("Clip", times, *bounds)
     for camera in shared:
         is_camera = graph.op("Equal", area, graph.integers(camera))
         times = graph.op("Where", is_camera, graph.numbers(1), times)

@@ -13,15 +13,14 @@ from torch import Tensor
 
 MAX_ASPECT = 8.0
 """Beyond this ratio of sides an image is squeezed along its longer side, to bound the cost."""
-MOST_SIZE = 2.0
-"""An image counts as at most so many times as long as usual, or this part of it: larger ones were
-taken in another way, and would take long."""
+MOST_ENLARGED, LEAST_ENLARGED = 2**0.5, 0.5
+"""Whatever its size, an image takes at most twice the time and memory of a usual one."""
 
 
 def working_size(height: int, width: int, resolution: float, multiple: int) -> tuple[int, int]:
     """Sides (H, W) near ``resolution``^2 pixels in area, aspect kept, each a multiple.
 
-    Area rather than the shorter side is fixed, so every image costs the same.
+    Area rather than the shorter side is fixed, so that every image costs the same.
     """
     aspect = min(max(height / width, 1 / MAX_ASPECT), MAX_ASPECT)
     wanted_height = resolution * aspect**0.5
@@ -35,8 +34,8 @@ def working_size(height: int, width: int, resolution: float, multiple: int) -> t
 def enlarged(height: int, width: int, side: float, kept: float) -> float:
     """How many times the usual resolution an image is worked at, if one of ``side``^2 pixels is at
     just that: with ``kept`` 0 all have one area, with 1 one scale, in between in logarithms."""
-    ratio = (height * width) ** 0.5 / side
-    return float(min(max(ratio, 1 / MOST_SIZE), MOST_SIZE) ** kept)
+    times = ((height * width) ** 0.5 / side) ** kept
+    return float(min(max(times, LEAST_ENLARGED), MOST_ENLARGED))
 
 
 def to_tensor(image: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:

@@ -11,7 +11,7 @@ Ours (``docs/decisions/0020-sizes.md``).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from statistics import geometric_mean
 
@@ -31,17 +31,25 @@ MOST_ASKED = 4
 """Images asked whether parts stand in the same way on all."""
 
 
-def fit_to_sizes(model: Model, areas: Sequence[int], read: Callable[[int], Image]) -> Model:
+def fit_to_sizes(model: Model, areas: Iterable[int], read: Callable[[int], Image]) -> Model:
     """The model for a product of whose normal images each has so many pixels.
 
+    A model that has been told of sizes already is left as it is.
+
     Args:
-        areas: height times width of each; 0 where it is not known.
+        areas: height times width of each, 0 where it is not known; gone through only where sizes
+            can matter.
         read: the image (H, W, 3) uint8 of an index.
 
     Raises:
         ImageError: an image cannot be read.
     """
     if not isinstance(model, FeatureModel) or not model.config.learned:
+        return model
+    if model.config.usual_side is not None:
+        return model
+    areas = list(areas)
+    if 0 in areas:
         return model
     shared = shared_areas(areas)
     own = [i for i, area in enumerate(areas) if area not in shared]
@@ -56,7 +64,8 @@ def fit_to_sizes(model: Model, areas: Sequence[int], read: Callable[[int], Image
 
 
 def shared_areas(areas: Sequence[int]) -> tuple[int, ...]:
-    """Those of cameras, of several of which a support may be that is of several products."""
+    """Numbers of pixels that photos of a camera have; of several, where the support is of several
+    products."""
     counts = Counter(areas)
     return tuple(
         sorted(a for a, count in counts.items() if count > 1 and SHARED * count >= len(areas))
@@ -64,8 +73,8 @@ def shared_areas(areas: Sequence[int]) -> tuple[int, ...]:
 
 
 def usual_side(areas: Sequence[int]) -> float | None:
-    """Side of a square as large as a typical image, by the pixels of each image; None where they
-    differ too little to say, or one's is not known (0)."""
-    if 0 in areas or len(set(areas)) < 2 or 2 * len(set(areas)) <= len(areas):
+    """Side of a square as large as a typical image, by the pixels of each image; None where half of
+    them or more have the size of another."""
+    if len(set(areas)) < 2 or 2 * len(set(areas)) <= len(areas):
         return None
     return geometric_mean(areas) ** 0.5

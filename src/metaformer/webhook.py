@@ -52,7 +52,7 @@ class Webhook:
         self.failed = 0
         """Given up after all attempts, or refused."""
         self.dropped = 0
-        """Pushed out of the queue by newer ones, or still waiting at the end."""
+        """Pushed out of the queue by newer ones, or waiting or under way at the end."""
         self._host = urlsplit(url).netloc  # all that is told of the address: the rest may be secret
         self._timeout, self._attempts, self._backoff = timeout, attempts, backoff
         self._most_waiting, self._tell = most_waiting, tell
@@ -84,7 +84,7 @@ class Webhook:
             self._closing = True
             self._changed.notify()
         self._thread.join(seconds)
-        if self._thread.is_alive():
+        if self._thread.is_alive() and not self._is_settled:
             self._abandon.set()
             self._thread.join(0.2)
             with self._changed:

@@ -104,7 +104,7 @@ def read_ahead(
         if item is None:
             return None
         fetched = fetch(item)
-        pixels = to_decode(fetched)
+        pixels = pixels_to_decode(fetched)
         budget.enter(turn, pixels)
         if pixels > LARGE:
             Image.core.set_block_size(PILLOW_BLOCK)  # type: ignore[attr-defined]
@@ -127,7 +127,7 @@ def read_ahead(
                 future.cancel()
 
 
-def to_decode(item: Item) -> int:
+def pixels_to_decode(item: Item) -> int:
     """Height times width, without decoding; 0 for what will not be decoded."""
     pixels = 0 if isinstance(item.content, ImageError) else pixels_of(item.content)
     return pixels if pixels <= MAX_PIXELS else 0  # larger ones are refused, not decoded
