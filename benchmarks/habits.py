@@ -38,6 +38,7 @@ from metaformer.preprocess import to_tensor
 from metaformer.prior import load_prior
 
 SHOTS = (1, 4)
+QUARTERED = "in quarters"
 FLOOR = 0.05
 """Of a response map that multiplies: what P does not see is not worth nothing."""
 
@@ -88,7 +89,32 @@ def habits(
     found["at 384 pixels"] = maps(adapt(finer, support, seed), images)
     squares = adapt(model, [squared(image) for image in support], seed)
     found["squeezed to squares"] = maps(squares, [squared(image) for image in images])
+    found[QUARTERED] = in_quarters(model, support, images, seed)
     return found
+
+
+def in_quarters(
+    model: FeatureModel, support: Sequence[Image], images: Sequence[Image], seed: int
+) -> list[Tensor]:
+    """Maps put together of those of the quarters of an image, each as large as an image."""
+    model = model.with_config(replace(model.config, places=0))  # quarters are of four places
+    adapted = adapt(model, [quarter for image in support for quarter in quarters(image)], seed)
+    found = []
+    for image in images:
+        parts = [raw_maps(model, adapted, prepare(model, quarter)) for quarter in quarters(image)]
+        above, below = torch.cat(parts[:2], dim=2), torch.cat(parts[2:], dim=2)
+        found.append(torch.cat([above, below], dim=1))
+    return found
+
+
+def quarters(image: Image) -> list[Image]:
+    """Row by row, all of one size."""
+    height, width = (side // 2 for side in image.shape[:2])
+    return [
+        np.ascontiguousarray(image[top : top + height, left : left + width])
+        for top in (0, image.shape[0] - height)
+        for left in (0, image.shape[1] - width)
+    ]
 
 
 @torch.inference_mode()

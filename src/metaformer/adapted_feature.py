@@ -43,6 +43,9 @@ TRANSFORMER = "transformer."
 TRUST = 0.5
 """Share of T's correction that is made. It was trained on photos with all of it; on products half
 does better (``docs/decisions/0013-token-transformer.md``)."""
+AVERAGED = 4
+"""Remembered tokens for each that is compared with, where these are means. With ten the gain is a
+seventh larger, and the time two and a half times (``docs/decisions/0021-means.md``)."""
 SEEN_IMAGES = 10
 """Most support images that T attends to."""
 
@@ -96,11 +99,12 @@ class AdaptedFeature:
         if len(rows) <= config.compared_tokens:
             return rows
         generator = torch.Generator().manual_seed(0)
-        drawn = torch.randperm(len(rows), generator=generator)[: config.compared_tokens]
-        chosen = rows[drawn.sort().values]
+        drawn = torch.randperm(len(rows), generator=generator)
+        chosen = rows[drawn[: config.compared_tokens].sort().values]
         if name not in self.means:
             return chosen
-        means = nearest_means(rows, chosen, euclidean=name in EUCLIDEAN)
+        averaged = rows[drawn[: AVERAGED * config.compared_tokens].sort().values]
+        means = nearest_means(averaged, chosen, euclidean=name in EUCLIDEAN)
         return means if name in EUCLIDEAN else F.normalize(means, dim=1)
 
     def support(self) -> list[Tokens] | None:
