@@ -87,7 +87,7 @@ def universal_of(way: str) -> Metaformer:
     model = Metaformer.from_pretrained().model
     assert isinstance(model, FeatureModel)
     config = replace(FeatureConfig(), max_tokens=CAP) if way == "capped" else model.config
-    return Metaformer(FeatureModel(config, model.backbone), "feature")
+    return Metaformer(model.with_config(config), "feature")
 
 
 def scorer(universal: Metaformer, test: Sequence[Sample]) -> Callable[[Detector], list[float]]:

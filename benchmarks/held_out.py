@@ -118,10 +118,14 @@ def averaged(found: Found) -> Results:
     return results
 
 
+def drawn(total: int, count: int, seed: int) -> NDArray[np.intp]:
+    """Indices of a support of so many out of all normal training images."""
+    return np.random.default_rng((SEED, seed)).permutation(total)[:count]
+
+
 def draw(category: Category, count: int, seed: int) -> list[Image]:
-    """A support of so many normal training images."""
-    order = np.random.default_rng((SEED, seed)).permutation(len(category.train))[:count]
-    return [read_image(category.train[i]) for i in order]
+    """The images of such a support."""
+    return [read_image(category.train[i]) for i in drawn(len(category.train), count, seed)]
 
 
 def fitted(model: FeatureModel, support: Sequence[Image]) -> FeatureModel:

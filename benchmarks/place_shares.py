@@ -12,15 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
 import torch
 
 from benchmarks.held_out import (
-    SEED,
     Found,
     Results,
     Tests,
     averaged,
+    drawn,
     measure_sets,
     note,
     table,
@@ -43,8 +42,8 @@ def measure(model: FeatureModel, category: Category, seeds: Sequence[int]) -> Re
     known = [prepare(model, read_image(path)) for path in category.train]
     for count in sorted({min(count, len(known)) for count in COUNTS}):
         for seed in seeds:
-            order = np.random.default_rng((SEED, seed)).permutation(len(known))[:count]
-            adapted = model.remember([known[i] for i in order], seed=seed, places=True)
+            support = [known[i] for i in drawn(len(known), count, seed)]
+            adapted = model.remember(support, seed=seed, places=True)
             first = model.config.readings[0]
             resized = [on_one_grid(adapted.distances(image), first) for image in tokens]
             places = [distances[PLACES] for distances in resized]

@@ -158,7 +158,7 @@ def test_learned_maps_are_weighted_geometric_means_of_the_distances(model):
         (Shares(pooled=0.6, here=0.4), Shares(pooled=0.3, wide=0.2, here=0.1, raw=0.3)),
         (LEARNED,),
     ):
-        compare = FeatureModel(replace(CONFIG, maps=maps), model.backbone, model.metric)
+        compare = model.with_config(replace(CONFIG, maps=maps))
         known = {name: memory[name] for name in compare.config.searched}
         in_place = SamePlace.of(others) if compare.config.has_same_place else None
         adapted = AdaptedFeature(compare, known, same_place=in_place, count=3, alignment=0.5)
@@ -263,7 +263,7 @@ def test_exponents_of_a_map_sum_to_one_at_most(shares):
     ],
 )
 def test_a_file_from_before_wide_tokens_is_read_as_it_was(model, written, maps):
-    old = FeatureModel(replace(CONFIG, maps=maps), model.backbone, model.metric)
+    old = model.with_config(replace(CONFIG, maps=maps))
     adapted = old.adapt([old.prepare(tensor(boards.good(0)))], seed=0)
     tensors, settings = adapted.state()
     del settings["config"]["maps"], settings["images"], tensors["metric.wide"]
@@ -308,7 +308,7 @@ def test_order_of_the_support_does_not_matter(model):
 
 
 def test_large_memories_are_drawn_from_by_seed(model):
-    small = FeatureModel(replace(CONFIG, max_tokens=100), model.backbone, model.metric)
+    small = model.with_config(replace(CONFIG, max_tokens=100))
     tokens = [model.prepare(tensor(boards.good(seed))) for seed in range(3)]
     whole = model.adapt(tokens, seed=0).memory
     assert len(whole["8"]) == 3 * 144 and len(whole["16"]) == 3 * 36

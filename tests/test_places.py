@@ -147,7 +147,7 @@ def test_only_many_images_in_the_learned_metric_have_places(model: FeatureModel)
     assert model.adapt(tokens, seed=0).places is not None
     assert model.adapt(tokens[:5], seed=0).places is None
     assert PLACES not in model.left_out_distances(tokens[:5], seed=0)[0]
-    assert not FeatureModel(replace(MANY, places=0), model.backbone).has_places(1000)
+    assert not model.with_config(replace(MANY, places=0)).has_places(1000)
     plain = FeatureModel.from_pretrained(replace(PLAIN, resolution=96))
     assert not plain.has_places(1000)
 

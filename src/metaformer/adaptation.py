@@ -119,8 +119,7 @@ def adapt_to_support(
     detail = shrink(image, VIEW_DETAIL * model.config.resolution)
     changed = perturbed_views(detail, VIEWS, seed, moves=0.1 if is_aligned(model) else 1.0)
     # Another part differs from this one by more than a changed view of it does.
-    size = model.working_size(*image.shape[:2])
-    tokens = (model.prepare(to_tensor(view, size)) for view in changed)
+    tokens = prepare_at_size_of(image, model, changed)
     maps = [model.view_factor * raw_maps(model, adapted, view) for view in tokens]
     on_step(total, total)
     calibration = calibrate(
@@ -230,9 +229,14 @@ def prepare_views(model: Model, image: Image) -> Rows:
     """What is kept of an image in other light, and mirrored."""
     assert isinstance(model, FeatureModel)
     detail = shrink(image, VIEW_DETAIL * model.config.resolution)
-    size = model.working_size(*image.shape[:2])  # which is told by the whole image's pixels
-    views = (to_tensor(view, size) for view in other_views(detail))
-    return model.sample_views([model.prepare(view) for view in views])
+    return model.sample_views([*prepare_at_size_of(image, model, other_views(detail))])
+
+
+def prepare_at_size_of(image: Image, model: Model, views: Iterable[Image]) -> Iterator[Any]:
+    """``prepare`` for views of an image, which may be smaller than it: at what size they are worked
+    at, the pixels of the whole image say."""
+    size = model.working_size(*image.shape[:2])
+    return (model.prepare(to_tensor(view, size)) for view in views)
 
 
 def at_working_size(model: Model, image: Image) -> Tensor:
