@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from metaformer.detector import Detector
+from metaformer.encoding import encode_levels
 from metaformer.files import write_bytes
 from metaformer.images import ImageError
 from metaformer.overlays import map_levels
@@ -178,10 +178,7 @@ def write_map(target: Path, prediction: Prediction) -> None:
     for top in range(0, len(levels), MAP_ROWS):
         rows = slice(top, top + MAP_ROWS)
         levels[rows] = map_levels(prediction.anomaly_map[rows])
-    is_encoded, content = cv2.imencode(".png", levels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    if not is_encoded:
-        raise OSError(f"{target}: the map could not be encoded as PNG.")
-    write_bytes(target, content.tobytes())
+    write_bytes(target, encode_levels(levels))
 
 
 def report_settings(detector: Detector) -> dict[str, Any]:

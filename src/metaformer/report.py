@@ -23,10 +23,11 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from metaformer.encoding import data_address
 from metaformer.files import write_text
 from metaformer.histogram import draw_histogram
 from metaformer.overlays import format_score, heat_colours, verdict
-from metaformer.report_pictures import Picture, data_address, make_picture
+from metaformer.report_pictures import Picture, make_picture
 from metaformer.results import Prediction
 
 THRESHOLD = 0.5

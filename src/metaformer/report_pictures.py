@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
-from typing import Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from metaformer.encoding import encode_levels, encode_photo
 from metaformer.images import resize_image
 from metaformer.overlays import map_levels
 from metaformer.results import Prediction, Region
@@ -45,8 +43,8 @@ def make_picture(image: NDArray[np.uint8], prediction: Prediction, side: int) ->
     map_size = fit(width, height, max(1, side // MAP_SHARE))
     levels = map_levels(shrink_by_maximum(prediction.anomaly_map, *map_size))
     return Picture(
-        photo=encode(".jpg", photo[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]),
-        heat=encode(".png", levels, [cv2.IMWRITE_PNG_COMPRESSION, 9]),
+        photo=encode_photo(photo, JPEG_QUALITY),
+        heat=encode_levels(levels),
         thumbnail=thumbnail,
         size=(width, height),
         regions=prediction.regions[:LISTED_REGIONS],
@@ -70,16 +68,3 @@ def shrink_by_maximum(
     rows = np.arange(height) * anomaly_map.shape[0] // height
     columns = np.arange(width) * anomaly_map.shape[1] // width
     return np.maximum.reduceat(np.maximum.reduceat(anomaly_map, rows, axis=0), columns, axis=1)
-
-
-def encode(suffix: Literal[".jpg", ".png"], pixels: NDArray[np.uint8], flags: list[int]) -> bytes:
-    """The file content, ``pixels`` being (H, W) or (H, W, 3) BGR."""
-    is_encoded, content = cv2.imencode(suffix, pixels, flags)
-    if not is_encoded:
-        raise OSError(f"a picture for the report could not be encoded as {suffix}.")
-    return content.tobytes()
-
-
-def data_address(content: bytes, kind: Literal["jpeg", "png"]) -> str:
-    """``content`` as an address that carries it."""
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -7,20 +7,19 @@ Detectors keep nothing between images; several threads may use the same one.
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Literal, TypeVar
 
-import cv2
 import numpy as np
 from fastapi import HTTPException, Request
 from numpy.typing import NDArray
 
 from metaformer.adaptation import shrink
 from metaformer.detector import Detector
+from metaformer.encoding import data_address, encode_levels, encode_photo
 from metaformer.images import ImageError, read_image, resize_map
 from metaformer.overlays import draw_overlay, map_levels
 from metaformer.results import Prediction
@@ -133,9 +132,9 @@ def score_one(
     prediction = detector.predict_pixels(pixels)
     picture = None
     if kind == "png":
-        picture = data_url(".png", map_levels(prediction.anomaly_map))
+        picture = data_address(encode_levels(map_levels(prediction.anomaly_map)), "png")
     elif kind == "overlay":
-        picture = data_url(".jpg", overlay(pixels, prediction))
+        picture = data_address(encode_photo(overlay(pixels, prediction), OVERLAY_QUALITY), "jpeg")
     return Scored.of(index, upload.name, prediction, picture)
 
 
@@ -147,18 +146,3 @@ def overlay(pixels: NDArray[np.uint8], prediction: Prediction) -> NDArray[np.uin
         mask = (anomaly_map >= 0.5) & prediction.is_anomalous
         prediction = replace(prediction, anomaly_map=anomaly_map, mask=mask)
     return draw_overlay(small, prediction, caption=False)
-
-
-def data_url(suffix: Literal[".png", ".jpg"], image: NDArray[np.uint8]) -> str:
-    """A picture, (H, W) or (H, W, 3) RGB, inside an address."""
-    if image.ndim == 3:
-        image = image[:, :, ::-1]  # OpenCV takes BGR
-    settings = {
-        ".png": [cv2.IMWRITE_PNG_COMPRESSION, 1],
-        ".jpg": [cv2.IMWRITE_JPEG_QUALITY, OVERLAY_QUALITY],
-    }[suffix]
-    is_encoded, content = cv2.imencode(suffix, np.ascontiguousarray(image), settings)
-    if not is_encoded:
-        raise RuntimeError(f"an image of shape {image.shape} could not be encoded as {suffix}.")
-    kind = {".png": "png", ".jpg": "jpeg"}[suffix]
-    return f"data:image/{kind};base64,{base64.b64encode(content.tobytes()).decode()}"
