@@ -17,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import boards
+from metaformer.crew import Crew
 from metaformer.images import ImageError, list_images
 from metaformer.sources import reading
 from metaformer.sources.naming import map_path, name_digest
-from metaformer.sources.read_ahead import READ_AHEAD, PixelBudget, read_ahead
+from metaformer.sources.read_ahead import READ_AHEAD, PixelBudget, read_ahead, work_ahead
 from metaformer.sources.reading import Item, decode_item, fetch, read_shard
 from metaformer.sources.shards import (
     Files,
@@ -417,6 +418,50 @@ def test_an_error_of_the_sources_reaches_the_caller(photos):
 
     with pytest.raises(FileNotFoundError, match="no such folder"):
         list(read_ahead(items(), 65535))
+
+
+@pytest.mark.parametrize("images", [0.1, 1, 2.5, 100])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_work_is_done_in_order_within_the_budget(photos, images, workers):
+    """An image counts until its result has been used, also where another waits for its room."""
+    held, most = 0, 0
+    lock = threading.Lock()
+
+    def work(item, pixels):
+        nonlocal held, most
+        with lock:
+            held += 1
+            most = max(most, held)
+        time.sleep(0.005)
+        return item.name
+
+    items = (Item(str(path), str(path)) for path in photos * 3)
+    done = []
+    with Crew(workers) as crew:
+        budget = int(images * 96 * 96)
+        for name in work_ahead(items, 65535, work, crew, pixel_budget=budget):
+            time.sleep(0.005)
+            done.append(name)
+            with lock:
+                held -= 1
+    assert done == [str(path) for path in photos * 3]
+    assert most <= max(1, min(int(images), workers)) + 1
+
+
+def test_work_that_fails_or_is_given_up_leaves_nobody_waiting(photos):
+    def work(item, pixels):
+        raise OSError("disk full")
+
+    began = time.monotonic()
+    with Crew(2) as crew:
+        items = (Item(str(path), str(path)) for path in photos * 100)
+        with pytest.raises(OSError, match="disk full"):
+            next(work_ahead(items, 65535, work, crew, pixel_budget=10))
+        items = (Item(str(path), str(path)) for path in photos * 100)
+        results = work_ahead(items, 65535, lambda item, pixels: item.name, crew, pixel_budget=10)
+        assert next(results) == str(photos[0])
+        results.close()
+    assert time.monotonic() - began < 5
 
 
 def test_the_budget_lets_in_by_turns():

@@ -113,9 +113,10 @@ def build(name: str) -> Callable[[Sequence[Image]], Score]:
         return efficientad
     method: Any
     if name == "metaformer":
+        from metaformer.crew import usual_workers
         from metaformer.detector_method import DetectorMethod
 
-        method = DetectorMethod("feature", resolution=RESOLUTION)
+        method = DetectorMethod("feature", resolution=RESOLUTION, workers=usual_workers())
     elif name == "patchcore-256":
         from benchmarks.baselines import PatchCore
         from benchmarks.baselines.features import patch_features

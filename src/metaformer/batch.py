@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metaformer.crew import Crew, usual_workers
 from metaformer.detector import Detector
 from metaformer.encoding import encode_levels
 from metaformer.files import write_bytes
@@ -30,7 +31,7 @@ from metaformer.scores.folder import ScoresFormat, claim_folder
 from metaformer.scores.parquet_files import ParquetScores
 from metaformer.scores.rows import ScoreRow, score_row
 from metaformer.sources.naming import map_path, name_digest
-from metaformer.sources.read_ahead import read_ahead
+from metaformer.sources.read_ahead import work_ahead
 from metaformer.sources.reading import Item, read_shard
 from metaformer.sources.shards import Sources, common_root, count_images, shards
 
@@ -38,6 +39,9 @@ REPORT_LINES = 2000
 """Most images that the report lists, the highest scores; the scores themselves have them all."""
 MAP_ROWS = 256
 """Rows of a map turned into 8 bits at a time; bounds memory."""
+
+Outcome = tuple[str, NDArray[np.uint8] | ImageError, tuple[Prediction, ScoreRow] | None]
+"""Name, pixels or why there are none, what was found."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +67,20 @@ def score_images(
     write_maps: bool = True,
     write_report: bool = True,
     overwrite: bool = False,
+    workers: int | None = None,
     on_image: Callable[[str, Prediction | str], None] = lambda name, outcome: None,
     on_step: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> BatchResult:
     """Score ``images`` into the folder ``output``; see the module's text for what it holds.
 
     What cannot be read is listed and passed over; what is named twice is scored once. Ctrl-C ends
-    the run after the image at hand, with every finished line and the report of this run on disk.
+    the run after the images at hand, with every finished line and the report of this run on disk.
 
     Args:
         images: paths and addresses of images, folders, archives, videos and lists (see
             ``sources``), or ``Sources``.
+        workers: how many are scored at once; None for one a processor, at most four, or for one
+            where an engine computes, which has threads of its own.
         on_image: called with the name of each image of this run and the prediction, or the reason
             why there is none.
         on_step: called with (images passed, images in all if that can be told); those of earlier
@@ -115,14 +122,23 @@ def score_images(
         for shard in shards(sources):
             yield from read_shard(shard, is_wanted)
 
-    def score(item: Item, pixels: NDArray[np.uint8] | ImageError) -> Prediction | str:
-        """A function of its own, so that nothing of a large image outlives its turn."""
-        nonlocal scored, anomalous
+    def score(item: Item, pixels: NDArray[np.uint8] | ImageError) -> Outcome:
         if isinstance(pixels, ImageError):
-            failures.add(item.name, str(pixels))
-            report.add_failure(item.name, str(pixels))
+            return item.name, pixels, None
+        scored = score_pixels(detector, pixels, item.name, output, root, write_maps)
+        return item.name, pixels, scored
+
+    def note(
+        name: str,
+        pixels: NDArray[np.uint8] | ImageError,
+        outcome: tuple[Prediction, ScoreRow] | None,
+    ) -> Prediction | str:
+        nonlocal scored, anomalous
+        if isinstance(pixels, ImageError) or outcome is None:
+            failures.add(name, str(pixels))
+            report.add_failure(name, str(pixels))
             return str(pixels)
-        prediction, line = score_pixels(detector, pixels, item.name, output, root, write_maps)
+        prediction, line = outcome
         scores.write(line)
         scored += 1
         anomalous += prediction.is_anomalous
@@ -131,17 +147,20 @@ def score_images(
         return prediction
 
     interrupted = False
-    with scores, Failures(output) as failures:
+    usual = usual_workers() if detector.engine is None else 1
+    crew = Crew(min(workers or usual, total or usual))
+    with scores, Failures(output) as failures, crew:
         try:
-            with closing(read_ahead(items(), detector.made["white_level"])) as stream:
-                for decoded in stream:
-                    name = decoded[0].name
-                    outcome = score(*decoded)
-                    del decoded
+            white_level = detector.made["white_level"]
+            with closing(work_ahead(items(), white_level, score, crew)) as stream:
+                for outcome in stream:
+                    name = outcome[0]
+                    noted = note(*outcome)
+                    del outcome  # nothing of a large image outlives its turn
                     passed += 1
-                    on_image(name, outcome)
+                    on_image(name, noted)
                     on_step(passed, total)
-                    del outcome
+                    del noted
                 on_step(passed, passed)
         except KeyboardInterrupt:
             interrupted = True

@@ -25,6 +25,7 @@ from metaformer.adaptation import (
 )
 from metaformer.backbone_weights import BackboneError
 from metaformer.calibration import Calibration, check_rate
+from metaformer.crew import side_by_side
 from metaformer.detector_file import DetectorFileError, read_detector_file, write_detector_file
 from metaformer.extension import Earlier, extend
 from metaformer.feature_config import ALIGNED, PLAIN, SHIPPED, FeatureConfig
@@ -267,10 +268,16 @@ class Detector:
         score = image_score(grids[0], self.model.config.score_share)
         return score, to_image_size(grids[-1], pixels.shape)
 
-    def predict_many(self, images: Iterable[ImageSource]) -> Iterator[Prediction]:
-        """``predict`` for each image in turn, holding one in memory at a time."""
-        for image in images:
-            yield self.predict(image)
+    def predict_many(
+        self, images: Iterable[ImageSource], *, workers: int = 1
+    ) -> Iterator[Prediction]:
+        """``predict`` for each image, in their order, holding ``workers`` in memory at a time.
+
+        Args:
+            workers: images scored at once. With one a processor many small images take three
+                quarters of the time; scores differ by a millionth at most (``crew.py``).
+        """
+        return side_by_side(self.predict, images, workers)
 
     def with_false_alarm_rate(self, rate: float) -> Detector:
         """The same detector with the threshold for another rate; nothing is computed anew."""

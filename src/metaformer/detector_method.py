@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metaformer.crew import side_by_side
 from metaformer.detector import Detector, Metaformer, Preset
 from metaformer.feature_config import SHIPPED
 from metaformer.pixel_model import Mode
@@ -34,6 +35,7 @@ class DetectorMethod:
         mode: Mode = "fast",
         universal_weights: Path | None = None,
         name: str | None = None,
+        workers: int = 1,
     ) -> None:
         self.universal = Metaformer.from_pretrained(
             preset,
@@ -46,6 +48,8 @@ class DetectorMethod:
             universal_weights=universal_weights,
         )
         self._name = name or preset
+        self.workers = workers
+        """Images scored at once."""
 
     @classmethod
     def of(cls, universal: Metaformer, name: str) -> DetectorMethod:
@@ -53,6 +57,7 @@ class DetectorMethod:
         method = cls.__new__(cls)
         method.universal = universal
         method._name = name
+        method.workers = 1
         return method
 
     @property
@@ -67,15 +72,17 @@ class DetectorMethod:
         with warnings.catch_warnings():
             # Support draws are fixed by the protocol; advice about them has no reader here.
             warnings.simplefilter("ignore", OddSupportWarning)
-            return FittedDetector(self.universal.adapt(support, seed=seed))
+            return FittedDetector(self.universal.adapt(support, seed=seed), self.workers)
 
 
 class FittedDetector:
     """Scores by raw values: calibration keeps their order, and in sets of pairs raw values are
     what different detectors share."""
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, detector: Detector, workers: int = 1) -> None:
         self.detector = detector
+        self.workers = workers
 
     def score(self, images: Sequence[Image]) -> list[tuple[float, NDArray[np.float32]]]:
-        return [self.detector.score_pixels(image) for image in images]
+        workers = min(self.workers, max(1, len(images)))
+        return list(side_by_side(self.detector.score_pixels, images, workers))

@@ -76,10 +76,12 @@ class SamePlace:
     def windows(self, size: torch.Size) -> Tensor:
         """(h * w, N, C) tokens around each place of a grid. Those of the last size are kept."""
         key = (size[0], size[1])
-        if key not in self._windows:
+        windows = self._windows.get(key)
+        if windows is None:
             rows = rows_of(torch.stack([fit_grid(grid, size) for grid in self.fine]))
-            self._windows = {key: gathered(rows, around(size))}
-        return self._windows[key]
+            windows = gathered(rows, around(size))
+            self._windows = {key: windows}  # another thread may put another size here
+        return windows
 
 
 def some(count: int) -> list[int]:

@@ -75,6 +75,14 @@ def predict(
             rich_help_panel=RARE,
         ),
     ] = EngineOption.auto,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Images scored at once by PyTorch; usually one a processor, at most 4.",
+            rich_help_panel=RARE,
+        ),
+    ] = None,
     backbone_weights: BackboneWeights = None,
     maps: Annotated[
         bool,
@@ -105,6 +113,8 @@ def predict(
                 raise ValueError("a Ray job has no --json: its predictions are in scores/ only.")
             if engine not in (EngineOption.auto, EngineOption.torch):
                 raise ValueError("a Ray job computes with PyTorch. Leave out --engine.")
+            if workers is not None:
+                raise ValueError("a Ray job has one image a processor. Leave out --workers.")
             if backbone_weights is not None:
                 raise ValueError(
                     "a Ray job has no --backbone-weights: set METAFORMER_WEIGHTS on every machine."
@@ -174,6 +184,7 @@ def predict(
                     write_maps=maps,
                     write_report=report,
                     overwrite=overwrite,
+                    workers=workers,
                     on_image=on_image,
                     on_step=on_step,
                 )

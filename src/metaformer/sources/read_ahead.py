@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
 from threading import Condition
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from metaformer.crew import Crew
 from metaformer.images import MAX_PIXELS, ImageError, pixels_of
 from metaformer.sources.reading import Item, decode_item, fetch
 
@@ -30,6 +33,9 @@ library keeps for each thread after use: 190 MB a thread for a photo of 48 megap
 32 MB are given back. It costs a fifth of a second for such a photo, so smaller ones are spared."""
 
 Decoded = tuple[Item, NDArray[np.uint8] | ImageError]
+Held = tuple[Decoded, int]
+"""With the pixels that it counts as."""
+Result = TypeVar("Result")
 
 
 class PixelBudget:
@@ -92,39 +98,96 @@ class PixelBudget:
                 raise InterruptedError("no more images are wanted")
 
 
-def read_ahead(
-    items: Iterator[Item], white_level: int, *, pixel_budget: int = PIXEL_BUDGET
-) -> Generator[Decoded, None, None]:
-    """Each item with its pixels (H, W, 3) uint8 RGB or why it has none, in order."""
-    budget = PixelBudget(pixel_budget)
+class Decoding:
+    """Items as they are decoded, a few ahead of the one asked for."""
 
-    def decode_next(turn: int) -> tuple[Decoded, int] | None:
-        with budget.taking(turn):  # items come from one file at a time: an archive, a video
-            item = next(items, None)
+    def __init__(self, items: Iterator[Item], white_level: int, pixel_budget: int) -> None:
+        self._items = items
+        self._white_level = white_level
+        self._budget = PixelBudget(pixel_budget)
+        self._pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
+        self._pending = deque(self._pool.submit(self._next, turn) for turn in range(READ_AHEAD))
+        self._asked = READ_AHEAD
+
+    @property
+    def next(self) -> Future[Held | None]:
+        """What ``take`` will return, to wait for."""
+        return self._pending[0]
+
+    def take(self) -> Held | None:
+        """The next item and the pixels it holds until ``leave``; None after the last."""
+        held = self._pending[0].result()
+        if held is not None:
+            self._pending.popleft()
+            self._pending.append(self._pool.submit(self._next, self._asked))
+            self._asked += 1
+        return held
+
+    def leave(self, pixels: int) -> None:
+        """Make room for others."""
+        self._budget.leave(pixels)
+
+    def close(self) -> None:
+        self._budget.close()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _next(self, turn: int) -> Held | None:
+        with self._budget.taking(turn):  # items come from one file at a time: an archive, a video
+            item = next(self._items, None)
         if item is None:
             return None
         fetched = fetch(item)
         pixels = pixels_to_decode(fetched)
-        budget.enter(turn, pixels)
+        self._budget.enter(turn, pixels)
         if pixels > LARGE:
             Image.core.set_block_size(PILLOW_BLOCK)  # type: ignore[attr-defined]
-        return (item, decode_item(fetched, white_level)), pixels
+        return (item, decode_item(fetched, self._white_level)), pixels
 
-    with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
-        pending = [pool.submit(decode_next, turn) for turn in range(READ_AHEAD)]
-        asked = READ_AHEAD
-        try:
-            while (done := pending.pop(0).result()) is not None:
-                pixels = done[1]
-                yield done[0]
-                del done
-                budget.leave(pixels)
-                pending.append(pool.submit(decode_next, asked))
-                asked += 1
-        finally:
-            budget.close()
-            for future in pending:
-                future.cancel()
+
+def read_ahead(
+    items: Iterator[Item], white_level: int, *, pixel_budget: int = PIXEL_BUDGET
+) -> Generator[Decoded, None, None]:
+    """Each item with its pixels (H, W, 3) uint8 RGB or why it has none, in order."""
+    with closing(Decoding(items, white_level, pixel_budget)) as decoding:
+        while (held := decoding.take()) is not None:
+            decoded, pixels = held
+            del held
+            yield decoded
+            del decoded
+            decoding.leave(pixels)
+
+
+def work_ahead(
+    items: Iterator[Item],
+    white_level: int,
+    work: Callable[[Item, NDArray[np.uint8] | ImageError], Result],
+    crew: Crew,
+    *,
+    pixel_budget: int = PIXEL_BUDGET,
+) -> Generator[Result, None, None]:
+    """What ``work`` makes of each item, done by the threads of ``crew``, in order.
+
+    An image counts against the budget until its result has been used.
+    """
+    working: deque[tuple[Future[Result], int]] = deque()
+    is_over = False
+    with closing(Decoding(items, white_level, pixel_budget)) as decoding:
+        while working or not is_over:
+            is_free = not is_over and len(working) < crew.workers
+            # Either may have to wait for the other: room for the next is made by using the first.
+            awaited: list[Future[Any]] = [future for future, _ in working][:1]
+            wait([*awaited, *([decoding.next] if is_free else [])], return_when=FIRST_COMPLETED)
+            if working and working[0][0].done():
+                future, pixels = working.popleft()
+                del awaited
+                yield future.result()
+                del future
+                decoding.leave(pixels)
+            elif (held := decoding.take()) is None:
+                is_over = True
+            else:
+                working.append((crew.submit(work, *held[0]), held[1]))
+                del held
 
 
 def pixels_to_decode(item: Item) -> int:

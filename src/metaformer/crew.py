@@ -1,0 +1,87 @@
+"""Several images at once, each by a thread of its own.
+
+The layers of a small image are too short for two threads to share well: of two images at once,
+each by one thread, either takes longer, and both together take less (``docs/scale.md``).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import ParamSpec, TypeVar
+
+import torch
+
+MOST_WORKERS = 4
+"""Every worker holds an image and its feature maps."""
+
+Given = ParamSpec("Given")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Crew:
+    """Worker threads that share PyTorch's threads among them.
+
+    A sum of many numbers differs in its last bits with the number of threads it is shared by, so
+    scores do with ``workers``, by a millionth or less; not with the order of images.
+
+    Args:
+        workers: at least 1.
+    """
+
+    def __init__(self, workers: int) -> None:
+        if workers < 1:
+            raise ValueError(f"workers: found {workers}; accepted are 1 and more.")
+        self.workers = workers
+        self._threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(
+            workers,
+            thread_name_prefix="score",
+            initializer=torch.set_num_threads,
+            initargs=(max(1, self._threads // workers),),
+        )
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        # Each thread has its own number; those started from now on have the one set last.
+        torch.set_num_threads(self._threads)
+
+    def submit(
+        self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
+    ) -> Future[Result]:
+        return self._pool.submit(work, *args, **kwargs)
+
+
+def side_by_side(
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Generator[Result, None, None]:
+    """``work`` on ``workers`` of the items at a time: results in the order of ``items``, of which
+    no more are drawn than are at work. With one worker that is the caller's own thread."""
+    if workers == 1:
+        yield from map(work, items)
+        return
+    with Crew(workers) as crew:
+        working: deque[Future[Result]] = deque()
+        for item in items:
+            working.append(crew.submit(work, item))
+            del item
+            if len(working) == workers:
+                yield working.popleft().result()
+        while working:
+            yield working.popleft().result()
+
+
+def usual_workers() -> int:
+    """As many as PyTorch has threads, within reason."""
+    return min(MOST_WORKERS, torch.get_num_threads())
