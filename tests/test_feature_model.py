@@ -158,7 +158,7 @@ def test_learned_maps_are_weighted_geometric_means_of_the_distances(model):
         (Shares(pooled=0.6, here=0.4), Shares(pooled=0.3, wide=0.2, here=0.1, raw=0.3)),
         (LEARNED,),
     ):
-        compare = model.with_config(replace(CONFIG, maps=maps))
+        compare = model.with_config(replace(CONFIG, maps=maps, own=0.0))
         known = {name: memory[name] for name in compare.config.searched}
         in_place = SamePlace.of(others) if compare.config.has_same_place else None
         adapted = AdaptedFeature(compare, known, same_place=in_place, count=3, alignment=0.5)
@@ -263,11 +263,11 @@ def test_exponents_of_a_map_sum_to_one_at_most(shares):
     ],
 )
 def test_a_file_from_before_wide_tokens_is_read_as_it_was(model, written, maps):
-    old = model.with_config(replace(CONFIG, maps=maps))
+    old = model.with_config(replace(CONFIG, maps=maps, own=0.0))
     adapted = old.adapt([old.prepare(tensor(boards.good(0)))], seed=0)
     tensors, settings = adapted.state()
     del settings["config"]["maps"], settings["images"], tensors["metric.wide"]
-    del settings["alignment"]
+    del settings["alignment"], settings["config"]["own"]
     settings["config"] |= written
     restored = adapted_from_state(tensors, settings)
     assert restored.model.config == old.config

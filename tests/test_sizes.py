@@ -292,11 +292,11 @@ def test_a_whole_memory_is_compared_with_as_it_is():
 
 
 def test_a_file_from_before_is_read_as_it_was():
-    config = FeatureConfig(resolution=96, max_tokens=300, compared_tokens=50, means=False)
+    config = FeatureConfig(resolution=96, max_tokens=300, compared_tokens=50, means=False, own=0.0)
     model = FeatureModel.from_pretrained(config)
     adapted = model.adapt([prepare(model, boards.good(seed)) for seed in range(3)], seed=0)
     tensors, settings = adapted.state()
-    for name in ("means", "usual_side", "size_kept", "shared_areas"):
+    for name in ("means", "usual_side", "size_kept", "shared_areas", "own"):
         del settings["config"][name]
     restored = adapted_from_state(tensors, settings)
     query = prepare(model, boards.defective(9))

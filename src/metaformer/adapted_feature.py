@@ -20,6 +20,7 @@ from metaformer.memory import (
     nearest_means,
 )
 from metaformer.metric import COARSE, EUCLIDEAN, POOLED
+from metaformer.own_image import lowered, own_distances
 from metaformer.places import Places
 from metaformer.same_place import SamePlace, measure_alignment
 from metaformer.token_transformer import SeenImage
@@ -34,7 +35,8 @@ Rows = dict[str, Tensor]
 Distances = dict[str, Tensor]
 """Reading -> (h, w) of one image: distance of each token to the nearest remembered; and under
 ``PLACES``, if they are known, of the token at each place to what is normal there, under ``HERE``
-and ``RAW`` to what some images show there."""
+and ``RAW`` to what some images show there; under the names of ``own_image`` to what is elsewhere on
+the image."""
 PLACES = "places"
 METRIC = "metric."
 """Start of the names of the metric's tensors in a detector file."""
@@ -220,6 +222,8 @@ class AdaptedFeature:
             found |= self.same_place.distances(tokens)
         if self.places is not None:
             found[PLACES] = self.places.distance(tokens[POOLED])
+        if self.model.config.has_own:
+            found |= own_distances(tokens)
         return found
 
     @torch.inference_mode()
@@ -256,7 +260,10 @@ class AdaptedFeature:
                     grid ** (1 - share) * resized[PLACES] ** share
                     for grid, share in zip(maps, self.places.shares(len(maps)), strict=True)
                 ]
-            return torch.stack(maps)
+            joined = torch.stack(maps)
+            if config.has_own:
+                joined = joined * lowered(metric, resized, config.own)
+            return joined
         weighted = zip(resized.values(), config.level_weights, strict=True)
         total = torch.stack([weight * distance for distance, weight in weighted]).sum(0)
         return total[None] / sum(config.level_weights)

@@ -65,6 +65,10 @@ class FeatureConfig:
     places: int = 16
     """With so many normal images or more, and the learned metric, what is normal place by place is
     learned too (``docs/decisions/0016-places.md``). 0: never."""
+    own: float = 0.5
+    """To what power the map is lowered where a token has its like elsewhere on the image, and a
+    nearer one than is remembered (``docs/decisions/0022-own-image.md``). 0: not at all. Of the
+    learned metric."""
     score_share: float = 0.01
     """The image score is the mean of this share of the highest cells."""
     sigma: float = 0.6
@@ -84,6 +88,8 @@ class FeatureConfig:
                 f"shared_areas {self.shared_areas}; accepted are None or a number above 0, a "
                 f"number from 0 to 1, and numbers of pixels."
             )
+        if not 0 <= self.own <= 1:
+            raise ValueError(f"own: found {self.own}; accepted are numbers from 0 to 1.")
         if not 1 <= len(self.maps) <= 2:
             raise ValueError(
                 f"maps: found {len(self.maps)}; accepted are one and two: to score images by, and "
@@ -109,6 +115,11 @@ class FeatureConfig:
     def has_same_place(self) -> bool:
         """Whether tokens are also compared with what other images show at the same place."""
         return self.learned and RAW in self.readings
+
+    @property
+    def has_own(self) -> bool:
+        """Whether tokens are also compared with those elsewhere on the image."""
+        return self.learned and self.own > 0
 
     @property
     def searched(self) -> tuple[str, ...]:

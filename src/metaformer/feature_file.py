@@ -39,6 +39,7 @@ def adapted_from_state(
         "places": 0,
         "compared_tokens": sys.maxsize,
         "means": False,
+        "own": 0.0,
     }
     config = FeatureConfig(**(unknown | stored))
     if config.backbone != SHIPPED and not isinstance(config.backbone_sha256, str):

@@ -13,7 +13,6 @@ from metaformer.adaptation import Adapted
 from metaformer.adapted_feature import AdaptedFeature
 from metaformer.autoencoder import SIZE_MULTIPLE
 from metaformer.backbone import EfficientNetLite0
-from metaformer.memory import MEMORY_CHUNK
 from metaformer.metric import (
     COARSE,
     CONTEXT,
@@ -27,15 +26,24 @@ from metaformer.metric import (
     POOLED,
     POOLED_LENGTH,
     RAW,
+    READINGS,
     WIDE,
     WIDE_LENGTHS,
+    TokenMetric,
 )
 from metaformer.metric import FINE as FINE_TOKENS
 from metaformer.model import COMPARED_STAGES, FINE, STAGES
+from metaformer.onnx_distances import (
+    aligned_distance,
+    distance_in_place,
+    elsewhere,
+    euclidean_distance,
+    nearest_distance,
+    place_distance,
+)
 from metaformer.onnx_graph import Graph, Value
 from metaformer.onnx_networks import backbone, decoder, encoder
 from metaformer.pixel_model import AdaptedPixel
-from metaformer.places import GRID, Places
 from metaformer.same_place import REACH
 
 
@@ -110,13 +118,32 @@ def feature_maps(graph: Graph, images: Value, adapted: AdaptedFeature) -> list[V
         factors += [(above_zero(graph, grids[n]), share) for n, share in shares.placed.items()]
         maps.append(product_of_powers(graph, factors))
     places = adapted.places
-    if places is None:
-        return maps
-    distance = graph.resize(place_distance(graph, tokens[POOLED], places), height, width)
-    return [
-        product_of_powers(graph, ((grid, 1 - share), (distance, share)))
-        for grid, share in zip(maps, places.shares(len(maps)), strict=True)
-    ]
+    if places is not None:
+        distance = graph.resize(place_distance(graph, tokens[POOLED], places), height, width)
+        maps = [
+            product_of_powers(graph, ((grid, 1 - share), (distance, share)))
+            for grid, share in zip(maps, places.shares(len(maps)), strict=True)
+        ]
+    if config.has_own:
+        own = [
+            graph.resize(elsewhere(graph, tokens[reading], reading), height, width)
+            for reading in READINGS
+        ]
+        remembered = [grids[reading] for reading in READINGS]
+        joined = [join_as_learned(graph, kind, metric) for kind in (own, remembered)]
+        ratio = graph.op("Min", graph.op("Div", *joined), graph.numbers(1))
+        factor = graph.op("Pow", ratio, graph.numbers(config.own))
+        maps = [graph.op("Mul", grid, factor) for grid in maps]
+    return maps
+
+
+def join_as_learned(graph: Graph, grids: Sequence[Value], metric: TokenMetric) -> Value:
+    """``metric.join`` of the distances of ``READINGS``."""
+    weights, learned = metric.shares()
+    directions = above_zero(graph, weighted_sum(graph, grids[:2], weights))
+    exponent = float(learned)
+    pooled = above_zero(graph, grids[2])
+    return product_of_powers(graph, [(directions, 1 - exponent), (pooled, exponent)])
 
 
 def product_of_powers(graph: Graph, factors: Sequence[tuple[Value, float]]) -> Value:
@@ -125,20 +152,6 @@ def product_of_powers(graph: Graph, factors: Sequence[tuple[Value, float]]) -> V
     for power in powers[1:]:  # Mul takes two
         product = graph.op("Mul", product, power)
     return product
-
-
-def place_distance(graph: Graph, tokens: Value, places: Places) -> Value:
-    """Tokens (N, C, h, w) -> (N, 1, *GRID), as ``Places.distance``."""
-    cells, channels = places.mean.shape
-    grid = graph.resize(tokens, *(graph.integers(side) for side in GRID))
-    rows = graph.op("Reshape", grid, graph.integers(-1, channels, cells, 1))
-    rows = graph.op("Transpose", rows, perm=[0, 2, 3, 1])  # (N, P, 1, C)
-    offsets = graph.op("Sub", rows, graph.constant(places.mean[:, None]))
-    white = graph.op("MatMul", offsets, graph.constant(places.whitening))
-    squares = graph.op("Mul", white, white)
-    mean = graph.op("ReduceMean", squares, graph.integers(3), keepdims=0)  # (N, P, 1)
-    shape = graph.integers(-1, 1, *GRID)
-    return graph.op("Reshape", graph.op("Sqrt", mean), shape)
 
 
 def above_zero(graph: Graph, distances: Value) -> Value:
@@ -266,84 +279,6 @@ def crop(graph: Graph, x: Value, height: Value, width: Value, stride: int) -> Va
     return graph.cut(
         x, graph.integers(0, 0), graph.op("Div", sides, graph.integers(stride)), (2, 3)
     )
-
-
-def nearest_distance(graph: Graph, tokens: Value, memory: Tensor) -> Value:
-    """(N, 1, h, w) 1 - cosine of unit tokens (N, C, h, w) to the nearest of memory (M, C)."""
-    return to_distance(graph, most_alike(graph, tokens, memory, torch.zeros(len(memory))))
-
-
-def euclidean_distance(graph: Graph, tokens: Value, memory: Tensor) -> Value:
-    """(N, 1, h, w) Euclidean distance of tokens (N, C, h, w) to the nearest of memory (M, C)."""
-    alike = most_alike(graph, tokens, memory, -memory.square().sum(1) / 2)
-    squares = graph.op("ReduceSum", graph.op("Mul", tokens, tokens), graph.integers(1), keepdims=1)
-    twice = graph.op("Mul", alike, graph.numbers(2))
-    return graph.op("Sqrt", graph.op("Relu", graph.op("Sub", squares, twice)))
-
-
-def most_alike(graph: Graph, tokens: Value, memory: Tensor, offsets: Tensor) -> Value:
-    """(N, 1, h, w) greatest product of tokens (N, C, h, w) with one of memory (M, C), offsets (M,)
-    added."""
-    channels = memory.shape[1]
-    rows = graph.op("Transpose", tokens, perm=[0, 2, 3, 1])  # (N, h, w, C)
-    queries = graph.op("Reshape", rows, graph.integers(-1, channels))  # (N * h * w, C)
-    best = []
-    for chunk, offset in zip(
-        torch.split(memory, MEMORY_CHUNK), torch.split(offsets, MEMORY_CHUNK), strict=True
-    ):
-        product = graph.op("MatMul", queries, graph.constant(chunk.T))  # (N * h * w, chunk)
-        if offset.any():
-            product = graph.op("Add", product, graph.constant(offset))
-        best.append(graph.op("ReduceMax", product, graph.integers(1), keepdims=0))
-    nearest = graph.op("Max", *best) if len(best) > 1 else best[0]
-    shape = graph.op(
-        "Concat",
-        graph.side(tokens, 0),
-        graph.integers(1),
-        graph.side(tokens, 2),
-        graph.side(tokens, 3),
-        axis=0,
-    )
-    return graph.op("Reshape", nearest, shape)
-
-
-def aligned_distance(graph: Graph, tokens: Value, memory: Tensor, reach: int) -> Value:
-    """(N, 1, h, w) 1 - cosine of ``tokens`` (N, C, h, w) to the nearest of ``memory``
-    (K, C, h', w') within ``reach`` cells of the same place."""
-    height, width = graph.side(tokens, 2), graph.side(tokens, 3)
-    grids = graph.unit_length(graph.resize(graph.constant(memory), height, width))
-    margin = [0, 0, reach, reach] * 2
-    padded = graph.op("Pad", grids, graph.integers(*margin), mode="edge")
-    padded = graph.op("Transpose", padded, perm=[2, 3, 1, 0])  # (rows, columns, C, K)
-    query = graph.op("Transpose", tokens, perm=[0, 2, 3, 1])
-    query = graph.op("Unsqueeze", query, graph.integers(3))  # (N, h, w, 1, C)
-    sides = graph.op("Concat", height, width, axis=0)
-    best = []
-    for down in range(2 * reach + 1):
-        for right in range(2 * reach + 1):
-            start = graph.integers(down, right)
-            window = graph.cut(padded, start, graph.op("Add", start, sides), (0, 1))
-            cosine = graph.op("MatMul", query, window)  # (N, h, w, 1, K)
-            best.append(graph.op("ReduceMax", cosine, graph.integers(4), keepdims=0))
-    nearest = graph.op("Max", *best) if len(best) > 1 else best[0]  # (N, h, w, 1)
-    return to_distance(graph, graph.op("Transpose", nearest, perm=[0, 3, 1, 2]))
-
-
-def distance_in_place(graph: Graph, features: Value, memory: Tensor) -> Value:
-    """(N, 1, h, w) Euclidean distance of ``features`` (N, C, h, w) to the nearest of ``memory``
-    (K, C, h', w') at the same place."""
-    height, width = graph.side(features, 2), graph.side(features, 3)
-    grids = graph.resize(graph.constant(memory), height, width)
-    query = graph.op("Unsqueeze", features, graph.integers(1))  # (N, 1, C, h, w)
-    offsets = graph.op("Sub", query, grids)
-    squares = graph.op(
-        "ReduceSum", graph.op("Mul", offsets, offsets), graph.integers(2), keepdims=0
-    )
-    return graph.op("Sqrt", graph.op("ReduceMin", squares, graph.integers(1), keepdims=1))
-
-
-def to_distance(graph: Graph, cosine: Value) -> Value:
-    return graph.op("Relu", graph.op("Sub", graph.numbers(1), cosine))
 
 
 def blur(graph: Graph, maps: Value, sigma: float) -> Value:

@@ -1,0 +1,160 @@
+"""Distances of tokens as ONNX nodes: to the nearest remembered, to what is normal at a place, to
+what is elsewhere on the image."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metaformer.memory import MEMORY_CHUNK
+from metaformer.metric import EUCLIDEAN
+from metaformer.onnx_graph import Graph, Value
+from metaformer.own_image import EVERY, FAR, REACH
+from metaformer.places import GRID, Places
+
+
+def nearest_distance(graph: Graph, tokens: Value, memory: Tensor) -> Value:
+    """(N, 1, h, w) 1 - cosine of unit tokens (N, C, h, w) to the nearest of memory (M, C)."""
+    return to_distance(graph, most_alike(graph, tokens, memory, torch.zeros(len(memory))))
+
+
+def euclidean_distance(graph: Graph, tokens: Value, memory: Tensor) -> Value:
+    """(N, 1, h, w) Euclidean distance of tokens (N, C, h, w) to the nearest of memory (M, C)."""
+    alike = most_alike(graph, tokens, memory, -memory.square().sum(1) / 2)
+    squares = graph.op("ReduceSum", graph.op("Mul", tokens, tokens), graph.integers(1), keepdims=1)
+    twice = graph.op("Mul", alike, graph.numbers(2))
+    return graph.op("Sqrt", graph.op("Relu", graph.op("Sub", squares, twice)))
+
+
+def most_alike(graph: Graph, tokens: Value, memory: Tensor, offsets: Tensor) -> Value:
+    """(N, 1, h, w) greatest product of tokens (N, C, h, w) with one of memory (M, C), offsets (M,)
+    added."""
+    channels = memory.shape[1]
+    rows = graph.op("Transpose", tokens, perm=[0, 2, 3, 1])  # (N, h, w, C)
+    queries = graph.op("Reshape", rows, graph.integers(-1, channels))  # (N * h * w, C)
+    best = []
+    for chunk, offset in zip(
+        torch.split(memory, MEMORY_CHUNK), torch.split(offsets, MEMORY_CHUNK), strict=True
+    ):
+        product = graph.op("MatMul", queries, graph.constant(chunk.T))  # (N * h * w, chunk)
+        if offset.any():
+            product = graph.op("Add", product, graph.constant(offset))
+        best.append(graph.op("ReduceMax", product, graph.integers(1), keepdims=0))
+    nearest = graph.op("Max", *best) if len(best) > 1 else best[0]
+    shape = graph.op(
+        "Concat",
+        graph.side(tokens, 0),
+        graph.integers(1),
+        graph.side(tokens, 2),
+        graph.side(tokens, 3),
+        axis=0,
+    )
+    return graph.op("Reshape", nearest, shape)
+
+
+def aligned_distance(graph: Graph, tokens: Value, memory: Tensor, reach: int) -> Value:
+    """(N, 1, h, w) 1 - cosine of ``tokens`` (N, C, h, w) to the nearest of ``memory``
+    (K, C, h', w') within ``reach`` cells of the same place."""
+    height, width = graph.side(tokens, 2), graph.side(tokens, 3)
+    grids = graph.unit_length(graph.resize(graph.constant(memory), height, width))
+    margin = [0, 0, reach, reach] * 2
+    padded = graph.op("Pad", grids, graph.integers(*margin), mode="edge")
+    padded = graph.op("Transpose", padded, perm=[2, 3, 1, 0])  # (rows, columns, C, K)
+    query = graph.op("Transpose", tokens, perm=[0, 2, 3, 1])
+    query = graph.op("Unsqueeze", query, graph.integers(3))  # (N, h, w, 1, C)
+    sides = graph.op("Concat", height, width, axis=0)
+    best = []
+    for down in range(2 * reach + 1):
+        for right in range(2 * reach + 1):
+            start = graph.integers(down, right)
+            window = graph.cut(padded, start, graph.op("Add", start, sides), (0, 1))
+            cosine = graph.op("MatMul", query, window)  # (N, h, w, 1, K)
+            best.append(graph.op("ReduceMax", cosine, graph.integers(4), keepdims=0))
+    nearest = graph.op("Max", *best) if len(best) > 1 else best[0]  # (N, h, w, 1)
+    return to_distance(graph, graph.op("Transpose", nearest, perm=[0, 3, 1, 2]))
+
+
+def distance_in_place(graph: Graph, features: Value, memory: Tensor) -> Value:
+    """(N, 1, h, w) Euclidean distance of ``features`` (N, C, h, w) to the nearest of ``memory``
+    (K, C, h', w') at the same place."""
+    height, width = graph.side(features, 2), graph.side(features, 3)
+    grids = graph.resize(graph.constant(memory), height, width)
+    query = graph.op("Unsqueeze", features, graph.integers(1))  # (N, 1, C, h, w)
+    offsets = graph.op("Sub", query, grids)
+    squares = graph.op(
+        "ReduceSum", graph.op("Mul", offsets, offsets), graph.integers(2), keepdims=0
+    )
+    return graph.op("Sqrt", graph.op("ReduceMin", squares, graph.integers(1), keepdims=1))
+
+
+def place_distance(graph: Graph, tokens: Value, places: Places) -> Value:
+    """Tokens (N, C, h, w) -> (N, 1, *GRID), as ``Places.distance``."""
+    cells, channels = places.mean.shape
+    grid = graph.resize(tokens, *(graph.integers(side) for side in GRID))
+    rows = graph.op("Reshape", grid, graph.integers(-1, channels, cells, 1))
+    rows = graph.op("Transpose", rows, perm=[0, 2, 3, 1])  # (N, P, 1, C)
+    offsets = graph.op("Sub", rows, graph.constant(places.mean[:, None]))
+    white = graph.op("MatMul", offsets, graph.constant(places.whitening))
+    squares = graph.op("Mul", white, white)
+    mean = graph.op("ReduceMean", squares, graph.integers(3), keepdims=0)  # (N, P, 1)
+    shape = graph.integers(-1, 1, *GRID)
+    return graph.op("Reshape", graph.op("Sqrt", mean), shape)
+
+
+def elsewhere(graph: Graph, tokens: Value, reading: str) -> Value:
+    """(N, 1, h, w) distance of tokens (N, C, h, w) of ``reading`` to the nearest elsewhere on the
+    image, as ``own_image.elsewhere``."""
+    every = EVERY[reading]
+    height, width = graph.side(tokens, 2), graph.side(tokens, 3)
+    sides = graph.op("Concat", height, width, axis=0)
+    start, axes, steps = (graph.integers(n, m) for n, m in ((0, 0), (2, 3), (every, every)))
+    kept = graph.op("Slice", tokens, start, sides, axes, steps)
+    batch, channels = graph.side(tokens, 0), graph.side(tokens, 1)
+    shape = graph.op("Concat", batch, channels, graph.integers(-1), axis=0)
+    rows = graph.op("Reshape", tokens, shape)  # (N, C, h * w)
+    others = graph.op("Reshape", kept, shape)  # (N, C, M)
+    queries = graph.op("Transpose", rows, perm=[0, 2, 1])
+    alike = graph.op("MatMul", queries, others)  # (N, h * w, M)
+
+    def half_squares(x: Value) -> Value:
+        squares = graph.op("ReduceSum", graph.op("Mul", x, x), graph.integers(1), keepdims=1)
+        return graph.op("Mul", squares, graph.numbers(0.5))  # (N, 1, ...)
+
+    if reading in EUCLIDEAN:
+        alike = graph.op("Sub", alike, half_squares(others))
+    is_near = around(graph, height, width, every)  # (1, h * w, M)
+    alike = graph.op("Where", is_near, graph.numbers(FAR), alike)
+    best = graph.op("ReduceMax", alike, graph.integers(2), keepdims=0)  # (N, h * w)
+    grid = graph.op("Concat", batch, graph.integers(1), height, width, axis=0)
+    best = graph.op("Reshape", best, grid)
+    if reading not in EUCLIDEAN:
+        return to_distance(graph, best)
+    halves = graph.op("Relu", graph.op("Sub", half_squares(tokens), best))
+    return graph.op("Sqrt", graph.op("Mul", halves, graph.numbers(2)))
+
+
+def around(graph: Graph, height: Value, width: Value, every: int) -> Value:
+    """(1, h * w, M) whether one of the tokens compared with is not elsewhere, as
+    ``own_image.around``."""
+    area = graph.cast(graph.op("Mul", height, width), np.float32)
+    reach = graph.op("Round", graph.op("Mul", graph.op("Sqrt", area), graph.numbers(REACH)))
+    zero, one, step = (graph.constant(np.array(n, np.int64)) for n in (0, 1, every))
+    near = []
+    for side in (height, width):
+        end = graph.op("Squeeze", side, graph.integers(0))
+        places = graph.op("Range", zero, end, one)
+        kept = graph.op("Range", zero, end, step)
+        apart = graph.op("Sub", graph.op("Unsqueeze", places, graph.integers(1)), kept)
+        distance = graph.cast(graph.op("Abs", apart), np.float32)
+        near.append(graph.op("LessOrEqual", distance, reach))  # (side, side / every)
+    down = graph.op("Unsqueeze", near[0], graph.integers(1, 3))  # (h, 1, h / every, 1)
+    right = graph.op("Unsqueeze", near[1], graph.integers(0, 2))  # (1, w, 1, w / every)
+    both = graph.op("And", down, right)
+    cells = graph.op("Mul", height, width)
+    shape = graph.op("Concat", graph.integers(1), cells, graph.integers(-1), axis=0)
+    return graph.op("Reshape", both, shape)
+
+
+def to_distance(graph: Graph, cosine: Value) -> Value:
+    return graph.op("Relu", graph.op("Sub", graph.numbers(1), cosine))

@@ -1,0 +1,77 @@
+"""What else an image shows.
+
+A part that is normal but unlike the few normal images remembered, in its light or its grain, is
+often like the rest of its own image. So the map is lowered where a token's nearest elsewhere on
+the image is nearer than the nearest remembered, and nowhere raised: what is seen once on every
+image (a hole, a chip of chocolate) has its like in the memory. Elsewhere is a quarter of the side
+away or more, so that a defect is not compared with itself.
+Ours (``docs/decisions/0022-own-image.md``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from metaformer.metric import COARSE, EUCLIDEAN, FINE, POOLED, READINGS, TokenMetric
+
+NAMES = {reading: f"own.{reading}" for reading in READINGS}
+"""Reading -> name of these distances among others."""
+REACH = 0.25
+"""Of the root of the image's area: tokens nearer than that, along both sides, are not elsewhere."""
+EVERY = {FINE: 2, POOLED: 2, COARSE: 1}
+"""One token in so many is compared with, along either side; neighbours overlap."""
+FAR = -1e3
+"""How alike a token is to one that is not elsewhere."""
+
+
+def own_distances(tokens: Mapping[str, Tensor], reach: float = REACH) -> dict[str, Tensor]:
+    """(h, w) for each reading of the metric, in its own kind of distance, from each token (C, h, w)
+    to the nearest elsewhere on the image; large where nothing is elsewhere."""
+    return {
+        name: elsewhere(tokens[reading], EVERY[reading], reach, euclidean=reading in EUCLIDEAN)
+        for reading, name in NAMES.items()
+    }
+
+
+def elsewhere(tokens: Tensor, every: int, reach: float, *, euclidean: bool) -> Tensor:
+    """(h, w) distance of each of ``tokens`` (C, h, w), Euclidean or 1 - cosine of unit tokens."""
+    height, width = tokens.shape[1:]
+    queries = tokens.flatten(1).T  # (h * w, C)
+    others = tokens[:, ::every, ::every].flatten(1)  # (C, N)
+    alike = queries @ others  # (h * w, N)
+    if euclidean:
+        alike -= others.square().sum(0) / 2  # |q - m|^2 / 2 = |q|^2 / 2 - (q m - |m|^2 / 2)
+    best = alike.masked_fill(around(height, width, every, reach), FAR).amax(1)
+    if euclidean:
+        distance = (queries.square().sum(1) - 2 * best).clamp_min(0).sqrt()
+    else:
+        distance = (1 - best).clamp_min(0)
+    return distance.reshape(height, width)
+
+
+@lru_cache(maxsize=8)
+def around(height: int, width: int, every: int, reach: float) -> Tensor:
+    """(h * w, N) whether one of the tokens compared with is not elsewhere."""
+    cells = round(reach * (height * width) ** 0.5)
+    near = [
+        (torch.arange(side)[:, None] - torch.arange(0, side, every)).abs() <= cells
+        for side in (height, width)
+    ]
+    both = near[0][:, None, :, None] & near[1][None, :, None, :]  # (h, w, h / every, w / every)
+    return both.reshape(height * width, -1)
+
+
+def lowered(metric: TokenMetric, distances: Mapping[str, Tensor], share: float) -> Tensor:
+    """(..., h, w) factor of the map, above 0 and at most 1: the ratio of both distances, joined as
+    the metric has learned, to the power of ``share``.
+
+    Args:
+        distances: on one grid, of the readings and by their ``NAMES``.
+    """
+    remembered = metric.join({reading: distances[reading] for reading in READINGS})
+    own = metric.join({reading: distances[name] for reading, name in NAMES.items()})
+    return (own / remembered).clamp_max(1) ** share
