@@ -30,7 +30,11 @@ from metaformer.metrics import METRICS
 from metaformer.tables import HEADINGS, cell
 
 WITH_T = FeatureConfig(
-    transformer=True, maps=(Shares(pooled=0.6), Shares(pooled=0.8)), sigma=1.0, places=0
+    transformer=True,
+    maps=(Shares(pooled=0.6), Shares(pooled=0.8)),
+    sigma=1.0,
+    places=0,
+    own=0.0,
 )
 """T and the maps that it was measured with (docs/decisions/0013-token-transformer.md)."""
 

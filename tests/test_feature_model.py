@@ -198,6 +198,9 @@ def test_wide_tokens_count_the_more_the_more_images_there_are():
         lacking = shares.wide - one.wide
         assert one.pooled == pytest.approx(shares.pooled + lacking / 2)
     assert LEARNED.given(1, 1.0) == LEARNED
+    grown = replace(shares, context_added=2.0)
+    contexts = [grown.given(count, 0.0).context for count in (1, 15, 16, 48, 10**9)]
+    assert contexts == pytest.approx([1.0, 1.0, 2.0, 2.5, 3.0])
 
 
 def test_places_count_as_far_as_they_say_something():

@@ -10,8 +10,11 @@ from metaformer.metric import ALL_READINGS, CONTEXT, PART, RAW, Shares
 SHIPPED = "efficientnet_lite0"
 """The backbone inside the package."""
 SCORING = Shares(pooled=0.5, part=0.1, here=0.2)
-MARKING = Shares(pooled=0.4, wide=0.3, part=0.05, context=1.25, here=0.25, raw=0.1)
-"""Shares in the two maps (``docs/decisions/0012-two-maps.md``, ``0015``, ``0017``, ``0018``)."""
+MARKING = Shares(
+    pooled=0.4, wide=0.3, part=0.05, context=1.25, context_added=1.0, here=0.25, raw=0.1
+)
+"""Shares in the two maps (``docs/decisions/0012-two-maps.md``, ``0015``, ``0017``, ``0018``,
+``0023``)."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ class FeatureConfig:
         return -(-self.reach // level)
 
 
-PLAIN = FeatureConfig(learned=False, sigma=1.0, means=False)
+PLAIN = FeatureConfig(learned=False, sigma=1.0, means=False, own=0.0)
 """Without the learned metric: other backbones, and the control that the metric has to beat."""
 ALIGNED = replace(PLAIN, levels=(4, 8), level_weights=(1.0, 1.0), aligned=True)
 """For parts that stand in the same place: fine levels, since place tells apart what looks alike

@@ -94,6 +94,9 @@ class Shares:
     """A reading that no map has a share of is not computed."""
     context: float = 0.0
     """What of stride 32 is added to the cosine distance of strides 8 and 16, for each 1 of it."""
+    context_added: float = 0.0
+    """What ``context`` grows by with very many normal images, for each 1 of it; from ``MANY`` of
+    them on, when it is half of that."""
     here: float = 0.0
     """Of tokens of stride 8 around the same place, where places say all (``same_place.py``)."""
     raw: float = 0.0
@@ -116,12 +119,15 @@ class Shares:
 
         Of one image, wide tokens cannot tell a defect from other light, and of a few not well. What
         they lack goes in halves to pooled tokens and to directions. The more images, the more is
-        known of what is normal anywhere, and the more a place must say to be worth asking.
+        known of what is normal anywhere, and the more a place must say to be worth asking; and
+        the more is known of larger parts, whose looks vary most.
         """
         lacking = self.wide / images
         pooled = None if self.pooled is None else self.pooled + lacking / 2
         here = self.here * alignment ** (1 + min(images, MANY) / IMAGES_A_POWER)
-        return replace(self, wide=self.wide - lacking, pooled=pooled, here=here)
+        known = images / (images + MANY) if images >= MANY else 0.0
+        context = self.context * (1 + self.context_added * known)
+        return replace(self, wide=self.wide - lacking, pooled=pooled, here=here, context=context)
 
     @property
     def readings(self) -> tuple[str, ...]:
