@@ -2,7 +2,8 @@
 
     python -m benchmarks.balances DATA_ROOT... --output benchmarks/results/balances.json
 
-Real test images, in the parts of ``benchmarks.held_out``, at one area as before 0020.
+Real test images, in the parts of ``benchmarks.held_out``, at one area as before 0020, and
+without 0022.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from benchmarks.held_out import (
 from metaformer.adaptation import prepare
 from metaformer.adapted_feature import on_one_grid
 from metaformer.datasets import Category
-from metaformer.feature_config import MARKING, SCORING
+from metaformer.feature_config import MARKING, SCORING, FeatureConfig
 from metaformer.feature_model import FeatureModel
 from metaformer.metric import Shares
 from metaformer.preprocess import smooth
@@ -120,7 +121,7 @@ def left_out(results: dict[str, Results]) -> str:
 
 
 def main() -> None:
-    model = FeatureModel.from_pretrained()
+    model = FeatureModel.from_pretrained(FeatureConfig(own=0.0))
     title = __doc__.splitlines()[0]
     results = measure_sets(title, partial(measure, model), 3, {})
     for names in ([ALIGNMENT, *SCORES], [*PIXELS]):

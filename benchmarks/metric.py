@@ -157,7 +157,7 @@ def cells(mask: NDArray[np.bool_], shape: Sequence[int]) -> NDArray[np.bool_]:
 
 def variants(weights: Sequence[str], transformers: Sequence[str]) -> dict[str, Variant]:
     def learned(**changes: Any) -> FeatureModel:
-        return FeatureModel.from_pretrained(FeatureConfig(**changes))
+        return FeatureModel.from_pretrained(FeatureConfig(own=0.0, **changes))
 
     found = {
         "without learning": Variant(FeatureModel.from_pretrained(PLAIN)),

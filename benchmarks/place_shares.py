@@ -27,6 +27,7 @@ from benchmarks.held_out import (
 from metaformer.adaptation import prepare
 from metaformer.adapted_feature import PLACES, on_one_grid
 from metaformer.datasets import Category
+from metaformer.feature_config import FeatureConfig
 from metaformer.feature_model import FeatureModel
 from metaformer.images import read_image
 from metaformer.places import MARKING
@@ -63,7 +64,7 @@ def measure(model: FeatureModel, category: Category, seeds: Sequence[int]) -> Re
 
 
 def main() -> None:
-    model = FeatureModel.from_pretrained()
+    model = FeatureModel.from_pretrained(FeatureConfig(own=0.0))
     title = __doc__.splitlines()[0]
     results = measure_sets(title, partial(measure, model), 2, {"marking": MARKING})
     print(table(results, [f"{share}" for share in SHARES]))

@@ -52,6 +52,21 @@ def test_an_error_comes_at_its_turn(workers):
         next(results)
 
 
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_an_error_of_the_items_comes_after_what_was_drawn_before(workers):
+    def items():
+        yield from (1, 2, 3)
+        raise OSError("gone")
+
+    done: list[float] = []
+    with pytest.raises(OSError, match="gone"):
+        done.extend(side_by_side(float, items(), workers))
+    results = side_by_side(float, items(), workers)
+    assert [next(results) for _ in range(3)] == [1.0, 2.0, 3.0]
+    with pytest.raises(OSError, match="gone"):
+        next(results)
+
+
 def test_workers_share_the_threads_which_are_as_before_afterwards():
     before = torch.get_num_threads()
     try:

@@ -56,6 +56,23 @@ def test_the_nearest_is_looked_for_elsewhere_on_the_image(height, width, every, 
     assert bool(found.isfinite().all())
 
 
+@pytest.mark.parametrize("euclidean", [True, False])
+def test_of_a_large_image_no_more_is_compared_with(euclidean):
+    generator = torch.Generator().manual_seed(0)
+    tokens = F.normalize(torch.randn(3, 70, 40, generator=generator), dim=0)  # over 32^2 cells
+    found = elsewhere(tokens, 1, 0.25, euclidean=euclidean)
+    assert torch.equal(found, elsewhere(tokens, 2, 0.25, euclidean=euclidean))
+    kept = tokens[:, ::2, ::2].flatten(1)
+    rows = tokens.flatten(1).T
+    down, right = torch.meshgrid(torch.arange(70), torch.arange(40), indexing="ij")
+    places = torch.stack([down, right], 2)
+    others = places[::2, ::2].reshape(-1, 2)
+    near = (places.reshape(-1, 1, 2) - others).abs().amax(2) <= 13
+    apart = torch.cdist(rows, kept.T) if euclidean else 1 - rows @ kept
+    expected = apart.masked_fill(near, torch.inf).amin(1).reshape(70, 40)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000), share=st.floats(0, 1))
 def test_the_map_is_lowered_where_the_image_itself_is_nearer_and_never_raised(seed, share):

@@ -361,6 +361,7 @@ def peak_memory(detector_file: Path, folder: Path, output: Path) -> int:
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )
     command = ["predict", str(detector_file), str(folder), "-o", str(output), "--quiet"]
+    command += ["--workers", "4"]  # as on a machine of more processors
     done = subprocess.run(
         [sys.executable, "-c", program, *command], capture_output=True, text=True, check=True
     )

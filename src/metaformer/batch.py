@@ -74,7 +74,8 @@ def score_images(
     """Score ``images`` into the folder ``output``; see the module's text for what it holds.
 
     What cannot be read is listed and passed over; what is named twice is scored once. Ctrl-C ends
-    the run after the images at hand, with every finished line and the report of this run on disk.
+    the run, with every finished line and the report of this run on disk; the images at hand are
+    scored again the next time.
 
     Args:
         images: paths and addresses of images, folders, archives, videos and lists (see
@@ -92,6 +93,10 @@ def score_images(
         ValueError: an address or list cannot be used, or a package for it is missing.
         OSError: a folder cannot be listed, ``output`` cannot be written to, or the disk is full.
     """
+    if workers is None:
+        workers = usual_workers() if detector.engine is None else 1
+    if workers < 1:
+        raise ValueError(f"workers: found {workers}; accepted are 1 and more.")
     sources = images if isinstance(images, Sources) else Sources(tuple(map(str, images)))
     total = count_images(sources)
     root = common_root(sources)
@@ -147,8 +152,7 @@ def score_images(
         return prediction
 
     interrupted = False
-    usual = usual_workers() if detector.engine is None else 1
-    crew = Crew(min(workers or usual, total or usual))
+    crew = Crew(min(workers, total or workers))
     with scores, Failures(output) as failures, crew:
         try:
             white_level = detector.made["white_level"]

@@ -26,7 +26,7 @@ class Crew:
     """Worker threads that share PyTorch's threads among them.
 
     A sum of many numbers differs in its last bits with the number of threads it is shared by, so
-    scores do with ``workers``, by a millionth or less; not with the order of images.
+    scores do with ``workers``, by a few millionths; not with the order of images.
 
     Args:
         workers: at least 1.
@@ -53,9 +53,11 @@ class Crew:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        # Each thread has its own number; those started from now on have the one set last.
-        torch.set_num_threads(self._threads)
+        try:
+            self._pool.shutdown(cancel_futures=True)
+        finally:
+            # Each thread has its own number; those started from now on have the one set last.
+            torch.set_num_threads(self._threads)
 
     def submit(
         self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
@@ -67,19 +69,28 @@ def side_by_side(
     work: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Generator[Result, None, None]:
     """``work`` on ``workers`` of the items at a time: results in the order of ``items``, of which
-    no more are drawn than are at work. With one worker that is the caller's own thread."""
+    no more are drawn than are at work. With one worker that is the caller's own thread. An error,
+    of ``work`` or of ``items``, comes at its turn."""
     if workers == 1:
         yield from map(work, items)
         return
     with Crew(workers) as crew:
         working: deque[Future[Result]] = deque()
-        for item in items:
-            working.append(crew.submit(work, item))
-            del item
+        drawn, failure = iter(items), None
+        while True:
+            try:
+                working.append(crew.submit(work, next(drawn)))
+            except StopIteration:
+                break
+            except Exception as error:
+                failure = error
+                break
             if len(working) == workers:
                 yield working.popleft().result()
         while working:
             yield working.popleft().result()
+        if failure is not None:
+            raise failure
 
 
 def usual_workers() -> int:

@@ -275,7 +275,7 @@ class Detector:
 
         Args:
             workers: images scored at once. With one a processor many small images take three
-                quarters of the time; scores differ by a millionth at most (``crew.py``).
+                quarters of the time; scores differ by a few millionths (``crew.py``).
         """
         return side_by_side(self.predict, images, workers)
 

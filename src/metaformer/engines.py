@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from metaformer.adaptation import raw_maps
+from metaformer.crew import side_by_side, usual_workers
 from metaformer.detector import Detector
 from metaformer.images import pixels_of
 from metaformer.onnx_detector import map_model
@@ -54,6 +55,11 @@ class Engine:
 
     name: EngineName
     run: Callable[[Tensor], Tensor]
+
+    @property
+    def workers(self) -> int:
+        """Images that a folder is scored by at once: the others have threads of their own."""
+        return usual_workers() if self.name == "torch" else 1
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) float32 in [0, 1] at a working size -> (N, h, w) raw maps, blurred."""
@@ -127,7 +133,8 @@ def pays_off(sources: Sources) -> bool:
 
 
 def fastest_engine(detector: Detector) -> Engine:
-    """The installed engine with the shortest median of a few passes of one image.
+    """The installed engine with the shortest median of a few passes of as many images as PyTorch
+    scores at once.
 
     Measured once a process for each kind of detector. Engines take turns, so that whatever else
     the machine does disturbs all of them.
@@ -147,7 +154,7 @@ def fastest_engine(detector: Detector) -> Engine:
                 break
             for engine in engines:
                 started = time.perf_counter()
-                engine(image)
+                list(side_by_side(engine, [image] * usual_workers(), engine.workers))
                 seconds[engine.name].append(time.perf_counter() - started)
         engines.sort(key=lambda engine: statistics.median(seconds[engine.name]))
     _fastest[kind] = engines[0].name

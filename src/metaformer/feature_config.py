@@ -121,8 +121,9 @@ class FeatureConfig:
 
     @property
     def has_own(self) -> bool:
-        """Whether tokens are also compared with those elsewhere on the image."""
-        return self.learned and self.own > 0
+        """Whether tokens are also compared with those elsewhere on the image; not where T corrects
+        the map, for it was trained without."""
+        return self.learned and not self.transformer and self.own > 0
 
     @property
     def searched(self) -> tuple[str, ...]:

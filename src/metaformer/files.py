@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_READING_UMASK = threading.Lock()
+"""It is the whole process's, and cannot be read without being set."""
 
 
 @contextmanager
@@ -40,8 +44,9 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
     try:
         yield temporary
         # mkstemp makes files readable by their owner alone; a result is an ordinary file.
-        umask = os.umask(0)
-        os.umask(umask)
+        with _READING_UMASK:
+            umask = os.umask(0)
+            os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(target)
     finally:

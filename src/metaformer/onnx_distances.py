@@ -10,7 +10,7 @@ from torch import Tensor
 from metaformer.memory import MEMORY_CHUNK
 from metaformer.metric import EUCLIDEAN
 from metaformer.onnx_graph import Graph, Value
-from metaformer.own_image import EVERY, FAR, REACH
+from metaformer.own_image import EVERY, FAR, MOST_A_SIDE, REACH
 from metaformer.places import GRID, Places
 
 
@@ -105,11 +105,16 @@ def place_distance(graph: Graph, tokens: Value, places: Places) -> Value:
 def elsewhere(graph: Graph, tokens: Value, reading: str) -> Value:
     """(N, 1, h, w) distance of tokens (N, C, h, w) of ``reading`` to the nearest elsewhere on the
     image, as ``own_image.elsewhere``."""
-    every = EVERY[reading]
     height, width = graph.side(tokens, 2), graph.side(tokens, 3)
+    area = graph.cast(graph.op("Mul", height, width), np.float32)
+    side = graph.op("Sqrt", area)
+    every = graph.cast(
+        graph.op("Ceil", graph.op("Div", side, graph.numbers(MOST_A_SIDE))), np.int64
+    )
+    every = graph.op("Max", every, graph.integers(EVERY[reading]))
     sides = graph.op("Concat", height, width, axis=0)
-    start, axes, steps = (graph.integers(n, m) for n, m in ((0, 0), (2, 3), (every, every)))
-    kept = graph.op("Slice", tokens, start, sides, axes, steps)
+    steps = graph.op("Concat", every, every, axis=0)
+    kept = graph.op("Slice", tokens, graph.integers(0, 0), sides, graph.integers(2, 3), steps)
     batch, channels = graph.side(tokens, 0), graph.side(tokens, 1)
     shape = graph.op("Concat", batch, channels, graph.integers(-1), axis=0)
     rows = graph.op("Reshape", tokens, shape)  # (N, C, h * w)
@@ -123,7 +128,7 @@ def elsewhere(graph: Graph, tokens: Value, reading: str) -> Value:
 
     if reading in EUCLIDEAN:
         alike = graph.op("Sub", alike, half_squares(others))
-    is_near = around(graph, height, width, every)  # (1, h * w, M)
+    is_near = around(graph, height, width, side, every)  # (1, h * w, M)
     alike = graph.op("Where", is_near, graph.numbers(FAR), alike)
     best = graph.op("ReduceMax", alike, graph.integers(2), keepdims=0)  # (N, h * w)
     grid = graph.op("Concat", batch, graph.integers(1), height, width, axis=0)
@@ -134,20 +139,24 @@ def elsewhere(graph: Graph, tokens: Value, reading: str) -> Value:
     return graph.op("Sqrt", graph.op("Mul", halves, graph.numbers(2)))
 
 
-def around(graph: Graph, height: Value, width: Value, every: int) -> Value:
-    """(1, h * w, M) whether one of the tokens compared with is not elsewhere, as
-    ``own_image.around``."""
-    area = graph.cast(graph.op("Mul", height, width), np.float32)
-    reach = graph.op("Round", graph.op("Mul", graph.op("Sqrt", area), graph.numbers(REACH)))
-    zero, one, step = (graph.constant(np.array(n, np.int64)) for n in (0, 1, every))
+def around(graph: Graph, height: Value, width: Value, side: Value, every: Value) -> Value:
+    """(1, h * w, M) whether one of the tokens compared with is not elsewhere.
+
+    Args:
+        side: root of the cells.
+        every: one token in so many is compared with, along either side.
+    """
+    reach = graph.op("Round", graph.op("Mul", side, graph.numbers(REACH)))
+    zero, one = (graph.constant(np.array(n, np.int64)) for n in (0, 1))
+    step = graph.op("Squeeze", every, graph.integers(0))
     near = []
-    for side in (height, width):
-        end = graph.op("Squeeze", side, graph.integers(0))
+    for length in (height, width):
+        end = graph.op("Squeeze", length, graph.integers(0))
         places = graph.op("Range", zero, end, one)
         kept = graph.op("Range", zero, end, step)
         apart = graph.op("Sub", graph.op("Unsqueeze", places, graph.integers(1)), kept)
         distance = graph.cast(graph.op("Abs", apart), np.float32)
-        near.append(graph.op("LessOrEqual", distance, reach))  # (side, side / every)
+        near.append(graph.op("LessOrEqual", distance, reach))  # (length, length / every)
     down = graph.op("Unsqueeze", near[0], graph.integers(1, 3))  # (h, 1, h / every, 1)
     right = graph.op("Unsqueeze", near[1], graph.integers(0, 2))  # (1, w, 1, w / every)
     both = graph.op("And", down, right)

@@ -11,11 +11,12 @@ Ours (``docs/decisions/0022-own-image.md``).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from math import ceil
 
 import torch
 from torch import Tensor
 
+from metaformer.memory import QUERY_CHUNK
 from metaformer.metric import COARSE, EUCLIDEAN, FINE, POOLED, READINGS, TokenMetric
 
 NAMES = {reading: f"own.{reading}" for reading in READINGS}
@@ -23,7 +24,10 @@ NAMES = {reading: f"own.{reading}" for reading in READINGS}
 REACH = 0.25
 """Of the root of the image's area: tokens nearer than that, along both sides, are not elsewhere."""
 EVERY = {FINE: 2, POOLED: 2, COARSE: 1}
-"""One token in so many is compared with, along either side; neighbours overlap."""
+"""One token in so many is compared with, along either side: neighbours overlap."""
+MOST_A_SIDE = 32
+"""Of an image worked at with more pixels, one in more, so that no more than the square of this is
+compared with: time and memory grow with the tokens, not with their square."""
 FAR = -1e3
 """How alike a token is to one that is not elsewhere."""
 
@@ -40,29 +44,28 @@ def own_distances(tokens: Mapping[str, Tensor], reach: float = REACH) -> dict[st
 def elsewhere(tokens: Tensor, every: int, reach: float, *, euclidean: bool) -> Tensor:
     """(h, w) distance of each of ``tokens`` (C, h, w), Euclidean or 1 - cosine of unit tokens."""
     height, width = tokens.shape[1:]
-    queries = tokens.flatten(1).T  # (h * w, C)
+    side = (height * width) ** 0.5
+    every = max(every, ceil(side / MOST_A_SIDE))
+    cells = round(reach * side)
+    near_down, near_right = (
+        (torch.arange(length)[:, None] - torch.arange(0, length, every)).abs() <= cells
+        for length in (height, width)
+    )  # (h, h / every), (w, w / every)
     others = tokens[:, ::every, ::every].flatten(1)  # (C, N)
-    alike = queries @ others  # (h * w, N)
+    # |q - m|^2 / 2 = |q|^2 / 2 - (q m - |m|^2 / 2)
+    halves = others.square().sum(0) / 2 if euclidean else others.new_zeros(others.shape[1])
+    best = []
+    rows = max(1, QUERY_CHUNK // width)
+    for strip, near in zip(
+        torch.split(tokens, rows, dim=1), torch.split(near_down, rows), strict=True
+    ):
+        alike = torch.addmm(halves, strip.flatten(1).T, others, beta=-1)  # (rows * w, N)
+        is_near = near[:, None, :, None] & near_right[None, :, None, :]
+        best.append(alike.masked_fill_(is_near.reshape(alike.shape), FAR).amax(1))
+    nearest = torch.cat(best).reshape(height, width)
     if euclidean:
-        alike -= others.square().sum(0) / 2  # |q - m|^2 / 2 = |q|^2 / 2 - (q m - |m|^2 / 2)
-    best = alike.masked_fill(around(height, width, every, reach), FAR).amax(1)
-    if euclidean:
-        distance = (queries.square().sum(1) - 2 * best).clamp_min(0).sqrt()
-    else:
-        distance = (1 - best).clamp_min(0)
-    return distance.reshape(height, width)
-
-
-@lru_cache(maxsize=8)
-def around(height: int, width: int, every: int, reach: float) -> Tensor:
-    """(h * w, N) whether one of the tokens compared with is not elsewhere."""
-    cells = round(reach * (height * width) ** 0.5)
-    near = [
-        (torch.arange(side)[:, None] - torch.arange(0, side, every)).abs() <= cells
-        for side in (height, width)
-    ]
-    both = near[0][:, None, :, None] & near[1][None, :, None, :]  # (h, w, h / every, w / every)
-    return both.reshape(height * width, -1)
+        return (tokens.square().sum(0) - 2 * nearest).clamp_min(0).sqrt()
+    return (1 - nearest).clamp_min(0)
 
 
 def lowered(metric: TokenMetric, distances: Mapping[str, Tensor], share: float) -> Tensor:

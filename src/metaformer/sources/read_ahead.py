@@ -183,11 +183,14 @@ def work_ahead(
                 yield future.result()
                 del future
                 decoding.leave(pixels)
+            elif working and decoding.next.exception() is not None:
+                is_over = True  # those before it come first
             elif (held := decoding.take()) is None:
                 is_over = True
             else:
                 working.append((crew.submit(work, *held[0]), held[1]))
                 del held
+        decoding.take()  # raises what ended the items, if it was an error
 
 
 def pixels_to_decode(item: Item) -> int:

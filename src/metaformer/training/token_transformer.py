@@ -64,7 +64,7 @@ def train_transformer(config: MetricConfig, *, resume: bool = False, quiet: bool
     torch.manual_seed(config.seed)
     config.output.mkdir(parents=True, exist_ok=True)
     backbone, metric = load_backbone(), load_metric()
-    model = FeatureModel(FeatureConfig(maps=(LEARNED,)), backbone, metric)
+    model = FeatureModel(FeatureConfig(maps=(LEARNED,), own=0.0), backbone, metric)
     photos = PhotoPool.load(config.data, split="train", quiet=quiet)
     episodes = read_bank(make_bank(photos, backbone, config, quiet=quiet))
     bar = track(
