@@ -11,6 +11,7 @@ Ours (``docs/decisions/0022-own-image.md``).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from math import ceil
 
 import torch
@@ -46,26 +47,31 @@ def elsewhere(tokens: Tensor, every: int, reach: float, *, euclidean: bool) -> T
     height, width = tokens.shape[1:]
     side = (height * width) ** 0.5
     every = max(every, ceil(side / MOST_A_SIDE))
-    cells = round(reach * side)
-    near_down, near_right = (
-        (torch.arange(length)[:, None] - torch.arange(0, length, every)).abs() <= cells
-        for length in (height, width)
-    )  # (h, h / every), (w, w / every)
+    near = around(height, width, every, round(reach * side))
     others = tokens[:, ::every, ::every].flatten(1)  # (C, N)
     # |q - m|^2 / 2 = |q|^2 / 2 - (q m - |m|^2 / 2)
     halves = others.square().sum(0) / 2 if euclidean else others.new_zeros(others.shape[1])
     best = []
-    rows = max(1, QUERY_CHUNK // width)
-    for strip, near in zip(
-        torch.split(tokens, rows, dim=1), torch.split(near_down, rows), strict=True
+    queries = tokens.flatten(1).T  # (h * w, C)
+    for chunk, is_near in zip(
+        torch.split(queries, QUERY_CHUNK), torch.split(near, QUERY_CHUNK), strict=True
     ):
-        alike = torch.addmm(halves, strip.flatten(1).T, others, beta=-1)  # (rows * w, N)
-        is_near = near[:, None, :, None] & near_right[None, :, None, :]
-        best.append(alike.masked_fill_(is_near.reshape(alike.shape), FAR).amax(1))
+        alike = torch.addmm(halves, chunk, others, beta=-1)  # (chunk, N)
+        best.append(alike.masked_fill_(is_near, FAR).amax(1))
     nearest = torch.cat(best).reshape(height, width)
     if euclidean:
         return (tokens.square().sum(0) - 2 * nearest).clamp_min(0).sqrt()
     return (1 - nearest).clamp_min(0)
+
+
+@lru_cache(maxsize=2)  # of stride 8 and of stride 16
+def around(height: int, width: int, every: int, cells: int) -> Tensor:
+    """(h * w, N) whether one of the tokens compared with is no more than ``cells`` away."""
+    down, right = (
+        (torch.arange(length)[:, None] - torch.arange(0, length, every)).abs() <= cells
+        for length in (height, width)
+    )  # (h, h / every), (w, w / every)
+    return (down[:, None, :, None] & right[None, :, None, :]).reshape(height * width, -1)
 
 
 def lowered(metric: TokenMetric, distances: Mapping[str, Tensor], share: float) -> Tensor:
