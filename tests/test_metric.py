@@ -230,7 +230,8 @@ def test_maps_of_an_episode_are_those_of_the_preset():
     from metaformer.feature_model import FeatureModel
     from metaformer.preprocess import smooth
 
-    model = FeatureModel.from_pretrained(FeatureConfig(resolution=64, maps=(LEARNED,), sigma=SIGMA))
+    config = FeatureConfig(resolution=64, maps=(LEARNED,), sigma=SIGMA, own=0.0)
+    model = FeatureModel.from_pretrained(config)
     support, query = features(0, 2), features(1, 1)
     task = FeatureEpisode(support, query, torch.zeros(1, 8, 8), torch.tensor([True]))
     memory = {

@@ -122,6 +122,8 @@ def test_what_is_normal_elsewhere_is_found_by_its_place(model: FeatureModel):
 
 
 def test_places_join_the_maps_by_their_shares(model: FeatureModel):
+    """What is elsewhere on the image lowers both together afterwards."""
+    model = model.with_config(replace(model.config, own=0.0))
     tokens = [model.prepare(halves(seed)) for seed in range(6)]
     without, adapted = (model.remember(tokens, seed=0, places=known) for known in (False, True))
     query = model.prepare(halves(7, swapped=True))
