@@ -27,11 +27,10 @@ from benchmarks.held_out import (
     table,
 )
 from metaformer.adaptation import prepare
-from metaformer.adapted_feature import Distances, on_one_grid
+from metaformer.adapted_feature import on_one_grid
 from metaformer.datasets import Category
 from metaformer.feature_model import FeatureModel
-from metaformer.metric import READINGS, TokenMetric
-from metaformer.own_image import NAMES, REACH, own_distances
+from metaformer.own_image import REACH, own_distances, ratio
 from metaformer.preprocess import smooth
 
 BEFORE = "before"
@@ -45,12 +44,6 @@ CANDIDATES = {
 """How far away elsewhere is, to what power the ratio is taken, and whether it raises the map where
 the memory is nearer."""
 SHOTS = (1, 2, 16)
-
-
-def ratio(metric: TokenMetric, distances: Distances) -> Tensor:
-    """(h, w) of what is elsewhere on the image to what is remembered."""
-    own = metric.join({reading: distances[name] for reading, name in NAMES.items()})
-    return own / metric.join({reading: distances[reading] for reading in READINGS})
 
 
 def measure(model: FeatureModel, category: Category, seeds: Sequence[int]) -> Results:

@@ -8,8 +8,9 @@ import time
 import numpy as np
 import pytest
 import torch
-from tests import boards, trees
 
+import boards
+import trees
 from metaformer import Metaformer
 from metaformer.crew import Crew, side_by_side, usual_workers
 

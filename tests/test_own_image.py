@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests import boards
 
+import boards
 from metaformer.adaptation import prepare
 from metaformer.adapted_feature import AdaptedFeature, on_one_grid
 from metaformer.feature_config import FeatureConfig

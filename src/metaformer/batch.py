@@ -95,10 +95,9 @@ def score_images(
     """
     if workers is None:
         workers = usual_workers() if detector.engine is None else 1
-    if workers < 1:
-        raise ValueError(f"workers: found {workers}; accepted are 1 and more.")
     sources = images if isinstance(images, Sources) else Sources(tuple(map(str, images)))
     total = count_images(sources)
+    crew = Crew(min(workers, total or workers))
     root = common_root(sources)
     scores = CsvScores(output) if scores_format == "csv" else ParquetScores(output)
     claim_folder(output, detector.info(), scores, overwrite)
@@ -152,7 +151,6 @@ def score_images(
         return prediction
 
     interrupted = False
-    crew = Crew(min(workers, total or workers))
     with scores, Failures(output) as failures, crew:
         try:
             white_level = detector.made["white_level"]

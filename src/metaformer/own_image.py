@@ -75,12 +75,18 @@ def around(height: int, width: int, every: int, cells: int) -> Tensor:
 
 
 def lowered(metric: TokenMetric, distances: Mapping[str, Tensor], share: float) -> Tensor:
-    """(..., h, w) factor of the map, above 0 and at most 1: the ratio of both distances, joined as
-    the metric has learned, to the power of ``share``.
+    """(..., h, w) factor of the map, above 0 and at most 1: ``ratio``, where it is below 1, to the
+    power of ``share``."""
+    return ratio(metric, distances).clamp_max(1) ** share
+
+
+def ratio(metric: TokenMetric, distances: Mapping[str, Tensor]) -> Tensor:
+    """(..., h, w) how far what is elsewhere on the image is, for each 1 that what is remembered is;
+    both joined as the metric has learned.
 
     Args:
         distances: on one grid, of the readings and by their ``NAMES``.
     """
     remembered = metric.join({reading: distances[reading] for reading in READINGS})
     own = metric.join({reading: distances[name] for reading, name in NAMES.items()})
-    return (own / remembered).clamp_max(1) ** share
+    return own / remembered

@@ -175,7 +175,7 @@ def work_ahead(
         while working or not is_over:
             is_free = not is_over and len(working) < crew.workers
             # Either may have to wait for the other: room for the next is made by using the first.
-            awaited: list[Future[Any]] = [future for future, _ in working][:1]
+            awaited: list[Future[Any]] = [working[0][0]] if working else []
             wait([*awaited, *([decoding.next] if is_free else [])], return_when=FIRST_COMPLETED)
             if working and working[0][0].done():
                 future, pixels = working.popleft()
