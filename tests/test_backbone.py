@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import boards
-from metaformer.backbone import EfficientNetLite0, load_backbone
+from metaformer.backbone import EfficientNetLite0, Pointwise, SameConv, load_backbone
 
 CHANNELS = {4: 24, 8: 40, 16: 112, 32: 320}
 
@@ -104,3 +105,24 @@ def test_brightness_matters_and_range_is_0_to_1(backbone, picture):
     wrong = backbone(picture * 255)
     right = backbone(picture)
     assert float(torch.cosine_similarity(wrong[16], right[16], dim=1).mean()) < 0.9
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (33, 20), (20, 33), (7, 1)])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
+def test_same_padding_is_one_more_below_and_to_the_right(kernel, stride, shape):
+    layer = SameConv(6, 6, kernel, stride, groups=6)
+    x = torch.rand(2, 6, *shape)
+    pads = []
+    for side in reversed(shape):
+        total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
+        pads += [total // 2, total - total // 2]
+    expected = layer.conv(F.pad(x, pads))
+    assert expected.shape[2:] == tuple(-(-side // stride) for side in shape)
+    assert torch.allclose(layer(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_pointwise_layer_is_its_convolution(memory_format):
+    layer = Pointwise(5, 9)
+    x = torch.rand(2, 5, 7, 4).contiguous(memory_format=memory_format)
+    assert torch.allclose(layer(x), layer.conv(x), atol=1e-6)

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,6 +14,7 @@ import trees
 from metaformer.preprocess import (
     MAX_ASPECT,
     image_score,
+    shrunk,
     smooth,
     to_image_size,
     to_tensor,
@@ -90,6 +95,27 @@ def test_to_tensor_of_a_constant_is_constant(shape, size):
     tensor = to_tensor(np.full((*shape, 3), 77, np.uint8), size)
     assert tensor.shape == (1, 3, *size)
     assert tensor.numpy() == pytest.approx(77 / 255)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 4, 7])
+@given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 200), st.integers(1, 90), st.booleans())
+def test_strips_of_several_threads_are_the_whole(threads, rows, columns, height, width, is_view):
+    """Whatever the sizes, of which some cannot be shared and some grow along a side."""
+    size = (8 * rows, 8 * columns)
+    image = trees.picture(height + width, height, width)
+    if is_view:
+        image = image[:, ::-1]
+    whole = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+    torch.set_num_threads(threads)
+    assert np.array_equal(shrunk(image, size), whole)
+
+
+def test_a_process_forked_after_strips_were_shared_shares_its_own():
+    torch.set_num_threads(2)
+    image = trees.picture(1, 64, 64)
+    before = shrunk(image, (32, 32))
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as other:
+        assert np.array_equal(other.submit(shrunk, image, (32, 32)).result(timeout=60), before)
 
 
 # Maps

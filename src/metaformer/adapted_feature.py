@@ -330,6 +330,9 @@ def on_one_grid(distances: Distances, reading: str) -> Distances:
     size = tuple(distances[reading].shape[-2:])
     resized = {}
     for name, grid in distances.items():
+        if grid.shape[-2:] == size:
+            resized[name] = grid
+            continue
         channels = grid.reshape(1, -1, *grid.shape[-2:])
         same = F.interpolate(channels, size, mode="bilinear")
         resized[name] = same.reshape(*grid.shape[:-2], *size)

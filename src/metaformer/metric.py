@@ -211,7 +211,7 @@ class TokenMetric(nn.Module):
         }
         if WIDE in readings:
             wide = pool_wide(features)  # (B, 152, h / 2, w / 2)
-            tokens[WIDE] = F.conv2d(wide, self.wide[:, :, None, None])  # (B, 96, h / 2, w / 2)
+            tokens[WIDE] = mapped(wide, self.wide)  # (B, 96, h / 2, w / 2)
         if CONTEXT in readings:
             tokens[CONTEXT] = F.normalize(features[CONTEXT_STRIDE], dim=1)  # (B, 192, h / 4, w / 4)
         if PART in readings:
@@ -221,7 +221,7 @@ class TokenMetric(nn.Module):
         return tokens
 
     def _map(self, reading: str, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.maps[reading].weight[:, :, None, None])
+        return mapped(x, self.maps[reading].weight)
 
     def shares(self) -> tuple[Tensor, Tensor]:
         """(2,) weights of strides 8 and 16 in the cosine distance, summing to 1; and the exponent
@@ -245,6 +245,11 @@ class TokenMetric(nn.Module):
         for reading, share in shares.placed.items():
             joined = joined * (distances[reading] + FLOOR) ** share
         return joined
+
+
+def mapped(x: Tensor, weight: Tensor) -> Tensor:
+    """(B, C, h, w) cell by cell times (D, C) -> (B, D, h, w); channels last is fastest."""
+    return F.linear(x.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
 
 
 def pool(features: dict[int, Tensor]) -> Tensor:

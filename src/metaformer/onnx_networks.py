@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.autoencoder import BOTTLENECK_POOL, PADDING, Autoencoder, Moments, SupportNorm
-from metaformer.backbone import Block, EfficientNetLite0, SameConv
+from metaformer.backbone import Block, EfficientNetLite0, Pointwise, SameConv
 from metaformer.onnx_graph import Graph, Value
 
 
@@ -28,20 +28,21 @@ def backbone(graph: Graph, images: Value, net: EfficientNetLite0) -> dict[int, V
     return features
 
 
-def same_conv(graph: Graph, x: Value, conv: SameConv) -> Value:
+def same_conv(graph: Graph, x: Value, layer: SameConv | Pointwise) -> Value:
     """At sides that the stride divides, "same" padding does not depend on the size."""
-    missing = conv.kernel - conv.stride
+    conv = layer.conv
+    missing = conv.kernel_size[0] - conv.stride[0]
     before = missing // 2
     after = missing - before
-    assert conv.conv.bias is not None
+    assert conv.bias is not None
     return graph.op(
         "Conv",
         x,
-        graph.constant(conv.conv.weight),
-        graph.constant(conv.conv.bias),
+        graph.constant(conv.weight),
+        graph.constant(conv.bias),
         pads=[before, before, after, after],
-        strides=[conv.stride] * 2,
-        group=conv.conv.groups,
+        strides=list(conv.stride),
+        group=conv.groups,
     )
 
 

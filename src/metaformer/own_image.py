@@ -30,7 +30,7 @@ MOST_A_SIDE = 32
 """Of an image worked at with more pixels, one in more, so that no more than the square of this is
 compared with: time and memory grow with the tokens, not with their square."""
 FAR = -1e3
-"""How alike a token is to one that is not elsewhere."""
+"""How much less alike a token is to one that is not elsewhere."""
 
 
 def own_distances(tokens: Mapping[str, Tensor], reach: float = REACH) -> dict[str, Tensor]:
@@ -53,11 +53,11 @@ def elsewhere(tokens: Tensor, every: int, reach: float, *, euclidean: bool) -> T
     halves = others.square().sum(0) / 2 if euclidean else others.new_zeros(others.shape[1])
     best = []
     queries = tokens.flatten(1).T  # (h * w, C)
-    for chunk, is_near in zip(
+    for chunk, near_chunk in zip(
         torch.split(queries, QUERY_CHUNK), torch.split(near, QUERY_CHUNK), strict=True
     ):
         alike = torch.addmm(halves, chunk, others, beta=-1)  # (chunk, N)
-        best.append(alike.masked_fill_(is_near, FAR).amax(1))
+        best.append(alike.add_(near_chunk, alpha=FAR).amax(1))
     nearest = torch.cat(best).reshape(height, width)
     if euclidean:
         return (tokens.square().sum(0) - 2 * nearest).clamp_min(0).sqrt()
@@ -66,12 +66,13 @@ def elsewhere(tokens: Tensor, every: int, reach: float, *, euclidean: bool) -> T
 
 @lru_cache(maxsize=2)  # of stride 8 and of stride 16
 def around(height: int, width: int, every: int, cells: int) -> Tensor:
-    """(h * w, N) whether one of the tokens compared with is no more than ``cells`` away."""
+    """(h * w, N) 1 where one of the tokens compared with is no more than ``cells`` away, else 0."""
     down, right = (
         (torch.arange(length)[:, None] - torch.arange(0, length, every)).abs() <= cells
         for length in (height, width)
     )  # (h, h / every), (w, w / every)
-    return (down[:, None, :, None] & right[None, :, None, :]).reshape(height * width, -1)
+    near = down[:, None, :, None] & right[None, :, None, :]  # (h, w, h / every, w / every)
+    return near.reshape(height * width, -1).to(torch.int8)  # a fifth of the time of a mask, added
 
 
 def lowered(metric: TokenMetric, distances: Mapping[str, Tensor], share: float) -> Tensor:

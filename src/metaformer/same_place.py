@@ -43,6 +43,10 @@ class SamePlace:
     """Features as they are."""
     _windows: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        # The channels of a cell side by side, as those of the tokens that are compared with them.
+        self.raw = self.raw.contiguous(memory_format=torch.channels_last)
+
     @classmethod
     def of(cls, images: Sequence[Mapping[str, Tensor]]) -> SamePlace:
         """Of images as ``FeatureModel.prepare`` gives them, of any sizes."""
@@ -70,7 +74,7 @@ class SamePlace:
         size = query.shape[1:]
         cosine = best_cosine(query.flatten(1).T, self.windows(size))  # (h * w, 1)
         raw = on_grid(self.raw, size)
-        apart = (raw - tokens[RAW]).square().sum(1).amin(0).sqrt()
+        apart = torch.linalg.vector_norm(raw - tokens[RAW], dim=1).amin(0)
         return {HERE: (1 - cosine).clamp_min(0).reshape(size), RAW: apart}
 
     def windows(self, size: torch.Size) -> Tensor:
