@@ -70,14 +70,16 @@ def measure(model: FeatureModel, category: Category, seeds: Sequence[int]) -> Re
             adapted = adapt(model, draw(category, shots, seed), seed)
             first = model.config.readings[0]
             resized = [on_one_grid(adapted.distances(image), first) for image in tokens]
-            measured = {part: {ALIGNMENT: adapted.alignment} for part in tests.parts()}
+            assert adapted.same_place is not None
+            (alignment,) = adapted.same_place.alignments
+            measured = {part: {ALIGNMENT: alignment} for part in tests.parts()}
             note(found, measured, shots, ALIGNMENT)
             for judge, candidates in (
                 (tests.judge_scores, SCORES),
                 (tests.judge_pixels, PIXELS),
             ):
                 for name, (shares, sigma, says) in candidates.items():
-                    given = shares.given(shots, adapted.alignment if says is None else says)
+                    given = shares.given(shots, alignment if says is None else says)
                     joined = (model.metric.join(image, given) for image in resized)
                     maps = [smooth(grid[None], sigma)[0] for grid in joined]
                     note(found, judge(maps), shots, name)

@@ -8,6 +8,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typer.testing import CliRunner
 import metaformer
 from metaformer import Detector, Metaformer
 from metaformer.adaptation import prepare
+from metaformer.adapted_feature import AdaptedFeature
 from metaformer.backbone import load_backbone
 from metaformer.cli import app
 from metaformer.engines import (
@@ -56,6 +58,7 @@ from metaformer.onnx_detector import full_model
 from metaformer.onnx_graph import MissingExtraError, need
 from metaformer.onnx_maps import UnsupportedExportError
 from metaformer.runtimes import PrecisionError, check_bf16, compile_model
+from metaformer.same_place import SamePlace
 from metaformer.sources.shards import Sources
 
 pytest.importorskip("onnx")
@@ -65,7 +68,7 @@ pytest.importorskip("openvino")
 ROOT = Path(__file__).parent.parent
 BOARDS = Path(metaformer.__file__).parent / "demo_images" / "circuit_board"
 Image = NDArray[np.uint8]
-KINDS = ("feature", "places", "sizes", "aligned", "pixel")
+KINDS = ("feature", "places", "products", "sizes", "aligned", "pixel")
 
 test_image.__test__ = False  # type: ignore[attr-defined]
 
@@ -97,12 +100,23 @@ def detectors(boards: list[Image]) -> dict[str, Detector]:
                 universal.model.config, usual_side=120.0, size_kept=0.9, shared_areas=(200 * 240,)
             )
             universal.model = universal.model.with_config(config)
-        made[kind] = universal.adapt(boards[: 2 if kind == "pixel" else 3])
+        support = boards[: 2 if kind == "pixel" else 3]
+        if kind == "products":
+            support = [*support, *(texture(seed) for seed in range(3))]
+        made[kind] = universal.adapt(support)
         if kind == "places":  # which only detectors of many images have
             model = made[kind].model
             tokens = [prepare(model, board) for board in boards[:3]]
             made[kind].adapted = model.remember(tokens, seed=0, places=True)
     return made
+
+
+def texture(seed: int) -> Image:
+    """(200, 240, 3) stripes, of which none is where another image has one."""
+    turn = np.random.default_rng(seed).uniform(0, 2 * np.pi, 2)
+    rows, columns = np.mgrid[:200, :240]
+    waves = np.sin(rows / 5 + turn[0]) + np.sin(columns / 9 + turn[1])
+    return np.repeat((127 + 60 * waves).astype(np.uint8)[..., None], 3, axis=2)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +146,8 @@ def test_any_size_and_batch_give_pytorchs_results(
     detector = detectors[kind]
     run = compile_model(models[kind], runtime, threads=1)
     for size in SIZES[:: 3 if kind == "pixel" else 1]:
-        images = [resize_image(board, size) for board in boards[2:]]
+        shown = [*boards[2:], texture(9)] if kind == "products" else boards[2:]
+        images = [resize_image(image, size) for image in shown]
         for comparison in compare(detector, run, images):
             assert comparison.score < 2e-4, size
             assert comparison.map.max() < 2e-3, size
@@ -143,6 +158,32 @@ def test_any_size_and_batch_give_pytorchs_results(
             assert raw == pytest.approx(comparison.expected.raw_score, rel=2e-3, abs=least)
             assert comparison.found["anomaly_map"].shape == size
             assert not comparison.verdict_differs
+
+
+def test_products_make_a_difference_to_what_is_exported(
+    detectors: dict[str, Detector], models: dict[str, bytes], boards: list[Image]
+) -> None:
+    detector = detectors["products"]
+    adapted = detector.adapted
+    assert isinstance(adapted, AdaptedFeature) and adapted.same_place is not None
+    assert adapted.same_place.products == (0, 0, 0, 1, 1, 1)
+    shown = [
+        adapted.product_of(prepare(detector.model, image)) for image in (boards[3], texture(9))
+    ]
+    assert shown == [0, 1]
+    one = SamePlace(adapted.same_place.fine, adapted.same_place.raw)
+    for product, image in enumerate((boards[3], texture(9))):
+        run = compile_model(models["products"], "onnxruntime", threads=1)
+        found = float(run(image[None])["raw_score"][0])
+        apart = []
+        for alignment in adapted.same_place.alignments:
+            alone = copy(adapted)
+            alone.same_place = replace(one, alignments=(alignment,))
+            del alone.shares
+            apart.append(Detector(detector.model, alone, detector.calibration, detector.made))
+        scores = [each.predict(image).raw_score for each in apart]
+        assert found == pytest.approx(scores[product], rel=5e-4)
+        assert found != pytest.approx(scores[1 - product], rel=4e-3)
 
 
 def test_sizes_make_a_difference_to_what_is_exported(detectors: dict[str, Detector]) -> None:

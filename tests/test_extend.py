@@ -180,7 +180,7 @@ def test_a_file_without_grids_is_extended_by_estimate(tmp_path):
     assert kept == {f"grids.{name}" for name in ALL_READINGS}
     older = {name: t for name, t in tensors.items() if not name.startswith("grids")}
     place = boards.detector().adapted.same_place  # without grids the memory does not tell it
-    older |= {"same_place.fine": place.fine, "same_place.raw": place.raw}
+    older |= {"same_place.fine": place.fine, "same_place.raw": place.raw.contiguous()}
     del older["memory.raw"]
     save_file(older, tmp_path / "old", metadata=header)
     detector = Detector.load(tmp_path / "old")

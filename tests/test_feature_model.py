@@ -160,8 +160,10 @@ def test_learned_maps_are_weighted_geometric_means_of_the_distances(model):
     ):
         compare = model.with_config(replace(CONFIG, maps=maps, own=0.0))
         known = {name: memory[name] for name in compare.config.searched}
-        in_place = SamePlace.of(others) if compare.config.has_same_place else None
-        adapted = AdaptedFeature(compare, known, same_place=in_place, count=3, alignment=0.5)
+        in_place = None
+        if compare.config.has_same_place:
+            in_place = replace(SamePlace.of(others), alignments=(0.5,))
+        adapted = AdaptedFeature(compare, known, same_place=in_place, count=3)
         found = adapted.anomaly_maps(image)
         assert len(found) == len(maps)
         for grid, shares in zip(found, [shares.given(3, 0.5) for shares in maps], strict=True):
@@ -215,8 +217,9 @@ def test_places_count_as_far_as_they_say_something():
 def test_a_file_says_how_many_images_its_memory_stands_for(model):
     tokens = [model.prepare(tensor(boards.good(seed))) for seed in range(3)]
     adapted = model.adapt(tokens[:2], seed=0)
-    assert 0 < adapted.alignment < 1
-    assert adapted.shares == tuple(shares.given(2, adapted.alignment) for shares in CONFIG.maps)
+    (alignment,) = adapted.same_place.alignments
+    assert 0 < alignment < 1
+    assert adapted.shares == (tuple(shares.given(2, alignment) for shares in CONFIG.maps),)
     tensors, settings = adapted.state()
     restored = adapted_from_state(tensors, settings)
     assert restored.shares == adapted.shares
@@ -224,7 +227,7 @@ def test_a_file_says_how_many_images_its_memory_stands_for(model):
     for damaged in (0, "2"):
         with pytest.raises(ValueError, match="images is"):
             adapted_from_state(tensors, {**settings, "images": damaged})
-    for damaged in (1.1, float("nan"), "0.5"):
+    for damaged in (1.1, float("nan"), "0.5", [], [0.5, "0.5"]):
         with pytest.raises(ValueError, match="alignment is"):
             adapted_from_state(tensors, {**settings, "alignment": damaged})
 
@@ -270,7 +273,8 @@ def test_a_file_from_before_wide_tokens_is_read_as_it_was(model, written, maps):
     adapted = old.adapt([old.prepare(tensor(boards.good(0)))], seed=0)
     tensors, settings = adapted.state()
     del settings["config"]["maps"], settings["images"], tensors["metric.wide"]
-    del settings["alignment"], settings["config"]["own"]
+    settings.pop("alignment", None)
+    del settings["config"]["own"]
     settings["config"] |= written
     restored = adapted_from_state(tensors, settings)
     assert restored.model.config == old.config

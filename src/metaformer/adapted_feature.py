@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import asdict
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,10 +20,10 @@ from metaformer.memory import (
     merge_samples,
     nearest_means,
 )
-from metaformer.metric import COARSE, EUCLIDEAN, POOLED
+from metaformer.metric import COARSE, EUCLIDEAN, POOLED, Shares
 from metaformer.own_image import lowered, own_distances
 from metaformer.places import Places
-from metaformer.same_place import SamePlace, measure_alignment
+from metaformer.same_place import SamePlace
 from metaformer.token_transformer import SeenImage
 
 if TYPE_CHECKING:
@@ -65,15 +66,11 @@ class AdaptedFeature:
         same_place: SamePlace | None = None,
         *,
         count: int = 1,
-        alignment: float = 0.0,
         means: frozenset[str] | None = None,
     ) -> None:
         self.model = model
         self.count = count
         """Support images that the memory stands for."""
-        self.alignment = alignment
-        """How far places say what is to be seen there, 0 to 1 (``same_place.py``)."""
-        self.shares = tuple(shares.given(count, alignment) for shares in model.config.maps)
         self.memory = memory  # reading -> (N, C), or (K, C, h, w) if aligned
         self.grids = grids
         """Reading -> (K, 2) rows and columns of each support image's grid, in the order of the
@@ -92,6 +89,21 @@ class AdaptedFeature:
         self.same_place = same_place
         self.seen: dict[int, SeenImage] = {}
         """Index in the support -> the image as T sees it."""
+
+    @cached_property
+    def shares(self) -> tuple[tuple[Shares, ...], ...]:
+        """Of each product, for each map: of how many images there are, and how far places say what
+        is to be seen there."""
+        alignments = (0.0,) if self.same_place is None else self.same_place.alignments
+        return tuple(
+            tuple(shares.given(self.count, alignment) for shares in self.model.config.maps)
+            for alignment in alignments
+        )
+
+    def product_of(self, tokens: Tokens) -> int:
+        """Which of the products that the detector is of an image shows, as an index of
+        ``shares``."""
+        return 0 if self.same_place is None else self.same_place.product_of(tokens)
 
     def _choose(self, name: str) -> Tensor:
         config, memory = self.model.config, self.memory[name]
@@ -147,8 +159,8 @@ class AdaptedFeature:
             images: what ``prepare`` gave for each new image.
             earlier: how many support images the memory stands for.
             views: what ``sample_views`` gave for each new image, or nothing.
-            like: what all images make, of which some are left out here: it says how far places
-                count and what is compared with means. None to find out by the memory.
+            like: what all images make, of which some are left out here: it says what is compared
+                with means, and reads the distances. None to find out by the memory.
         """
         generator = torch.Generator().manual_seed(seed)
         config = self.model.config
@@ -173,11 +185,8 @@ class AdaptedFeature:
         same_place = self.same_place
         if same_place is not None and images:
             same_place = same_place.merged(SamePlace.of(images))
-        alignment = self.alignment
-        if like is not None:
-            alignment = like.alignment
-        elif same_place is not None and images:
-            alignment = measure_alignment([*same_place.fine])
+            if like is None:
+                same_place = same_place.measured()
         extended = AdaptedFeature(
             self.model,
             memory,
@@ -186,7 +195,6 @@ class AdaptedFeature:
             places,
             same_place,
             count=earlier + len(images),
-            alignment=alignment,
             means=None if like is None else like.means,
         )
         extended.seen = self.seen  # of the earlier images: gaps of later ones are much the same
@@ -236,7 +244,7 @@ class AdaptedFeature:
             without: support images that T is not to look at; unless there is no other.
         """
         resized = on_one_grid(distances, self.model.config.readings[0])
-        joined = self._join(resized)
+        joined = self._join(resized, self.product_of(tokens))
         transformer = self.model.transformer
         if transformer is None:
             return joined
@@ -247,14 +255,14 @@ class AdaptedFeature:
         correction = transformer(embedded, support or [*self.seen.values()], (height, width))
         return joined * (TRUST * correction[0]).exp()
 
-    def join(self, distances: Distances) -> Tensor:
-        """(M, h, w) of all readings, as they are before T."""
-        return self._join(on_one_grid(distances, self.model.config.readings[0]))
+    def join(self, distances: Distances, product: int = 0) -> Tensor:
+        """(M, h, w) of all readings of an image that shows a product, as they are before T."""
+        return self._join(on_one_grid(distances, self.model.config.readings[0]), product)
 
-    def _join(self, resized: Distances) -> Tensor:
+    def _join(self, resized: Distances, product: int) -> Tensor:
         config, metric = self.model.config, self.model.metric
         if metric is not None:
-            maps = [metric.join(resized, shares) for shares in self.shares]
+            maps = [metric.join(resized, shares) for shares in self.shares[product]]
             if self.places is not None:
                 maps = [
                     grid ** (1 - share) * resized[PLACES] ** share
@@ -300,7 +308,7 @@ class AdaptedFeature:
             tensors["places.count"] = torch.tensor(self.places.count)
         if self.same_place is not None and self.grids is None:  # otherwise the memory holds them
             tensors["same_place.fine"] = self.same_place.fine
-            tensors["same_place.raw"] = self.same_place.raw
+            tensors["same_place.raw"] = self.same_place.raw.contiguous()
         if self.model.transformer is not None:
             weights = self.model.transformer.state_dict()
             tensors |= {f"{TRANSFORMER}{n}": t for n, t in weights.items()}
@@ -314,8 +322,16 @@ class AdaptedFeature:
         config = asdict(self.model.config)
         if config["backbone"] == SHIPPED:
             del config["backbone"], config["backbone_sha256"]  # as before there were others
-        settings = {"config": config, "images": self.count, "alignment": self.alignment}
+        settings = {"config": config, "images": self.count, **self._said_of_places()}
         return tensors, settings
+
+    def _said_of_places(self) -> dict[str, Any]:
+        if self.same_place is None:
+            return {}
+        products, alignments = self.same_place.products, self.same_place.alignments
+        if len(alignments) == 1:  # as before a detector could be of several
+            return {"alignment": alignments[0]}
+        return {"products": list(products), "alignment": list(alignments)}
 
 
 def channels_last(grid: Tensor) -> Tensor:

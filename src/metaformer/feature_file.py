@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +76,11 @@ def adapted_from_state(
     count = settings.get("images", 1)  # before they were written no map depended on these two
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"images is {count!r}, needed is a number of 1 or more")
-    alignment = settings.get("alignment", 0.0)
-    if not isinstance(alignment, float) or not 0 <= alignment <= 1:
-        raise ValueError(f"alignment is {alignment!r}, needed is a number from 0 to 1")
-    adapted = AdaptedFeature(model, memory, grids, views, places, count=count, alignment=alignment)
+    adapted = AdaptedFeature(model, memory, grids, views, places, count=count)
     if config.has_same_place:
         support = adapted.support()
-        adapted.same_place = (
-            same_place_of(tensors, model) if support is None else SamePlace.of(support)
-        )
+        in_place = same_place_of(tensors, model) if support is None else SamePlace.of(support)
+        adapted.same_place = replace(in_place, **said_of_places(settings, len(in_place.fine)))
     if transformer is not None:
         adapted.seen = seen_of(tensors, transformer.config.width)
     return adapted
@@ -173,6 +170,28 @@ def same_place_of(tensors: dict[str, Tensor], model: FeatureModel) -> SamePlace:
             f"alike of 4 dimensions of which the second is {channels}"
         )
     return SamePlace(fine, raw)
+
+
+def said_of_places(settings: dict[str, Any], images: int) -> dict[str, Any]:
+    """What a detector file says of products and of what places say, as ``SamePlace`` has it.
+
+    Args:
+        images: how many ``SamePlace`` remembers.
+
+    Raises:
+        ValueError: it does not add up.
+    """
+    alignment, products = settings.get("alignment", 0.0), settings.get("products", [])
+    alignments = alignment if isinstance(alignment, list) else [alignment]
+    are_shares = all(isinstance(value, float) and 0 <= value <= 1 for value in alignments)
+    if not alignments or not are_shares:
+        raise ValueError(f"alignment is {alignment!r}, needed are numbers from 0 to 1")
+    known = set(range(len(alignments)))
+    if len(alignments) > 1 and (len(products) != images or set(products) != known):
+        raise ValueError(
+            f"products is {products!r}, needed are {images} numbers from 0 to {max(known)}"
+        )
+    return {"products": tuple(products), "alignments": tuple(alignments)}
 
 
 def views_of(tensors: dict[str, Tensor], model: FeatureModel) -> list[Rows]:

@@ -26,7 +26,6 @@ from metaformer.metric import (
     COARSE,
     CONTEXT_STRIDE,
     EUCLIDEAN,
-    FINE,
     POOLED,
     RAW,
     TokenMetric,
@@ -34,7 +33,7 @@ from metaformer.metric import (
 )
 from metaformer.places import Places
 from metaformer.preprocess import enlarged, working_size
-from metaformer.same_place import SamePlace, measure_alignment
+from metaformer.same_place import SamePlace
 from metaformer.timm_backbone import load_timm_backbone
 from metaformer.token_transformer import TokenTransformer, load_token_transformer
 
@@ -179,12 +178,13 @@ class FeatureModel:
             alignment: how far places say what is to be seen there, 0 to 1; None to measure it on
                 the support, of which a lone image says nothing.
         """
-        if alignment is None and self.config.has_same_place and len(support) > 1:
-            alignment = measure_alignment([image[FINE] for image in support])
         places = self.has_places(len(support))
-        adapted = self.remember(
-            support, seed=seed, views=views, places=places, alignment=alignment or 0.0
-        )
+        adapted = self.remember(support, seed=seed, views=views, places=places)
+        if adapted.same_place is not None:
+            if alignment is not None:
+                adapted.same_place.alignments = (alignment,)
+            elif len(support) > 1:
+                adapted.same_place = adapted.same_place.measured()
         if self.transformer is not None:
             if left_out is None:
                 left_out = self.left_out_distances(support, views, seed=seed)
@@ -244,14 +244,12 @@ class FeatureModel:
         seed: int,
         views: Sequence[Rows] = (),
         places: bool = False,
-        alignment: float = 0.0,
         means: frozenset[str] | None = None,
     ) -> AdaptedFeature:
-        """``adapt`` without T.
+        """``adapt`` without T, and without asking how far places say what is to be seen there.
 
         Args:
             places: learn what is normal place by place, too.
-            alignment: as ``adapt`` measures it.
             means: readings compared with means; None for those that ``averaged`` names.
         """
         generator = torch.Generator().manual_seed(seed)
@@ -276,7 +274,6 @@ class FeatureModel:
             Places.of([image[POOLED] for image in support]) if places else None,
             SamePlace.of(support) if self.config.has_same_place else None,
             count=len(support),
-            alignment=alignment,
             means=means,
         )
 

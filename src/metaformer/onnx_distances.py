@@ -3,6 +3,8 @@ what is elsewhere on the image."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -56,6 +58,34 @@ def most_alike(graph: Graph, tokens: Value, memory: Tensor, offsets: Tensor) -> 
 def aligned_distance(graph: Graph, tokens: Value, memory: Tensor, reach: int) -> Value:
     """(N, 1, h, w) 1 - cosine of ``tokens`` (N, C, h, w) to the nearest of ``memory``
     (K, C, h', w') within ``reach`` cells of the same place."""
+    return distance_to_any(graph, cosines_around(graph, tokens, memory, reach))
+
+
+def distance_to_any(graph: Graph, cosines: Sequence[Value]) -> Value:
+    """(N, 1, h, w) 1 - the greatest of ``cosines``, each (N, h, w, 1, K)."""
+    best = [graph.op("ReduceMax", x, graph.integers(4), keepdims=0) for x in cosines]
+    nearest = graph.op("Max", *best) if len(best) > 1 else best[0]  # (N, h, w, 1)
+    return to_distance(graph, graph.op("Transpose", nearest, perm=[0, 3, 1, 2]))
+
+
+def product_shown(graph: Graph, cosines: Sequence[Value], products: Sequence[int]) -> Value:
+    """(N, 1, 1, 1) number of the product of the image that an image is most like, as
+    ``SamePlace.product_of``.
+
+    Args:
+        cosines: (N, h, w, 1, K) of each step around the place.
+        products: (K,).
+    """
+    best = graph.op("Max", *cosines)  # (N, h, w, 1, K)
+    alike = graph.op("ReduceMean", best, graph.integers(1, 2), keepdims=0)  # (N, 1, K)
+    image = graph.op("ArgMax", alike, axis=2, keepdims=1)  # (N, 1, 1)
+    shown = graph.op("Gather", graph.constant(np.array(products, np.int64)), image)
+    return graph.op("Unsqueeze", shown, graph.integers(3))
+
+
+def cosines_around(graph: Graph, tokens: Value, memory: Tensor, reach: int) -> list[Value]:
+    """(N, h, w, 1, K) of ``tokens`` (N, C, h, w) with ``memory`` (K, C, h', w'), of each step of at
+    most ``reach`` cells around the same place."""
     height, width = graph.side(tokens, 2), graph.side(tokens, 3)
     grids = graph.unit_length(graph.resize(graph.constant(memory), height, width))
     margin = [0, 0, reach, reach] * 2
@@ -64,15 +94,13 @@ def aligned_distance(graph: Graph, tokens: Value, memory: Tensor, reach: int) ->
     query = graph.op("Transpose", tokens, perm=[0, 2, 3, 1])
     query = graph.op("Unsqueeze", query, graph.integers(3))  # (N, h, w, 1, C)
     sides = graph.op("Concat", height, width, axis=0)
-    best = []
+    cosines = []
     for down in range(2 * reach + 1):
         for right in range(2 * reach + 1):
             start = graph.integers(down, right)
             window = graph.cut(padded, start, graph.op("Add", start, sides), (0, 1))
-            cosine = graph.op("MatMul", query, window)  # (N, h, w, 1, K)
-            best.append(graph.op("ReduceMax", cosine, graph.integers(4), keepdims=0))
-    nearest = graph.op("Max", *best) if len(best) > 1 else best[0]  # (N, h, w, 1)
-    return to_distance(graph, graph.op("Transpose", nearest, perm=[0, 3, 1, 2]))
+            cosines.append(graph.op("MatMul", query, window))  # (N, h, w, 1, K)
+    return cosines
 
 
 def distance_in_place(graph: Graph, features: Value, memory: Tensor) -> Value:

@@ -35,11 +35,14 @@ from metaformer.metric import FINE as FINE_TOKENS
 from metaformer.model import COMPARED_STAGES, FINE, STAGES
 from metaformer.onnx_distances import (
     aligned_distance,
+    cosines_around,
     distance_in_place,
+    distance_to_any,
     elsewhere,
     euclidean_distance,
     nearest_distance,
     place_distance,
+    product_shown,
 )
 from metaformer.onnx_graph import Graph, Value
 from metaformer.onnx_networks import backbone, decoder, encoder
@@ -97,15 +100,18 @@ def feature_maps(graph: Graph, images: Value, adapted: AdaptedFeature) -> list[V
     if metric is None:
         weights = torch.tensor(config.level_weights) / sum(config.level_weights)
         return [weighted_sum(graph, [*grids.values()], weights)]
-    same_place = adapted.same_place
+    same_place, product = adapted.same_place, None
     if same_place is not None:
-        grids[HERE] = aligned_distance(graph, tokens[FINE_TOKENS], same_place.fine, reach=REACH)
+        cosines = cosines_around(graph, tokens[FINE_TOKENS], same_place.fine, reach=REACH)
+        grids[HERE] = distance_to_any(graph, cosines)
         grids[RAW] = distance_in_place(graph, tokens[RAW], same_place.raw)
+        if len(same_place.alignments) > 1:
+            product = product_shown(graph, cosines, same_place.products)
     weights, learned = metric.shares()
     cosine = weighted_sum(graph, [grids[FINE_TOKENS], grids[COARSE]], weights)
     cosine, euclidean = (above_zero(graph, x) for x in (cosine, grids[POOLED]))
     maps = []
-    for shares in adapted.shares:
+    for shares, *of_others in zip(*adapted.shares, strict=True):  # of each product, for one map
         directions = cosine
         if shares.context:
             parts = torch.tensor([1, shares.context]) / (1 + shares.context)
@@ -113,10 +119,14 @@ def feature_maps(graph: Graph, images: Value, adapted: AdaptedFeature) -> list[V
         exponent = float(learned) if shares.pooled is None else shares.pooled
         factors = [(directions, 1 - exponent - shares.wide - shares.part), (euclidean, exponent)]
         factors += [(above_zero(graph, grids[n]), share) for n, share in shares.unlearned.items()]
-        left = 1 - sum(shares.placed.values())
-        factors = [(grid, left * share) for grid, share in factors]
-        factors += [(above_zero(graph, grids[n]), share) for n, share in shares.placed.items()]
-        maps.append(product_of_powers(graph, factors))
+        rest = product_of_powers(graph, factors)
+        placed = [one.placed for one in (shares, *of_others)]  # all that products differ in
+        powers = [(rest, [1 - sum(of_product.values()) for of_product in placed])]
+        for name in (HERE, RAW):
+            exponents = [of_product.get(name, 0.0) for of_product in placed]
+            if any(exponents):
+                powers.append((above_zero(graph, grids[name]), exponents))
+        maps.append(product_of_powers(graph, [(x, of(graph, e, product)) for x, e in powers]))
     places = adapted.places
     if places is not None:
         distance = graph.resize(place_distance(graph, tokens[POOLED], places), height, width)
@@ -146,8 +156,17 @@ def join_as_learned(graph: Graph, grids: Sequence[Value], metric: TokenMetric) -
     return product_of_powers(graph, [(directions, 1 - exponent), (pooled, exponent)])
 
 
-def product_of_powers(graph: Graph, factors: Sequence[tuple[Value, float]]) -> Value:
-    powers = [graph.op("Pow", grid, graph.numbers(exponent)) for grid, exponent in factors]
+def of(graph: Graph, values: Sequence[float], product: Value | None) -> Value:
+    """The one of ``values``, of each product, that is of the product that each image shows,
+    (N, 1, 1, 1); the only one where there is one."""
+    if product is None:
+        return graph.numbers(*values)
+    return graph.op("Gather", graph.constant(np.array(values, np.float32)), product)
+
+
+def product_of_powers(graph: Graph, factors: Sequence[tuple[Value, float | Value]]) -> Value:
+    exponents = [x if isinstance(x, Value) else graph.numbers(x) for _, x in factors]
+    powers = [graph.op("Pow", grid, x) for (grid, _), x in zip(factors, exponents, strict=True)]
     product = powers[0]
     for power in powers[1:]:  # Mul takes two
         product = graph.op("Mul", product, power)

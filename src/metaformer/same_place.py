@@ -4,14 +4,15 @@ A token may be normal elsewhere on a part and not here. Where parts stand in muc
 every image, the tokens around the same place of some support images are the better comparison; on
 a surface that looks alike everywhere, or on parts that lie anyhow, they are a poor sample of what
 is normal. Which of the two a product is can be seen on its good images alone
-(``measure_alignment``).
-Ours (``docs/decisions/0018-same-place.md``).
+(``measure_alignment``); of several products in one detector, for each of them, and an image is
+taken for one of the product that it is most like.
+Ours (``docs/decisions/0018-same-place.md``, ``0024-products.md``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from metaformer.memory import cosine_distance, fit_grid
 from metaformer.metric import FINE, HERE, RAW
+from metaformer.products import find_products
 
 MOST_IMAGES = 16
 """Support images whose places are remembered. Four do as well; of a support of several products
@@ -41,6 +43,10 @@ class SamePlace:
     """Tokens of the metric, of unit length."""
     raw: Tensor
     """Features as they are."""
+    products: tuple[int, ...] = ()
+    """Number of the product that each image shows; empty: all show one."""
+    alignments: tuple[float, ...] = (0.0,)
+    """Of each product, how far places say what is to be seen there, 0 to 1."""
     _windows: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -57,8 +63,28 @@ class SamePlace:
             torch.cat([on_grid(images[i][RAW][None], size) for i in chosen]),
         )
 
+    def measured(self) -> SamePlace:
+        """With what the images, two or more, say of products and places."""
+        products = find_products(rows_of(self.fine))
+        of_each = [
+            [grid for grid, shown in zip(self.fine, products, strict=True) if shown == product]
+            for product in range(max(products) + 1)
+        ]
+        alignments = tuple(measure_alignment(grids) for grids in of_each)
+        return replace(self, products=products, alignments=alignments)
+
+    def product_of(self, tokens: Mapping[str, Tensor]) -> int:
+        """Number of the product of the remembered image that an image is most like, place by
+        place."""
+        if len(self.alignments) == 1:
+            return 0
+        query = tokens[FINE]
+        cosines = around_each(query.flatten(1).T, self.windows(query.shape[1:]))  # (h * w, K * N)
+        alike = cosines.unflatten(1, (len(self.fine), -1)).amax(2).mean(0)  # (K,)
+        return self.products[int(alike.argmax())]
+
     def merged(self, other: SamePlace) -> SamePlace:
-        """With the images of ``other`` as far as there is room."""
+        """With the images of ``other`` as far as there is room; not ``measured`` yet."""
         room = MOST_IMAGES - len(self.fine)
         size = self.fine.shape[2:]
         fine = [fit_grid(grid, size) for grid in other.fine[:room]]
@@ -157,5 +183,10 @@ def gathered(images: Tensor, places: Tensor) -> Tensor:
 
 def best_cosine(query: Tensor, windows: Tensor) -> Tensor:
     """(Q, 1) of unit tokens (Q, C), each with the nearest of its own in ``windows`` (Q, N, C)."""
+    return around_each(query, windows).amax(1, keepdim=True)
+
+
+def around_each(query: Tensor, windows: Tensor) -> Tensor:
+    """(Q, N) cosines of unit tokens (Q, C), each with all of its own in ``windows`` (Q, N, C)."""
     # The other way round, (windows @ query[:, :, None]), takes more than twice as long.
-    return torch.bmm(query[:, None], windows.transpose(1, 2)).amax(2)
+    return torch.bmm(query[:, None], windows.transpose(1, 2))[:, 0]
