@@ -182,8 +182,8 @@ def test_products_make_a_difference_to_what_is_exported(
             del alone.shares
             apart.append(Detector(detector.model, alone, detector.calibration, detector.made))
         scores = [each.predict(image).raw_score for each in apart]
-        assert found == pytest.approx(scores[product], rel=5e-4)
-        assert found != pytest.approx(scores[1 - product], rel=4e-3)
+        right, wrong = (abs(found - score) for score in (scores[product], scores[1 - product]))
+        assert 5 * right < wrong
 
 
 def test_sizes_make_a_difference_to_what_is_exported(detectors: dict[str, Detector]) -> None:
