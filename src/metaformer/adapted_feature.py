@@ -14,10 +14,10 @@ from torch import Tensor
 from metaformer.feature_config import SHIPPED
 from metaformer.memory import (
     aligned_distance,
-    cosine_distance,
-    euclidean_distance,
+    as_columns,
     fit_grid,
     merge_samples,
+    nearest_distance,
     nearest_means,
 )
 from metaformer.metric import COARSE, EUCLIDEAN, POOLED, Shares
@@ -85,6 +85,7 @@ class AdaptedFeature:
         of all images, so that their scores are of one kind."""
         self.compared = {name: self._choose(name) for name in searched}
         """What of memory and views a token is compared with."""
+        self._columns = {} if model.config.aligned else self._as_columns()
         self.places = places
         self.same_place = same_place
         self.seen: dict[int, SeenImage] = {}
@@ -104,6 +105,12 @@ class AdaptedFeature:
         """Which of the products that the detector is of an image shows, as an index of
         ``shares``."""
         return 0 if self.same_place is None else self.same_place.product_of(tokens)
+
+    def _as_columns(self) -> dict[str, Tensor]:
+        return {
+            name: as_columns(rows, euclidean=name in EUCLIDEAN)
+            for name, rows in self.compared.items()
+        }
 
     def _choose(self, name: str) -> Tensor:
         config, memory = self.model.config, self.memory[name]
@@ -287,8 +294,10 @@ class AdaptedFeature:
         if config.aligned:
             reach = config.reach_cells(int(name))
             return aligned_distance(tokens, self.compared[name], reach=reach)
-        nearest = euclidean_distance if name in EUCLIDEAN else cosine_distance
-        return nearest(tokens.flatten(1).T, self.compared[name]).reshape(tokens.shape[1:])
+        distance = nearest_distance(
+            tokens.flatten(1).T, self._columns[name], euclidean=name in EUCLIDEAN
+        )
+        return distance.reshape(tokens.shape[1:])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and settings to save; ``adapted_from_state`` restores the same scores."""

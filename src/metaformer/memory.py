@@ -13,25 +13,46 @@ of comparing with all of a large memory at once."""
 
 def cosine_distance(queries: Tensor, memory: Tensor) -> Tensor:
     """1 - cosine to the nearest of ``memory`` (N, C) for each of ``queries`` (Q, C), both unit."""
-    nearest = []
-    for chunk in torch.split(queries, QUERY_CHUNK):
-        best = [(chunk @ part.T).amax(dim=1) for part in torch.split(memory, MEMORY_CHUNK)]
-        nearest.append(torch.stack(best).amax(dim=0))  # (chunk,)
-    return (1 - torch.cat(nearest)).clamp_min(0)
+    return nearest_distance(queries, memory.T, euclidean=False)
 
 
 def euclidean_distance(queries: Tensor, memory: Tensor) -> Tensor:
     """Distance to the nearest of ``memory`` (N, C) for each of ``queries`` (Q, C)."""
-    halves = memory.square().sum(1) / 2  # |q - m|^2 / 2 = |q|^2 / 2 - (q m - |m|^2 / 2)
+    return nearest_distance(queries, as_columns(memory, euclidean=True), euclidean=True)
+
+
+def as_columns(memory: Tensor, *, euclidean: bool) -> Tensor:
+    """(N, C) -> (C, N), or (C + 1, N) with what Euclidean distances need: what ``queries`` are
+    multiplied with. Made beforehand it saves a fifth of the time of comparing."""
+    if euclidean:  # |q - m|^2 / 2 = |q|^2 / 2 - (q m - |m|^2 / 2)
+        memory = torch.cat([memory, -memory.square().sum(1, keepdim=True) / 2], dim=1)
+    return memory.T.contiguous()
+
+
+def with_ones(queries: Tensor) -> Tensor:
+    """(Q, C) -> (Q, C + 1), to be multiplied with Euclidean columns."""
+    return torch.cat([queries, queries.new_ones(len(queries), 1)], dim=1)
+
+
+def nearest_distance(queries: Tensor, columns: Tensor, *, euclidean: bool) -> Tensor:
+    """(Q,) distance of ``queries`` (Q, C) to the nearest of a memory ``as_columns``: Euclidean, or
+    1 - cosine of unit tokens."""
+    asked = with_ones(queries) if euclidean else queries
+    parts = torch.split(columns, MEMORY_CHUNK, dim=1)
     nearest = []
-    for chunk in torch.split(queries, QUERY_CHUNK):
-        parts = zip(
-            torch.split(memory, MEMORY_CHUNK), torch.split(halves, MEMORY_CHUNK), strict=True
-        )
-        best = [torch.addmm(half, chunk, part.T, beta=-1).amax(dim=1) for part, half in parts]
+    for chunk in torch.split(asked, QUERY_CHUNK):
+        best = [(chunk @ part).amax(dim=1) for part in parts]
         nearest.append(torch.stack(best).amax(dim=0))  # (chunk,)
-    squares = queries.square().sum(1) - 2 * torch.cat(nearest)
-    return squares.clamp_min(0).sqrt()
+    return to_distance(torch.cat(nearest), queries if euclidean else None)
+
+
+def to_distance(products: Tensor, queries: Tensor | None) -> Tensor:
+    """(Q,) greatest products with a memory ``as_columns`` -> distances; Euclidean ones of
+    ``queries`` (Q, C)."""
+    if queries is None:
+        return (1 - products).clamp_min(0)
+    squares = torch.linalg.vector_norm(queries, dim=1).square()
+    return (squares - 2 * products).clamp_min(0).sqrt()
 
 
 def nearest_means(rows: Tensor, centres: Tensor, *, euclidean: bool) -> Tensor:

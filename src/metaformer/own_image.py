@@ -17,7 +17,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from metaformer.memory import QUERY_CHUNK
+from metaformer.memory import QUERY_CHUNK, as_columns, to_distance, with_ones
 from metaformer.metric import COARSE, EUCLIDEAN, FINE, POOLED, READINGS, TokenMetric
 
 NAMES = {reading: f"own.{reading}" for reading in READINGS}
@@ -48,20 +48,16 @@ def elsewhere(tokens: Tensor, every: int, reach: float, *, euclidean: bool) -> T
     side = (height * width) ** 0.5
     every = max(every, ceil(side / MOST_A_SIDE))
     near = around(height, width, every, round(reach * side))
-    others = tokens[:, ::every, ::every].flatten(1)  # (C, N)
-    # |q - m|^2 / 2 = |q|^2 / 2 - (q m - |m|^2 / 2)
-    halves = others.square().sum(0) / 2 if euclidean else others.new_zeros(others.shape[1])
-    best = []
+    others = as_columns(tokens[:, ::every, ::every].flatten(1).T, euclidean=euclidean)
     queries = tokens.flatten(1).T  # (h * w, C)
+    asked = with_ones(queries) if euclidean else queries
+    best = []
     for chunk, near_chunk in zip(
-        torch.split(queries, QUERY_CHUNK), torch.split(near, QUERY_CHUNK), strict=True
+        torch.split(asked, QUERY_CHUNK), torch.split(near, QUERY_CHUNK), strict=True
     ):
-        alike = torch.addmm(halves, chunk, others, beta=-1)  # (chunk, N)
+        alike = chunk @ others  # (chunk, N)
         best.append(alike.add_(near_chunk, alpha=FAR).amax(1))
-    nearest = torch.cat(best).reshape(height, width)
-    if euclidean:
-        return (tokens.square().sum(0) - 2 * nearest).clamp_min(0).sqrt()
-    return (1 - nearest).clamp_min(0)
+    return to_distance(torch.cat(best), queries if euclidean else None).reshape(height, width)
 
 
 @lru_cache(maxsize=2)  # of stride 8 and of stride 16
