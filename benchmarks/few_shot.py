@@ -31,6 +31,7 @@ from metaformer.tables import HEADINGS, cell
 
 WITH_T = FeatureConfig(
     transformer=True,
+    compared_tokens=2_000,
     maps=(Shares(pooled=0.6), Shares(pooled=0.8)),
     sigma=1.0,
     places=0,

@@ -46,9 +46,9 @@ TRANSFORMER = "transformer."
 TRUST = 0.5
 """Share of T's correction that is made. It was trained on photos with all of it; on products half
 does better (``docs/decisions/0013-token-transformer.md``)."""
-AVERAGED = 4
-"""Remembered tokens for each that is compared with, where these are means. With ten the gain is a
-seventh larger, and the time two and a half times (``docs/decisions/0021-means.md``)."""
+AVERAGED = 8
+"""Remembered tokens for each that is compared with, where these are means. With more the gain is a
+little larger, and the time far (``docs/decisions/0021-means.md``, ``0025``)."""
 SEEN_IMAGES = 10
 """Most support images that T attends to."""
 
@@ -66,11 +66,14 @@ class AdaptedFeature:
         same_place: SamePlace | None = None,
         *,
         count: int = 1,
+        products: int = 1,
         means: frozenset[str] | None = None,
     ) -> None:
         self.model = model
         self.count = count
         """Support images that the memory stands for."""
+        self.products = products
+        """How many the support shows."""
         self.memory = memory  # reading -> (N, C), or (K, C, h, w) if aligned
         self.grids = grids
         """Reading -> (K, 2) rows and columns of each support image's grid, in the order of the
@@ -117,14 +120,15 @@ class AdaptedFeature:
         if config.aligned:
             return memory
         rows = torch.cat([memory, *(views[name] for views in self.views)])
-        if len(rows) <= config.compared_tokens:
+        most = config.compared_tokens * self.products
+        if len(rows) <= most:
             return rows
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randperm(len(rows), generator=generator)
-        chosen = rows[drawn[: config.compared_tokens].sort().values]
+        chosen = rows[drawn[:most].sort().values]
         if name not in self.means:
             return chosen
-        averaged = rows[drawn[: AVERAGED * config.compared_tokens].sort().values]
+        averaged = rows[drawn[: AVERAGED * most].sort().values]
         means = nearest_means(averaged, chosen, euclidean=name in EUCLIDEAN)
         return means if name in EUCLIDEAN else F.normalize(means, dim=1)
 
@@ -166,8 +170,9 @@ class AdaptedFeature:
             images: what ``prepare`` gave for each new image.
             earlier: how many support images the memory stands for.
             views: what ``sample_views`` gave for each new image, or nothing.
-            like: what all images make, of which some are left out here: it says what is compared
-                with means, and reads the distances. None to find out by the memory.
+            like: what all images make, of which some are left out here: it says how many products
+                there are and what is compared with means, and reads the distances. None to find
+                out by the memory.
         """
         generator = torch.Generator().manual_seed(seed)
         config = self.model.config
@@ -194,6 +199,7 @@ class AdaptedFeature:
             same_place = same_place.merged(SamePlace.of(images))
             if like is None:
                 same_place = same_place.measured()
+        products = 1 if same_place is None else len(same_place.alignments)
         extended = AdaptedFeature(
             self.model,
             memory,
@@ -202,6 +208,7 @@ class AdaptedFeature:
             places,
             same_place,
             count=earlier + len(images),
+            products=products if like is None else like.products,
             means=None if like is None else like.means,
         )
         extended.seen = self.seen  # of the earlier images: gaps of later ones are much the same

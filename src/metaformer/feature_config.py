@@ -57,10 +57,11 @@ class FeatureConfig:
     """Pixels that an aligned part may be out of place, at the working resolution."""
     max_tokens: int = 20_000
     """Support tokens kept per reading; beyond it a seeded random choice stands for all."""
-    compared_tokens: int = 2_000
+    compared_tokens: int = 1_024
     """Of those, and of the tokens of views, so many are compared with; a random choice again. A
-    fraction of all does as well (``docs/decisions/0009-fewer-tokens-more-views.md``, ``0012``), and
-    takes that fraction of the time. Not of aligned detectors, which compare at a place."""
+    fraction of all does as well (``docs/decisions/0009-fewer-tokens-more-views.md``, ``0012``,
+    ``0025``), and takes that fraction of the time. Not of aligned detectors, which compare at a
+    place."""
     means: bool = True
     """Of a memory cut to ``max_tokens``, tokens compared with are means of the remembered tokens
     nearest to each of the random choice, which many images gain by
@@ -143,7 +144,7 @@ class FeatureConfig:
         return -(-self.reach // level)
 
 
-PLAIN = FeatureConfig(learned=False, sigma=1.0, means=False, own=0.0)
+PLAIN = FeatureConfig(learned=False, compared_tokens=2_000, means=False, own=0.0, sigma=1.0)
 """Without the learned metric: other backbones, and the control that the metric has to beat."""
 ALIGNED = replace(PLAIN, levels=(4, 8), level_weights=(1.0, 1.0), aligned=True)
 """For parts that stand in the same place: fine levels, since place tells apart what looks alike

@@ -76,11 +76,18 @@ def adapted_from_state(
     count = settings.get("images", 1)  # before they were written no map depended on these two
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"images is {count!r}, needed is a number of 1 or more")
-    adapted = AdaptedFeature(model, memory, grids, views, places, count=count)
+    said = said_of_places(settings)
+    adapted = AdaptedFeature(
+        model, memory, grids, views, places, count=count, products=len(said["alignments"])
+    )
     if config.has_same_place:
         support = adapted.support()
         in_place = same_place_of(tensors, model) if support is None else SamePlace.of(support)
-        adapted.same_place = replace(in_place, **said_of_places(settings, len(in_place.fine)))
+        if len(said["products"]) not in (0, len(in_place.fine)):
+            raise ValueError(
+                f"products are of {len(said['products'])} images, needed are {len(in_place.fine)}"
+            )
+        adapted.same_place = replace(in_place, **said)
     if transformer is not None:
         adapted.seen = seen_of(tensors, transformer.config.width)
     return adapted
@@ -172,11 +179,8 @@ def same_place_of(tensors: dict[str, Tensor], model: FeatureModel) -> SamePlace:
     return SamePlace(fine, raw)
 
 
-def said_of_places(settings: dict[str, Any], images: int) -> dict[str, Any]:
+def said_of_places(settings: dict[str, Any]) -> dict[str, Any]:
     """What a detector file says of products and of what places say, as ``SamePlace`` has it.
-
-    Args:
-        images: how many ``SamePlace`` remembers.
 
     Raises:
         ValueError: it does not add up.
@@ -187,10 +191,8 @@ def said_of_places(settings: dict[str, Any], images: int) -> dict[str, Any]:
     if not alignments or not are_shares:
         raise ValueError(f"alignment is {alignment!r}, needed are numbers from 0 to 1")
     known = set(range(len(alignments)))
-    if len(alignments) > 1 and (len(products) != images or set(products) != known):
-        raise ValueError(
-            f"products is {products!r}, needed are {images} numbers from 0 to {max(known)}"
-        )
+    if set(products) != known and (products or len(alignments) > 1):
+        raise ValueError(f"products is {products!r}, needed are numbers from 0 to {max(known)}")
     return {"products": tuple(products), "alignments": tuple(alignments)}
 
 

@@ -33,7 +33,8 @@ from metaformer.metric import (
 )
 from metaformer.places import Places
 from metaformer.preprocess import enlarged, working_size
-from metaformer.same_place import SamePlace
+from metaformer.products import find_products
+from metaformer.same_place import SamePlace, rows_of
 from metaformer.timm_backbone import load_timm_backbone
 from metaformer.token_transformer import TokenTransformer, load_token_transformer
 
@@ -149,6 +150,10 @@ class FeatureModel:
             readings = {str(level): F.normalize(features[level], dim=1) for level in levels}
         return {name: channels_last(grid[0]) for name, grid in readings.items()}
 
+    def in_place(self, support: Sequence[Tokens]) -> SamePlace | None:
+        """What the support shows at each place, not measured yet; None if it does not matter."""
+        return SamePlace.of(support) if self.config.has_same_place else None
+
     def sample_views(self, views: Sequence[Tokens]) -> Rows:
         """Some of the tokens of an image in other light or mirrored."""
         generator = torch.Generator().manual_seed(0)
@@ -178,13 +183,19 @@ class FeatureModel:
             alignment: how far places say what is to be seen there, 0 to 1; None to measure it on
                 the support, of which a lone image says nothing.
         """
-        places = self.has_places(len(support))
-        adapted = self.remember(support, seed=seed, views=views, places=places)
-        if adapted.same_place is not None:
+        same_place = self.in_place(support)
+        if same_place is not None:
             if alignment is not None:
-                adapted.same_place.alignments = (alignment,)
+                same_place.alignments = (alignment,)
             elif len(support) > 1:
-                adapted.same_place = adapted.same_place.measured()
+                same_place = same_place.measured()
+        adapted = self.remember(
+            support,
+            seed=seed,
+            views=views,
+            places=self.has_places(len(support)),
+            same_place=same_place,
+        )
         if self.transformer is not None:
             if left_out is None:
                 left_out = self.left_out_distances(support, views, seed=seed)
@@ -221,6 +232,8 @@ class FeatureModel:
                 }
             ]
         found: list[Distances] = [{} for _ in support]
+        same_place = self.in_place(support)
+        products = 1 if same_place is None else 1 + max(find_products(rows_of(same_place.fine)))
         places = self.has_places(len(support))
         tokens_of = {n: sum(image[n][0].numel() for image in support) for n in self.config.searched}
         means = self.averaged(tokens_of)
@@ -230,6 +243,7 @@ class FeatureModel:
                 seed=seed,
                 views=[rows for i, rows in enumerate(views) if i not in fold],
                 places=places,
+                products=products,
                 means=means,
             )
             for i in fold:
@@ -244,12 +258,16 @@ class FeatureModel:
         seed: int,
         views: Sequence[Rows] = (),
         places: bool = False,
+        same_place: SamePlace | None = None,
+        products: int | None = None,
         means: frozenset[str] | None = None,
     ) -> AdaptedFeature:
         """``adapt`` without T, and without asking how far places say what is to be seen there.
 
         Args:
             places: learn what is normal place by place, too.
+            same_place: what the support shows at each place, where that is known already.
+            products: how many the support shows; None for those that ``same_place`` tells.
             means: readings compared with means; None for those that ``averaged`` names.
         """
         generator = torch.Generator().manual_seed(seed)
@@ -266,14 +284,18 @@ class FeatureModel:
             is_whole &= all(bool((sizes == sizes[0]).all()) for sizes in grids.values())
         if not is_whole:
             memory.pop(RAW, None)  # kept for ``support`` alone
+        same_place = same_place or self.in_place(support)
+        if products is None:
+            products = 1 if same_place is None else len(same_place.alignments)
         return AdaptedFeature(
             self,
             memory,
             grids if is_whole else None,
             views,
             Places.of([image[POOLED] for image in support]) if places else None,
-            SamePlace.of(support) if self.config.has_same_place else None,
+            same_place,
             count=len(support),
+            products=products,
             means=means,
         )
 

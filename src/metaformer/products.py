@@ -37,10 +37,7 @@ def find_products(rows: Tensor) -> tuple[int, ...]:
     """
     if len(rows) < FEWEST:
         return (0,) * len(rows)
-    apart = distances_between(rows)
-    nearest = apart.sort(1).values[:, NEAREST - 1 : NEAREST]  # (K, 1)
-    is_nearest, is_near = apart <= nearest, apart <= TIMES * nearest
-    is_near = (is_near & is_near.T) | is_nearest | is_nearest.T
+    is_near = times_as_far(rows) <= TIMES
     found = [-1] * len(rows)
     for first in range(len(rows)):
         if found[first] < 0:
@@ -48,6 +45,17 @@ def find_products(rows: Tensor) -> tuple[int, ...]:
             for image in reached(is_near, first):
                 found[image] = number
     return tuple(found)
+
+
+def times_as_far(rows: Tensor) -> Tensor:
+    """(K, K) how many times as far images are from each other as from their nearest, the larger of
+    both; at most 1 where one is among the ``NEAREST`` of the other."""
+    apart = distances_between(rows)
+    nearest = apart.sort(1).values[:, NEAREST - 1 : NEAREST]  # (K, 1)
+    times = apart / nearest.clamp_min(torch.finfo(apart.dtype).tiny)
+    times = torch.where(apart <= nearest, times.clamp_max(1), times)
+    either, both = torch.minimum(times, times.T), torch.maximum(times, times.T)
+    return torch.where(either <= 1, either, both)
 
 
 def distances_between(rows: Tensor) -> Tensor:
