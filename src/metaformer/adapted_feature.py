@@ -46,9 +46,6 @@ TRANSFORMER = "transformer."
 TRUST = 0.5
 """Share of T's correction that is made. It was trained on photos with all of it; on products half
 does better (``docs/decisions/0013-token-transformer.md``)."""
-AVERAGED = 8
-"""Remembered tokens for each that is compared with, where these are means. With more the gain is a
-little larger, and the time far (``docs/decisions/0021-means.md``, ``0025``)."""
 SEEN_IMAGES = 10
 """Most support images that T attends to."""
 
@@ -128,7 +125,7 @@ class AdaptedFeature:
         chosen = rows[drawn[:most].sort().values]
         if name not in self.means:
             return chosen
-        averaged = rows[drawn[: AVERAGED * most].sort().values]
+        averaged = rows[drawn[: config.averaged_tokens * self.products].sort().values]
         means = nearest_means(averaged, chosen, euclidean=name in EUCLIDEAN)
         return means if name in EUCLIDEAN else F.normalize(means, dim=1)
 

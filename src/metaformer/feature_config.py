@@ -58,14 +58,17 @@ class FeatureConfig:
     max_tokens: int = 20_000
     """Support tokens kept per reading; beyond it a seeded random choice stands for all."""
     compared_tokens: int = 1_024
-    """Of those, and of the tokens of views, so many are compared with; a random choice again. A
-    fraction of all does as well (``docs/decisions/0009-fewer-tokens-more-views.md``, ``0012``,
-    ``0025``), and takes that fraction of the time. Not of aligned detectors, which compare at a
-    place."""
+    """Of those, and of the tokens of views, so many are compared with, of each product that the
+    support shows; a random choice again. A fraction of all does as well
+    (``docs/decisions/0009-fewer-tokens-more-views.md``, ``0012``, ``0025``), and takes that
+    fraction of the time. Not of aligned detectors, which compare at a place."""
     means: bool = True
     """Of a memory cut to ``max_tokens``, tokens compared with are means of the remembered tokens
     nearest to each of the random choice, which many images gain by
     (``docs/decisions/0021-means.md``)."""
+    averaged_tokens: int = 8_192
+    """Remembered tokens that these are means of. With more the gain is a little larger, and the
+    time far (``docs/decisions/0021-means.md``, ``0025``)."""
     places: int = 16
     """With so many normal images or more, and the learned metric, what is normal place by place is
     learned too (``docs/decisions/0016-places.md``). 0: never."""

@@ -19,8 +19,8 @@ FEWEST = 2 * (NEAREST + 1)
 """Images of which several products can be told."""
 TIMES = 1.4
 """Two images show one product if both are no further from each other than so many times as far as
-from those ``NEAREST``. On what was measured in ``0024`` images of one product are chained by 1.25
-times at most, and of two by 1.7 and more."""
+from those ``NEAREST``. Images of one product were chained by 1.25 at most; those of two, four of
+each, were 1.7 apart and more but for one odd image (``0024``)."""
 ASKED, COMPARED = 256, 20_000
 """Tokens of an image, and of all images together, that are compared."""
 
