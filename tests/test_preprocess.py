@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
+import os
 from multiprocessing import get_context
 
 import cv2
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import trees
 from metaformer.preprocess import (
     MAX_ASPECT,
+    helpers,
     image_score,
     shrunk,
     smooth,
@@ -110,12 +111,25 @@ def test_strips_of_several_threads_are_the_whole(threads, rows, columns, height,
     assert np.array_equal(shrunk(image, size), whole)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
 def test_a_process_forked_after_strips_were_shared_shares_its_own():
     torch.set_num_threads(2)
     image = trees.picture(1, 64, 64)
     before = shrunk(image, (32, 32))
-    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as other:
-        assert np.array_equal(other.submit(shrunk, image, (32, 32)).result(timeout=60), before)
+    with get_context("fork").Pool(1) as other:  # which ends its process whatever happens
+        found = other.apply_async(shrunk, (image, (32, 32))).get(timeout=60)
+    assert np.array_equal(found, before)
+
+
+def test_an_image_is_shrunk_when_no_thread_takes_work_any_more():
+    torch.set_num_threads(2)
+    image = trees.picture(1, 64, 64)
+    before = shrunk(image, (32, 32))
+    helpers(1).shutdown()
+    try:
+        assert np.array_equal(shrunk(image, (32, 32)), before)
+    finally:
+        helpers.cache_clear()
 
 
 # Maps

@@ -58,8 +58,8 @@ class FeatureConfig:
     max_tokens: int = 20_000
     """Support tokens kept per reading; beyond it a seeded random choice stands for all."""
     compared_tokens: int = 1_024
-    """Of those, and of the tokens of views, so many are compared with, of each product that the
-    support shows; a random choice again. A fraction of all does as well
+    """Of those, and of the tokens of views, so many are compared with, for each product that the
+    support shows; a random choice of all of them together again. A fraction of all does as well
     (``docs/decisions/0009-fewer-tokens-more-views.md``, ``0012``, ``0025``), and takes that
     fraction of the time. Not of aligned detectors, which compare at a place."""
     means: bool = True

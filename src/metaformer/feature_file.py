@@ -40,7 +40,7 @@ def adapted_from_state(
         "places": 0,
         "compared_tokens": sys.maxsize,
         "means": False,
-        "averaged_tokens": 8_000,
+        "averaged_tokens": 4 * stored.get("compared_tokens", 0),
         "own": 0.0,
     }
     config = FeatureConfig(**(unknown | stored))

@@ -23,8 +23,8 @@ from metaformer.metric import FINE, HERE, RAW
 from metaformer.products import find_products
 
 MOST_IMAGES = 16
-"""Support images whose places are remembered. Four do as well; of a support of several products
-each should be among them."""
+"""Support images whose places are remembered, drawn at random of more. Four do as well; of a
+support of several products those are told that have three among them."""
 REACH = 1
 """Cells of stride 8 that the same place may be apart, for tokens compared by direction."""
 DRAWN = 256
