@@ -26,7 +26,7 @@ from metaformer.metric import FINE
 from metaformer.pixel_long import train_transformer
 from metaformer.pixel_model import AdaptedPixel, PixelModel
 from metaformer.preprocess import image_score, smooth, to_tensor
-from metaformer.same_place import measure_alignment
+from metaformer.same_place import measure_alignment, products_in
 
 Model = FeatureModel | PixelModel
 Adapted = AdaptedFeature | AdaptedPixel
@@ -149,10 +149,17 @@ def adapt_to_prepared(
     maps: list[Tensor] = [torch.empty(0)] * len(prepared)
     adapted: Adapted
     if isinstance(model, FeatureModel):
+        same_place = model.in_place(prepared)
         distances = model.left_out_distances(
-            prepared, views, seed=seed, on_fold=lambda done: on_step(done, len(folds) + 1)
+            prepared,
+            views,
+            seed=seed,
+            products=products_in(same_place),
+            on_fold=lambda done: on_step(done, len(folds) + 1),
         )
-        adapted = model.adapt(prepared, seed=seed, views=views, left_out=distances)
+        adapted = model.adapt(
+            prepared, seed=seed, views=views, left_out=distances, same_place=same_place
+        )
         for fold in folds:
             for i in fold:
                 left_out = adapted.read(prepared[i], distances[i], without=fold)

@@ -23,7 +23,7 @@ from metaformer.memory import (
 from metaformer.metric import COARSE, EUCLIDEAN, POOLED, Shares
 from metaformer.own_image import lowered, own_distances
 from metaformer.places import Places
-from metaformer.same_place import SamePlace
+from metaformer.same_place import SamePlace, products_in
 from metaformer.token_transformer import SeenImage
 
 if TYPE_CHECKING:
@@ -196,7 +196,6 @@ class AdaptedFeature:
             same_place = same_place.merged(SamePlace.of(images))
             if like is None:
                 same_place = same_place.measured()
-        products = 1 if same_place is None else len(same_place.alignments)
         extended = AdaptedFeature(
             self.model,
             memory,
@@ -205,7 +204,7 @@ class AdaptedFeature:
             places,
             same_place,
             count=earlier + len(images),
-            products=products if like is None else like.products,
+            products=products_in(same_place) if like is None else like.products,
             means=None if like is None else like.means,
         )
         extended.seen = self.seen  # of the earlier images: gaps of later ones are much the same

@@ -10,6 +10,7 @@ each support image is when the others are remembered.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -33,8 +34,7 @@ from metaformer.metric import (
 )
 from metaformer.places import Places
 from metaformer.preprocess import enlarged, working_size
-from metaformer.products import find_products
-from metaformer.same_place import SamePlace, rows_of
+from metaformer.same_place import SamePlace, products_in
 from metaformer.timm_backbone import load_timm_backbone
 from metaformer.token_transformer import TokenTransformer, load_token_transformer
 
@@ -150,9 +150,22 @@ class FeatureModel:
             readings = {str(level): F.normalize(features[level], dim=1) for level in levels}
         return {name: channels_last(grid[0]) for name, grid in readings.items()}
 
-    def in_place(self, support: Sequence[Tokens]) -> SamePlace | None:
-        """What the support shows at each place, not measured yet; None if it does not matter."""
-        return SamePlace.of(support) if self.config.has_same_place else None
+    def in_place(
+        self, support: Sequence[Tokens], alignment: float | None = None
+    ) -> SamePlace | None:
+        """What the support shows at each place, and how far places count; None if that does not
+        matter.
+
+        Args:
+            alignment: how far, 0 to 1, if it is known; None to measure it on the support, of which
+                a lone image says nothing.
+        """
+        if not self.config.has_same_place:
+            return None
+        same_place = SamePlace.of(support)
+        if alignment is not None:
+            return replace(same_place, alignments=(alignment,))
+        return same_place.measured() if len(support) > 1 else same_place
 
     def sample_views(self, views: Sequence[Tokens]) -> Rows:
         """Some of the tokens of an image in other light or mirrored."""
@@ -173,6 +186,7 @@ class FeatureModel:
         views: Sequence[Rows] = (),
         left_out: Sequence[Distances] | None = None,
         alignment: float | None = None,
+        same_place: SamePlace | None = None,
     ) -> AdaptedFeature:
         """Remember the support, and show it to T. No weight changes.
 
@@ -180,15 +194,10 @@ class FeatureModel:
             support: what ``prepare`` gave for each image.
             views: what ``sample_views`` gave for each image, or nothing.
             left_out: what ``left_out_distances`` gave for the support, if that is known already.
-            alignment: how far places say what is to be seen there, 0 to 1; None to measure it on
-                the support, of which a lone image says nothing.
+            alignment: as ``in_place`` takes it.
+            same_place: what ``in_place`` gave for the support, if that is known already.
         """
-        same_place = self.in_place(support)
-        if same_place is not None:
-            if alignment is not None:
-                same_place.alignments = (alignment,)
-            elif len(support) > 1:
-                same_place = same_place.measured()
+        same_place = same_place or self.in_place(support, alignment)
         adapted = self.remember(
             support,
             seed=seed,
@@ -198,7 +207,9 @@ class FeatureModel:
         )
         if self.transformer is not None:
             if left_out is None:
-                left_out = self.left_out_distances(support, views, seed=seed)
+                left_out = self.left_out_distances(
+                    support, views, seed=seed, products=adapted.products
+                )
             adapted.seen = adapted.show(support, left_out, seed=seed)
         return adapted
 
@@ -209,6 +220,7 @@ class FeatureModel:
         views: Sequence[Rows] = (),
         *,
         seed: int,
+        products: int | None = None,
         on_fold: Callable[[int], None] = lambda done: None,
     ) -> list[Distances]:
         """Of each support image, to what is remembered of the others.
@@ -217,6 +229,7 @@ class FeatureModel:
         are left out then, for they show the same place again.
 
         Args:
+            products: how many the support shows, if that is known already.
             on_fold: called with the number of folds done.
         """
         if len(support) == 1:
@@ -232,8 +245,7 @@ class FeatureModel:
                 }
             ]
         found: list[Distances] = [{} for _ in support]
-        same_place = self.in_place(support)
-        products = 1 if same_place is None else 1 + max(find_products(rows_of(same_place.fine)))
+        products = products or products_in(self.in_place(support))
         places = self.has_places(len(support))
         tokens_of = {n: sum(image[n][0].numel() for image in support) for n in self.config.searched}
         means = self.averaged(tokens_of)
@@ -266,7 +278,7 @@ class FeatureModel:
 
         Args:
             places: learn what is normal place by place, too.
-            same_place: what the support shows at each place, where that is known already.
+            same_place: what ``in_place`` gave for the support; None for it not measured.
             products: how many the support shows; None for those that ``same_place`` tells.
             means: readings compared with means; None for those that ``averaged`` names.
         """
@@ -284,9 +296,8 @@ class FeatureModel:
             is_whole &= all(bool((sizes == sizes[0]).all()) for sizes in grids.values())
         if not is_whole:
             memory.pop(RAW, None)  # kept for ``support`` alone
-        same_place = same_place or self.in_place(support)
-        if products is None:
-            products = 1 if same_place is None else len(same_place.alignments)
+        if same_place is None and self.config.has_same_place:
+            same_place = SamePlace.of(support)
         return AdaptedFeature(
             self,
             memory,
@@ -295,7 +306,7 @@ class FeatureModel:
             Places.of([image[POOLED] for image in support]) if places else None,
             same_place,
             count=len(support),
-            products=products,
+            products=products or products_in(same_place),
             means=means,
         )
 

@@ -111,7 +111,8 @@ def feature_maps(graph: Graph, images: Value, adapted: AdaptedFeature) -> list[V
     cosine = weighted_sum(graph, [grids[FINE_TOKENS], grids[COARSE]], weights)
     cosine, euclidean = (above_zero(graph, x) for x in (cosine, grids[POOLED]))
     maps = []
-    for shares, *of_others in zip(*adapted.shares, strict=True):  # of each product, for one map
+    for of_products in zip(*adapted.shares, strict=True):  # for one map
+        shares = of_products[0]
         directions = cosine
         if shares.context:
             parts = torch.tensor([1, shares.context]) / (1 + shares.context)
@@ -120,7 +121,7 @@ def feature_maps(graph: Graph, images: Value, adapted: AdaptedFeature) -> list[V
         factors = [(directions, 1 - exponent - shares.wide - shares.part), (euclidean, exponent)]
         factors += [(above_zero(graph, grids[n]), share) for n, share in shares.unlearned.items()]
         rest = product_of_powers(graph, factors)
-        placed = [one.placed for one in (shares, *of_others)]  # all that products differ in
+        placed = [one.placed for one in of_products]  # all that products differ in
         powers = [(rest, [1 - sum(of_product.values()) for of_product in placed])]
         for name in (HERE, RAW):
             exponents = [of_product.get(name, 0.0) for of_product in placed]

@@ -20,17 +20,13 @@ from torch import Tensor
 
 from metaformer.memory import cosine_distance, fit_grid
 from metaformer.metric import FINE, HERE, RAW
-from metaformer.products import find_products
+from metaformer.products import ASKED, COMPARED, find_products
 
 MOST_IMAGES = 16
 """Support images whose places are remembered, drawn at random of more. Four do as well; of a
 support of several products those are told that have three among them."""
 REACH = 1
 """Cells of stride 8 that the same place may be apart, for tokens compared by direction."""
-DRAWN = 256
-"""Tokens of an image that are asked how well its places are known."""
-MOST_COMPARED = 20_000
-"""Tokens of the other images that they are compared with, wherever these lie."""
 APART = 1e-6
 """By less than this, everything on a product looks alike."""
 
@@ -114,6 +110,11 @@ class SamePlace:
         return windows
 
 
+def products_in(same_place: SamePlace | None) -> int:
+    """How many products a support shows; one where its places do not matter."""
+    return 1 if same_place is None else len(same_place.alignments)
+
+
 def some(count: int) -> list[int]:
     """Indices of the images whose places are remembered, in their order."""
     generator = torch.Generator().manual_seed(0)
@@ -159,8 +160,8 @@ def measure_alignment(images: Sequence[Tensor]) -> float:
     size = images[chosen[0]].shape[1:]
     rows = rows_of(torch.stack([fit_grid(images[i], size) for i in chosen]))  # (K, h * w, C)
     generator = torch.Generator().manual_seed(0)
-    cells, most = size.numel(), max(1, MOST_COMPARED // len(rows))
-    asked = torch.randperm(cells, generator=generator)[:DRAWN]  # the same of every image
+    cells, most = size.numel(), max(1, COMPARED // len(rows))
+    asked = torch.randperm(cells, generator=generator)[:ASKED]  # the same of every image
     around_them = around(size)[asked]  # (Q, side^2)
     elsewhere = torch.randint(cells, around_them.shape, generator=generator)
     kept = torch.randperm(cells, generator=generator)[:most]
