@@ -20,7 +20,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from safetensors.torch import save_file
 from torch import Tensor
 
-from metaformer.backbone import IMAGENET_MEAN, IMAGENET_STD, WEIGHTS, EfficientNetLite0
+from metaformer.backbone import INPUT_MEAN, INPUT_STD, WEIGHTS, EfficientNetLite0
 from metaformer.images import read_image
 
 BATCH_NORM_EPS = 1e-3
@@ -71,9 +71,7 @@ def main() -> None:
     published = EfficientNet.from_name("efficientnet-lite0").eval()
     published.load_state_dict(state)
     photos = load_photos(Path(sys.argv[1]))
-    normed = (photos - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[
-        :, None, None
-    ]
+    normed = (photos * 255 - 127) / 128  # the publisher's own, not read from our module
     with torch.no_grad():
         theirs: dict[int, Tensor] = {}
         x = published._swish(published._bn0(published._conv_stem(normed)))

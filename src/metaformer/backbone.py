@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+INPUT_MEAN, INPUT_STD = 127 / 255, 128 / 255
+"""Of pixels in [0, 1]: the network was trained on (pixel - 127) / 128 of each colour, as the
+publisher's ``efficientnet-lite`` preprocessing has it, not on ImageNet's mean and deviation."""
 WEIGHTS = "efficientnet_lite0.safetensors"
 
 
@@ -146,8 +147,8 @@ class EfficientNetLite0(nn.Module):
                 self.channels[stride] = stage.channels
             if is_ahead:
                 break
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+        self.register_buffer("mean", torch.full((3, 1, 1), INPUT_MEAN), persistent=False)
+        self.register_buffer("std", torch.full((3, 1, 1), INPUT_STD), persistent=False)
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
         # Channels last, and in place: on a CPU a third and a fifth less time, and a batch of 16

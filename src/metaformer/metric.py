@@ -39,9 +39,9 @@ READINGS = (FINE, COARSE, POOLED)
 """What is learned."""
 CONTEXT, CONTEXT_STRIDE, CONTEXT_CHANNELS = "32", 32, 192
 """The first block of stride 32: what a larger part looks like. Compared by direction."""
-PART, PART_LENGTH = "part", 35.0
+PART, PART_LENGTH = "part", 44.0
 """The same block by Euclidean distance; features are divided by their length, about."""
-WIDE, WIDE_CHANNELS, WIDE_LENGTHS = "wide", 96, {8: 32.0, 16: 55.0}
+WIDE, WIDE_CHANNELS, WIDE_LENGTHS = "wide", 96, {8: 38.0, 16: 80.0}
 """Means of 4 x 4 cells of stride 8 and of 3 x 3 of stride 16, on the grid of stride 16, in their
 principal directions on photos. The features of each stride are divided by a number that makes
 stride 8 count half more than stride 16, and both together about 1 long."""
@@ -60,7 +60,7 @@ CHANNELS = {8: 40, 16: 112}
 POOLED_CHANNELS = 64
 """Kept of 152: the comparison of pooled tokens is the most work of all."""
 POOL = 3
-POOLED_LENGTH = 35.0
+POOLED_LENGTH = 50.0
 """Of a typical pooled token, measured on the photos; they are divided by it."""
 START_SHARES = (0.5, 1.0)
 """Of strides 8 and 16 in the cosine distance, as in the comparison without learning."""

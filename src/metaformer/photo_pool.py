@@ -27,7 +27,12 @@ Domain = Literal["material", "goods", "things"]
 """material: a photo is a surface, any patch of it is one. goods: photos of one kind show the same
 goods. things: every photo shows another thing."""
 
-DOMAINS: dict[str, Domain] = {"texture": "material", "grocery": "goods", "clothing": "things"}
+DOMAINS: dict[str, Domain] = {
+    "texture": "material",
+    "grocery": "goods",
+    "coin": "goods",
+    "clothing": "things",
+}
 """What the photos of a folder are, by its name; any other folder holds things."""
 
 VALIDATION_SHARE = 0.2
