@@ -6,7 +6,7 @@ For each set and seed: adapt to 4 images of train/good, add 6 more, and adapt to
 once. All test images are scored by the three detectors. In four ways: the feature preset as it is
 (``recomputed``), with its memory capped below what four images fill (``capped``), from a file that
 does not say what is in the memory (``older file``), and the pixel preset (``pixel``). The last
-three estimate the earlier images' scores; see docs/decisions/0003-extension.md.
+three estimate the earlier images' scores; see docs/decisions/02-extension.md.
 """
 
 from __future__ import annotations

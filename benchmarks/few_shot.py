@@ -37,7 +37,7 @@ WITH_T = FeatureConfig(
     places=0,
     own=0.0,
 )
-"""T and the maps that it was measured with (docs/decisions/0013-token-transformer.md)."""
+"""T and the maps that it was measured with (docs/decisions/09-transformer.md)."""
 
 METHODS: tuple[Method, ...] = (
     DetectorMethod("feature"),

@@ -1,4 +1,4 @@
-"""The picture of docs/prior.md: photo, R, edited photo, one column an image.
+"""The picture of docs/training.md: photo, R, edited photo, one column an image.
 
     python -m benchmarks.prior.picture OUTPUT.png IMAGE... [--weights FOLDER]
 

@@ -36,10 +36,10 @@ VIEWS = 8
 """Views of a lone support image that stand in for other normal images."""
 GAINS = (0.85, 1.15)
 """Light in which images of a small support are remembered besides their own
-(``docs/decisions/0006-metric.md``)."""
+(``docs/decisions/03-learned-metric.md``)."""
 VIEWED_IMAGES = 8
 """Most support images that are also remembered in other light and mirrored
-(``docs/decisions/0009-fewer-tokens-more-views.md``); more show enough by themselves."""
+(``docs/decisions/04-memory-size.md``); more show enough by themselves."""
 VIEW_DETAIL = 4
 """Views are made at no more than this many times the working resolution. What is finer is lost on
 the model, and views of a 24-megapixel photo would take gigabytes."""
@@ -171,7 +171,7 @@ def adapt_to_prepared(
         on_step(1, len(folds) + 1)
         for number, fold in enumerate(folds):
             # Only the memory forgets an image: a fit of A for every fold would take most of the
-            # time. What A has learned of it in its few steps stays (decision 0005).
+            # time. What A has learned of it in its few steps stays (decision 08).
             for i, left_out in adapted.left_out_maps(fold, seed=seed).items():
                 maps[i] = smooth(left_out[None], model.config.sigma)
             on_step(number + 2, len(folds) + 1)

@@ -45,7 +45,7 @@ TRANSFORMER = "transformer."
 """Start of the names of T's tensors in a detector file."""
 TRUST = 0.5
 """Share of T's correction that is made. It was trained on photos with all of it; on products half
-does better (``docs/decisions/0013-token-transformer.md``)."""
+does better (``docs/decisions/09-transformer.md``)."""
 SEEN_IMAGES = 10
 """Most support images that T attends to."""
 

@@ -34,7 +34,7 @@ under one camera can score almost the same, and the next one will not."""
 
 TYPICAL_SPREAD = 0.12
 """Standard deviation of normal out-of-sample scores as a share of their mean, typical of products
-(``docs/decisions/0002-threshold.md``)."""
+(``docs/decisions/01-threshold.md``)."""
 TYPICAL_WEIGHT = 4
 """How many degrees of freedom that typical spread counts for (scaled inverse chi-squared prior)."""
 

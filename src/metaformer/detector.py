@@ -299,7 +299,7 @@ class Detector:
         all images at once, bit for bit; unless images come in many sizes, for all are worked at by
         what this detector's first ones said of that (``sizes.py``). Otherwise what the earlier
         images would score now is estimated. ``info()["additions"]`` says which of the two it was,
-        and ``docs/decisions/0003-extension.md`` what each can promise.
+        and ``docs/decisions/02-extension.md`` what each can promise.
 
         Args:
             images: as for ``Metaformer.adapt``, read with this detector's white level. Those whose

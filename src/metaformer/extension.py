@@ -1,7 +1,7 @@
 """More normal images for what is already adapted, without the earlier images.
 
 What the earlier images left behind decides how exact this can be
-(``docs/decisions/0003-extension.md``):
+(``docs/decisions/02-extension.md``):
 
 * **recomputed**: the memory holds every token of the earlier images. They are taken from it, and
   everything is done anew; the result is that of adapting to all images at once, bit for bit,

@@ -13,8 +13,7 @@ SCORING = Shares(pooled=0.5, part=0.1, here=0.2)
 MARKING = Shares(
     pooled=0.4, wide=0.3, part=0.05, context=1.25, context_added=1.0, here=0.25, raw=0.1
 )
-"""Shares in the two maps (``docs/decisions/0012-two-maps.md``, ``0015``, ``0017``, ``0018``,
-``0023``)."""
+"""Shares in the two maps (``docs/decisions/05-fusion-weights.md``, ``06``)."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +37,17 @@ class FeatureConfig:
     level_weights: tuple[float, ...] = (0.5, 1.0)
     """Weight of each level's distance in the map of the plain comparison: stride 16 tells defects
     from variation best, stride 8 finds the small ones
-    (``docs/decisions/0001-feature-control.md``)."""
+    (``docs/decisions/03-learned-metric.md``)."""
     learned: bool = True
     """Compare in the meta-learned metric, which knows strides 8 and 16 of the shipped backbone
-    (``docs/decisions/0006-metric.md``)."""
+    (``docs/decisions/03-learned-metric.md``)."""
     maps: tuple[Shares, ...] = (SCORING, MARKING)
     """How the learned metric's distances make the map that images are scored by, and that which
     marks pixels; one serves for both. Without the metric there is one map of another kind."""
     transformer: bool = False
     """Let T correct the maps. It has learned to read the distances of the learned metric, and is
     not used without it. Off: it wins on photos and synthetic defects and loses on real ones
-    (``docs/decisions/0013-token-transformer.md``)."""
+    (``docs/decisions/09-transformer.md``)."""
     aligned: bool = False
     """Compare each token only with support tokens around the same place: for a fixed camera and a
     fixed part, or a test image with its golden sample. Finds what is normal elsewhere but not
@@ -60,27 +59,27 @@ class FeatureConfig:
     compared_tokens: int = 1_024
     """Of those, and of the tokens of views, so many are compared with, for each product that the
     support shows; a random choice of all of them together again. A fraction of all does as well
-    (``docs/decisions/0009-fewer-tokens-more-views.md``, ``0012``, ``0025``), and takes that
+    (``docs/decisions/04-memory-size.md``, ``05``), and takes that
     fraction of the time. Not of aligned detectors, which compare at a place."""
     means: bool = True
     """Of a memory cut to ``max_tokens``, tokens compared with are means of the remembered tokens
     nearest to each of the random choice, which many images gain by
-    (``docs/decisions/0021-means.md``)."""
+    (``docs/decisions/04-memory-size.md``)."""
     averaged_tokens: int = 8_192
     """Remembered tokens that these are means of. With more the gain is a little larger, and the
-    time far (``docs/decisions/0021-means.md``, ``0025``)."""
+    time far (``docs/decisions/04-memory-size.md``)."""
     places: int = 16
     """With so many normal images or more, and the learned metric, what is normal place by place is
-    learned too (``docs/decisions/0016-places.md``). 0: never."""
+    learned too (``docs/decisions/06-position.md``). 0: never."""
     own: float = 0.5
     """To what power the map is lowered where a token has its like elsewhere on the image, and a
-    nearer one than is remembered (``docs/decisions/0022-own-image.md``). 0: not at all. Of the
+    nearer one than is remembered (``docs/decisions/07-self-similarity.md``). 0: not at all. Of the
     learned metric."""
     score_share: float = 0.01
     """The image score is the mean of this share of the highest cells."""
     sigma: float = 0.6
     """Gaussian blur of the map, in cells of the finest level
-    (``docs/decisions/0017-wide-tokens.md``)."""
+    (``docs/decisions/05-fusion-weights.md``)."""
     backbone: str = SHIPPED
     """The backbone inside the package, or timm's name of another (``docs/backbones.md``)."""
     backbone_sha256: str | None = None
@@ -151,4 +150,4 @@ PLAIN = FeatureConfig(learned=False, compared_tokens=2_000, means=False, own=0.0
 """Without the learned metric: other backbones, and the control that the metric has to beat."""
 ALIGNED = replace(PLAIN, levels=(4, 8), level_weights=(1.0, 1.0), aligned=True)
 """For parts that stand in the same place: fine levels, since place tells apart what looks alike
-(``docs/decisions/0007-aligned.md``)."""
+(``docs/decisions/06-position.md``)."""

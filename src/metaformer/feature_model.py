@@ -39,7 +39,7 @@ from metaformer.timm_backbone import load_timm_backbone
 from metaformer.token_transformer import TokenTransformer, load_token_transformer
 
 VIEW_FACTOR, LEARNED_VIEW_FACTOR = 1.3, 1.4
-"""How many times a changed view's score another part scores (``docs/decisions/0002-threshold.md``);
+"""How many times a changed view's score another part scores (``docs/decisions/01-threshold.md``);
 the metric has learned to overlook changes of view, and sees more of a difference of parts."""
 
 

@@ -17,7 +17,7 @@ maps keep distances, so it starts as the comparison without learning.
 Beside what is learned are readings of the features as they are (``Shares``): stride 32 by
 direction and by Euclidean distance, wider means of strides 8 and 16, and stride 8 at the same place
 of other images. They mark pixels better than what is learned does alone
-(``docs/decisions/0017-wide-tokens.md``, ``0018-same-place.md``).
+(``docs/decisions/05-fusion-weights.md``, ``06-position.md``).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ START_SHARES = (0.5, 1.0)
 """Of strides 8 and 16 in the cosine distance, as in the comparison without learning."""
 IMAGES_A_POWER, MANY = 4, 16
 """What places say counts to the power of 1, and of 1 more for so many images, up to ``MANY``: more
-are not asked what they show at a place (``docs/decisions/0018-same-place.md``)."""
+are not asked what they show at a place (``docs/decisions/06-position.md``)."""
 TINY = 1e-9
 """What sums of shares may be off by."""
 FLOOR = 1e-3

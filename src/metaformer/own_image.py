@@ -5,7 +5,7 @@ often like the rest of its own image. So the map is lowered where a token's near
 the image is nearer than the nearest remembered, and nowhere raised: what is seen once on every
 image (a hole, a chip of chocolate) has its like in the memory. Elsewhere is a quarter of the side
 away or more, so that a defect is not compared with itself.
-Ours (``docs/decisions/0022-own-image.md``).
+Ours (``docs/decisions/07-self-similarity.md``).
 """
 
 from __future__ import annotations

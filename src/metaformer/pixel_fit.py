@@ -32,7 +32,7 @@ BATCH = 4
 """Support images per gradient; bounds memory at 256 pixels to about 1 GB."""
 FIT_IMAGES = 2
 """Support images that a step of A is taken on. 4 and 16 are no better
-(``docs/decisions/0008-pixel-speed-and-pairs.md``, ``0010-gap.md``)."""
+(``docs/decisions/08-pixel-preset.md``)."""
 MOMENT_IMAGES = 16
 """Support images that the moments are taken over; 16 hold a million pixels a channel."""
 

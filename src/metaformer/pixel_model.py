@@ -41,7 +41,7 @@ from metaformer.prior import InstancePrior, PriorConfig, load_prior
 
 TEMPLATE_REACH = 1
 """Pixels that a golden sample may be off at a place, at the working resolution. On 12 board pairs 1
-is better than 0, 2 and 3 (``docs/decisions/0008-pixel-speed-and-pairs.md``)."""
+is better than 0, 2 and 3 (``docs/decisions/08-pixel-preset.md``)."""
 LEAST_TEMPLATE_GAP = 0.01
 """Added to the gap to a golden sample, in [0, 1]: where there is none, other gaps still count."""
 WEIGHTS, CARD = "universal.safetensors", "universal.json"
@@ -60,14 +60,14 @@ class PixelConfig:
     mode: Mode = "fast"
     """``fast``: the meta-learned steps of A, seconds; the map is the one before T, which as
     meta-trained marks pixels better and ranks images worse
-    (``docs/decisions/0005-universal.md``). ``long``: A and T are trained on the support, and the
+    (``docs/decisions/08-pixel-preset.md``). ``long``: A and T are trained on the support, and the
     map is T's."""
     long_steps: int = 100
     """Steps of A in the long mode beyond the meta-learned ones, at most."""
     gap: bool = False
     """Whether the gap of image and reconstruction has its share in the map of the fast mode. After
     the few steps of that mode A rebuilds too little of an image for it to help
-    (``docs/decisions/0010-gap.md``). The long mode always reads it."""
+    (``docs/decisions/08-pixel-preset.md``). The long mode always reads it."""
     aligned: bool = False
     """Every image shows the part in the same place: the map is multiplied by the gap to the likest
     of the support images, pixel by pixel. Of the fast mode."""

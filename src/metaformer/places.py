@@ -3,7 +3,7 @@
 The nearest remembered token says whether something was seen anywhere. With many images there is
 also enough to say how tokens vary at each place of the image: a Gaussian for every cell of a
 fixed grid, as PaDiM has it (Defard et al. 2021), here of the pooled tokens of the learned metric.
-The more images, the larger its share (``docs/decisions/0016-places.md``).
+The more images, the larger its share (``docs/decisions/06-position.md``).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ GRID = (16, 16)
 """Cells that an image has, whatever its shape."""
 RIDGE = 0.01
 """Added to the variances, as a share of the mean variance of all places: with fewer images than
-channels the covariances could not be inverted without. Its size hardly matters (``0016``)."""
+channels the covariances could not be inverted without. Its size hardly matters (``06``)."""
 MARKING = 0.25
 """In the map that marks pixels the share is so much of that in the score: outlines come from the
-nearest tokens (``0016``, ``0017``)."""
+nearest tokens (``06``, ``05``)."""
 
 
 @dataclass(frozen=True)

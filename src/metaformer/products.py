@@ -3,7 +3,7 @@
 One detector may be of several products, which differ in how far a place says what is to be seen
 there. No label says which image shows which, so it is asked of their tokens: those of an image are
 nearer to other images of its product than to the rest.
-Ours (``docs/decisions/0024-products.md``).
+Ours (``docs/decisions/07-self-similarity.md``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FEWEST = 2 * (NEAREST + 1)
 TIMES = 1.4
 """Two images show one product if both are no further from each other than so many times as far as
 from those ``NEAREST``. Images of one product were chained by 1.25 at most; those of two, four of
-each, were 1.7 apart and more but for one odd image (``0024``)."""
+each, were 1.7 apart and more but for one odd image (``07``)."""
 ASKED, COMPARED = 256, 20_000
 """Tokens of an image, and of all images together, that are compared."""
 

@@ -6,7 +6,7 @@ a surface that looks alike everywhere, or on parts that lie anyhow, they are a p
 is normal. Which of the two a product is can be seen on its good images alone
 (``measure_alignment``); of several products in one detector, for each of them, and an image is
 taken for one of the product that it is most like.
-Ours (``docs/decisions/0018-same-place.md``, ``0024-products.md``).
+Ours (``docs/decisions/06-position.md``, ``07-self-similarity.md``).
 """
 
 from __future__ import annotations

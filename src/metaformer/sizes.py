@@ -5,7 +5,7 @@ to be seen on each, come in nearly as many sizes as there are images, and are of
 at with one area, as others are, a small one would show its texture enlarged. Unless parts stand in
 the same way on every image: then each was cut, or made smaller, to the part, and areas are what
 they have in common.
-Ours (``docs/decisions/0020-sizes.md``).
+Ours (``docs/decisions/07-self-similarity.md``).
 """
 
 from __future__ import annotations
