@@ -19,15 +19,15 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import metaformer
-from metaformer.detector_file import DetectorFileError
-from metaformer.onnx_graph import need
-from metaformer.serve import page_files, routes
-from metaformer.serve.document import fit_document
+from metaformer.detection.detector_file import DetectorFileError
+from metaformer.io.extras import need
+from metaformer.serve import routes, static_files
+from metaformer.serve.http.limits import Gate, Limits
+from metaformer.serve.http.openapi import fit_document
+from metaformer.serve.http.security import ANSWER_POLICY, refusal
 from metaformer.serve.jobs import Adaptations
-from metaformer.serve.limits import Gate, Limits
 from metaformer.serve.metrics import Metrics
 from metaformer.serve.scoring import ClientGone, Workers
-from metaformer.serve.security import ANSWER_POLICY, refusal
 from metaformer.serve.service import Service
 from metaformer.serve.store import (
     DetectorStore,
@@ -111,7 +111,7 @@ def create_app(
     )
     app.state.service = service
     app.include_router(routes.router)
-    app.include_router(page_files.router)
+    app.include_router(static_files.router)
     add_error_answers(app)
     app.add_middleware(AroundRequests, metrics=service.metrics, allowed_hosts=allowed_hosts)
     return app

@@ -1,0 +1,444 @@
+"""The two objects a user meets: the universal ``Metaformer`` and an adapted ``Detector``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metaformer.detection.adaptation import (
+    Adapted,
+    Model,
+    adapt_to_support,
+    at_working_size,
+    has_views,
+    prepare,
+    prepare_views,
+    raw_maps,
+)
+from metaformer.detection.detector_file import (
+    DetectorFileError,
+    read_detector_file,
+    write_detector_file,
+)
+from metaformer.detection.extension import Earlier, extend
+from metaformer.detection.feature.config import ALIGNED, PLAIN, SHIPPED, FeatureConfig
+from metaformer.detection.feature.preset import FeatureModel
+from metaformer.detection.feature.scale import fit_to_sizes
+from metaformer.detection.feature.state import adapted_from_state
+from metaformer.detection.pixel.config import Mode, PixelConfig
+from metaformer.detection.pixel.preset import AdaptedPixel, PixelModel
+from metaformer.detection.scoring.anomaly_map import image_score, to_image_size
+from metaformer.detection.scoring.calibration import Calibration, check_rate
+from metaformer.detection.scoring.prediction import Prediction
+from metaformer.detection.scoring.regions import find_regions
+from metaformer.detection.support_set import (
+    ImageSource,
+    describe_source,
+    digest_of,
+    support_sources,
+    warn_about_duplicates,
+    warn_about_odd,
+    when_and_with_what,
+)
+from metaformer.io.images import guess_white_level, pixels_of, read_image
+from metaformer.io.workers import side_by_side
+from metaformer.networks.backbone_weights import BackboneError
+from metaformer.networks.instance_prior import InstancePrior, load_prior
+from metaformer.networks.timm_backbone import level_settings, load_timm_backbone
+
+Preset = Literal["feature", "pixel"]
+PRESETS: tuple[Preset, ...] = ("feature", "pixel")
+
+
+class Metaformer:
+    """The universal model: knows no product yet.
+
+    >>> universal = Metaformer.from_pretrained()
+    >>> detector = universal.adapt("photos/good")
+    >>> detector.predict("photos/new/0017.jpg").score
+    """
+
+    def __init__(self, model: Model, preset: Preset) -> None:
+        self.model = model
+        self.preset = preset
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        preset: Preset = "feature",
+        *,
+        resolution: int | None = None,
+        aligned: bool = False,
+        backbone: str = SHIPPED,
+        backbone_weights: Path | str | None = None,
+        download: bool = False,
+        mode: Mode = "fast",
+        universal_weights: Path | str | None = None,
+    ) -> Metaformer:
+        """The model with the weights inside the package; nothing is downloaded unless asked for.
+
+        Args:
+            preset: ``feature`` compares tokens of a backbone pretrained on ImageNet, ``pixel`` is
+                the paper's system trained from scratch.
+            resolution: images are resized to about this many pixels squared, aspect kept; the
+                preset's own (256; of a ViT 32 patches) if None. More finds smaller defects and
+                takes longer.
+            aligned: every image shows the part in the same place (fixed camera and fixture, or a
+                golden sample): compare place by place.
+            backbone: of the ``feature`` preset: the one inside the package, or a model of timm,
+                ``vit_small_patch14_dinov2.lvd142m`` for example (``docs/backbones.md``).
+            backbone_weights: safetensors file for a model of timm; if None, it is looked for in
+                the folder that METAFORMER_WEIGHTS names and in the Hugging Face cache.
+            download: fetch such weights from the Hugging Face hub if they are nowhere else.
+            mode: of the ``pixel`` preset: ``fast`` takes the meta-learned steps, ``long`` trains T
+                on synthetic defects of the support too, which takes minutes.
+            universal_weights: of the ``pixel`` preset: folder with the weights and card that
+                ``metaformer pretrain universal`` wrote, instead of those inside the package.
+
+        Raises:
+            ValueError: no such preset, a resolution outside 64 to 2048, an option of the other
+                preset, weights that cannot be used, or a ``BackboneError``: the backbone or its
+                weights cannot be used.
+        """
+        if resolution is not None and not 64 <= resolution <= 2048:
+            raise ValueError(f"resolution must lie between 64 and 2048 pixels, got {resolution}.")
+        changes: dict[str, Any] = {} if resolution is None else {"resolution": resolution}
+        if preset == "feature":
+            if mode != "fast" or universal_weights is not None:
+                raise ValueError("mode and universal_weights are of the pixel preset.")
+            file = None if backbone_weights is None else Path(backbone_weights)
+            if backbone == SHIPPED:
+                config = replace(ALIGNED if aligned else FeatureConfig(), **changes)
+                return cls(FeatureModel.from_pretrained(config, backbone_weights=file), preset)
+            network = load_timm_backbone(backbone, weights=file, download=download)
+            config = replace(PLAIN, aligned=aligned, **(level_settings(network) | changes))
+            return cls(FeatureModel(config, network), preset)
+        if preset == "pixel":
+            if backbone != SHIPPED or backbone_weights is not None:
+                raise ValueError("the pixel preset has no backbone; choose the feature preset.")
+            pixel = PixelConfig(mode=mode, aligned=aligned, **changes)
+            folder = None if universal_weights is None else Path(universal_weights)
+            return cls(PixelModel.from_pretrained(pixel, folder), preset)
+        raise ValueError(f'no preset "{preset}": choose {" or ".join(PRESETS)}.')
+
+    def adapt(
+        self,
+        images: Path | str | Sequence[ImageSource],
+        *,
+        false_alarm_rate: float = 0.05,
+        seed: int = 0,
+        on_step: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Detector:
+        """Adapt to a product from normal images.
+
+        Args:
+            images: a folder of normal images, or a sequence of paths, arrays (H, W, 3) uint8 RGB,
+                encoded bytes or Pillow images. One is enough; ten are better; see
+                ``Detector.calibration.guarantee`` for what their number can promise.
+            false_alarm_rate: share of good parts that may be flagged.
+            seed: of everything random in adaptation.
+            on_step: called with (steps done, steps in all).
+
+        Returns:
+            A detector for this product. Warns with ``OddSupportWarning`` about images that look
+            unlike the rest; they are used all the same.
+
+        Raises:
+            ImageError: an image cannot be read, or the folder holds none.
+            ValueError: no images, or a rate outside (0, 1).
+        """
+        check_rate(false_alarm_rate)
+        sources = support_sources(images)
+        white_level = guess_white_level(sources)
+        model = fit_to_sizes(
+            self.model,
+            (pixels_of(source) for source in sources),
+            lambda i: read_image(sources[i], white_level=white_level),
+        )
+        digests: list[str] = []
+
+        def read_each() -> Iterator[NDArray[np.uint8]]:
+            for source in sources:
+                pixels = read_image(source, white_level=white_level)
+                digests.append(digest_of(pixels))
+                yield pixels
+
+        result = adapt_to_support(
+            model,
+            read_each(),
+            count=len(sources),
+            false_alarm_rate=false_alarm_rate,
+            seed=seed,
+            on_step=on_step,
+        )
+        names = [describe_source(source, i) for i, source in enumerate(sources)]
+        made = {
+            "preset": self.preset,
+            "seed": seed,
+            "white_level": white_level,
+            "support": [
+                {"name": name, "sha256": digest}
+                for name, digest in zip(names, digests, strict=True)
+            ],
+            "support_scores": [asdict(score) for score in result.support_scores],
+            **when_and_with_what(),
+        }
+        warn_about_odd(result.support_scores, names)
+        return Detector(model, result.adapted, result.calibration, made)
+
+    def response_map(self, image: ImageSource) -> NDArray[np.float32]:
+        """The response map R of an image: where its object is, as P sees it.
+
+        Args:
+            image: as ``read_image`` takes it.
+
+        Returns:
+            (H, W) in [0, 1] at the image's own size; arbitrary where there is no object, as on a
+            texture. No preset uses it for its scores yet.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+        pixels = torch.from_numpy(read_image(image)).permute(2, 0, 1)[None]  # (1, 3, H, W)
+        with torch.inference_mode():
+            return np.asarray(self.prior(pixels.float() / 255)[0, 0].numpy(), np.float32)
+
+    @cached_property
+    def prior(self) -> InstancePrior:
+        """P with the weights inside the package, read when first asked for."""
+        return load_prior()
+
+
+class Detector:
+    """A model adapted to one product, with its threshold. Made by ``Metaformer.adapt``."""
+
+    def __init__(
+        self, model: Model, adapted: Adapted, calibration: Calibration, made: dict[str, Any]
+    ) -> None:
+        self.model = model
+        self.adapted = adapted
+        self.calibration = calibration
+        self.made = made
+        self.engine: Callable[[Tensor], Tensor] | None = None
+        """(1, 3, H, W) at the working size -> (1, h, w) raw map; None for PyTorch. See
+        ``metaformer.export.backends``."""
+
+    def predict(self, image: ImageSource) -> Prediction:
+        """Score one image and mark its defective pixels.
+
+        Args:
+            image: a path, an array (H, W, 3) uint8 RGB or any other that ``read_image`` takes,
+                encoded bytes, or a Pillow image. The result depends on this image alone.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+        pixels = read_image(image, white_level=self.made["white_level"])
+        path = str(image) if isinstance(image, (str, Path)) else None
+        return self.predict_pixels(pixels, path)
+
+    def predict_pixels(self, pixels: NDArray[np.uint8], path: str | None = None) -> Prediction:
+        """``predict`` for an image already read, (H, W, 3) uint8 RGB."""
+        raw, raw_pixels = self.score_pixels(pixels)
+        calibration = self.calibration
+        is_anomalous = raw >= calibration.threshold
+        anomaly_map = calibration.map(raw_pixels)
+        del raw_pixels  # of a large photo it takes as much memory as the whole program
+        mask = (anomaly_map >= 0.5) & is_anomalous
+        return Prediction(
+            score=calibration.score(raw),
+            raw_score=raw,
+            p_value=calibration.p_value(raw),
+            is_anomalous=bool(is_anomalous),
+            anomaly_map=anomaly_map,
+            mask=mask,
+            regions=find_regions(mask, anomaly_map),
+            path=path,
+        )
+
+    def score_pixels(self, pixels: NDArray[np.uint8]) -> tuple[float, NDArray[np.float32]]:
+        """Raw score and raw (H, W) map of an image (H, W, 3) uint8 RGB, before calibration."""
+        if self.engine is None:
+            grids = raw_maps(self.model, self.adapted, prepare(self.model, pixels))  # (M, h, w)
+        else:
+            grids = self.engine(at_working_size(self.model, pixels))[0]
+        score = image_score(grids[0], self.model.config.score_share)
+        return score, to_image_size(grids[-1], pixels.shape)
+
+    def predict_many(
+        self, images: Iterable[ImageSource], *, workers: int = 1
+    ) -> Iterator[Prediction]:
+        """``predict`` for each image, in their order, holding ``workers`` in memory at a time.
+
+        Args:
+            workers: images scored at once. With one a processor many small images take three
+                quarters of the time; scores differ by a few millionths (``io/workers.py``).
+        """
+        return side_by_side(self.predict, images, workers)
+
+    def with_false_alarm_rate(self, rate: float) -> Detector:
+        """The same detector with the threshold for another rate; nothing is computed anew."""
+        calibration = self.calibration.with_false_alarm_rate(rate)
+        same = Detector(self.model, self.adapted, calibration, self.made)
+        same.engine = self.engine
+        return same
+
+    def extended_with(
+        self,
+        images: Path | str | Sequence[ImageSource],
+        *,
+        false_alarm_rate: float | None = None,
+        on_step: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Detector:
+        """A new detector that knows more normal images; the earlier ones are not needed.
+
+        With the ``feature`` preset and a memory below its cap the result is that of adapting to
+        all images at once, bit for bit; unless images come in many sizes, for all are worked at by
+        what this detector's first ones said of that (``detection/feature/scale.py``). Otherwise
+        what the earlier images would score now is estimated. ``info()["additions"]`` says which of
+        the two it was, and ``docs/decisions/02-extension.md`` what each can promise.
+
+        Args:
+            images: as for ``Metaformer.adapt``, read with this detector's white level. Those whose
+                pixels it has seen are left out, with a ``DuplicateSupportWarning``.
+            false_alarm_rate: share of good parts that may be flagged; this detector's if None.
+            on_step: called with (steps done, steps in all).
+
+        Raises:
+            ImageError: an image cannot be read, or the folder holds none.
+            ValueError: nothing new among the images, a rate outside (0, 1), or too little is left
+                of the one image this detector was made from.
+        """
+        rate = self.calibration.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
+        check_rate(rate)
+        sources = support_sources(images)
+        support = list(self.made["support"])
+        known = {image["sha256"] for image in support}
+        prepared, views, duplicates = [], [], []
+        for i, source in enumerate(sources):
+            pixels = read_image(source, white_level=self.made["white_level"])
+            name, digest = describe_source(source, len(support)), digest_of(pixels)
+            if digest in known:
+                duplicates.append(name)
+            else:
+                known.add(digest)
+                support.append({"name": name, "sha256": digest})
+                prepared.append(prepare(self.model, pixels))
+                if has_views(self.model, len(support)):
+                    views.append(prepare_views(self.model, pixels))
+            on_step(i + 1, len(sources) + 1)
+        if not prepared:
+            raise ValueError(
+                f"nothing to add: of the {len(sources)} images given, none is new to the detector. "
+                f"Give other normal images."
+            )
+        warn_about_duplicates(duplicates)
+        earlier = Earlier(
+            self.adapted,
+            self.calibration,
+            tuple(score["raw_score"] for score in self.made["support_scores"]),
+            len(self.made["support"]),
+        )
+        seed = self.made["seed"]
+        result, how = extend(
+            self.model,
+            earlier,
+            prepared,
+            views if has_views(self.model, len(support)) else [],
+            false_alarm_rate=rate,
+            seed=seed,
+            on_step=lambda done, total: on_step(len(sources) + done, len(sources) + total),
+        )
+        addition = {
+            "first": earlier.count,
+            "count": len(prepared),
+            "seed": seed,
+            "calibration": how,
+            **when_and_with_what(),
+        }
+        made = {
+            **self.made,
+            "support": support,
+            "support_scores": [asdict(score) for score in result.support_scores],
+            "additions": [*self.made.get("additions", []), addition],
+        }
+        warn_about_odd(result.support_scores, [image["name"] for image in support])
+        return Detector(self.model, result.adapted, result.calibration, made)
+
+    @property
+    def guarantee(self) -> str:
+        """What the threshold promises, for people; how it was extended is taken into account."""
+        text = self.calibration.guarantee
+        if any(a["calibration"] == "estimated" for a in self.made.get("additions", [])):
+            text += " What earlier images would score now is estimated, so this holds roughly."
+        return text
+
+    def info(self) -> dict[str, Any]:
+        """How the detector was made and what its threshold promises, ready for JSON."""
+        _, settings = self.adapted.state()
+        return {
+            **self.made,
+            "settings": settings,
+            "calibration": self.calibration.to_dict(),
+            "guarantee": self.guarantee,
+        }
+
+    def save(self, path: Path | str) -> None:
+        """Write one self-describing file: safetensors with a JSON header, never pickle.
+
+        Raises:
+            FileNotFoundError: the folder does not exist.
+            PermissionError: the folder cannot be written to.
+            OSError: the file cannot be written, for want of space for example.
+        """
+        tensors, settings = self.adapted.state()
+        header = {
+            "made": self.made,
+            "settings": settings,
+            "calibration": self.calibration.to_dict(),
+        }
+        write_detector_file(Path(path), header, tensors)
+
+    @classmethod
+    def load(cls, path: Path | str, *, backbone_weights: Path | str | None = None) -> Detector:
+        """Read a detector file; scores are bit-identical to those before saving.
+
+        Args:
+            backbone_weights: for a detector made with a backbone of timm, the file of its weights;
+                looked for as in ``Metaformer.from_pretrained`` if None. They have to be the same,
+                byte for byte.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            DetectorFileError: the file is not a detector, is damaged, holds NaN or infinite
+                weights, was written by a newer version, or the weights of its backbone are not
+                to be had.
+        """
+        header, tensors = read_detector_file(Path(path))
+        file = None if backbone_weights is None else Path(backbone_weights)
+        adapted: Adapted
+        try:
+            made = header["made"]
+            if made["preset"] == "feature":
+                adapted = adapted_from_state(tensors, header["settings"], backbone_weights=file)
+            elif made["preset"] == "pixel":
+                adapted = AdaptedPixel.from_state(tensors, header["settings"])
+            else:
+                raise ValueError(f"unknown preset {made['preset']!r}")
+            calibration = Calibration.from_dict(header["calibration"])
+        except BackboneError as error:
+            raise DetectorFileError(f"{path}: {error}") from error
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise DetectorFileError(
+                f"{path}: a detector file with something missing or wrong inside ({error!r}). It "
+                f"is damaged, or was changed by hand; adapt again."
+            ) from error
+        return cls(adapted.model, adapted, calibration, made)

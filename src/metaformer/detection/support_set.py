@@ -1,0 +1,139 @@
+"""The images that a detector is made from: where they come from, and what is recorded of them."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from metaformer.io.folders import count_passed_over, describe_passed_over
+from metaformer.io.images import IMAGE_SUFFIXES, ImageError, list_images
+
+ODD_DISTANCE = 4.0
+"""Robust standard deviations above the median at which a support image is called odd."""
+ODD_RATIO = 1.25
+"""And it must score this many times the median, so that a tight support has no odd image."""
+MIN_IMAGES_TO_DOUBT = 4
+
+ImageSource = Path | str | bytes | NDArray[Any] | PillowImage.Image
+
+
+class OddSupportWarning(UserWarning):
+    """A support image looks unlike the rest: perhaps a defect, perhaps another product."""
+
+
+class PassedOverWarning(UserWarning):
+    """Some files of a folder are images of a kind that is not read."""
+
+
+class DuplicateSupportWarning(UserWarning):
+    """An image to be added is among the support already; it was left out."""
+
+
+def support_sources(images: Path | str | Sequence[ImageSource]) -> Sequence[ImageSource]:
+    """The images of a folder, or the sequence itself.
+
+    Raises:
+        ImageError: the folder holds none.
+        OSError: the folder cannot be listed.
+    """
+    if not isinstance(images, (str, Path)):
+        return list(images)
+    sources = list_images(images)
+    passed_over = describe_passed_over(count_passed_over(images))
+    if not sources:
+        endings = ", ".join(sorted(IMAGE_SUFFIXES))
+        advice = passed_over or "Give the folder that holds the normal images itself."
+        raise ImageError(
+            str(images), f"no images in this folder (by their endings: {endings}). {advice}"
+        )
+    if passed_over:
+        warnings.warn(f"{images}: {passed_over}", PassedOverWarning, stacklevel=3)
+    return sources
+
+
+def describe_source(source: ImageSource, index: int) -> str:
+    """A name for provenance: the file's own, without folders that mean nothing elsewhere."""
+    return Path(source).name if isinstance(source, (str, Path)) else f"image {index}"
+
+
+def digest_of(pixels: NDArray[np.uint8]) -> str:
+    """SHA-256 of an image's pixels, whatever file they came in."""
+    return hashlib.sha256(pixels.tobytes()).hexdigest()
+
+
+def when_and_with_what() -> dict[str, Any]:
+    """Date and versions, for provenance."""
+    return {
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {
+            "metaformer-ad": version("metaformer-ad"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def warn_about_odd(scores: Sequence[SupportScore], names: Sequence[str]) -> None:
+    """``OddSupportWarning`` naming the odd images, if there are any."""
+    odd = [score for score in scores if score.is_odd]
+    if not odd:
+        return
+    typical = float(np.median([score.raw_score for score in scores]))
+    listed = ", ".join(f"{names[s.index]} ({s.raw_score / typical:.1f}x)" for s in odd)
+    warnings.warn(
+        f"these normal images look unlike the rest (score against the median): {listed}. Look at "
+        f"them; adapt again without them if they show a defect or another product.",
+        OddSupportWarning,
+        stacklevel=3,
+    )
+
+
+def warn_about_duplicates(names: Sequence[str]) -> None:
+    """``DuplicateSupportWarning`` naming what was left out, if there is anything."""
+    if names:
+        warnings.warn(
+            f"left out, because the same pixels are among the normal images already: "
+            f"{', '.join(names)}.",
+            DuplicateSupportWarning,
+            stacklevel=3,
+        )
+
+
+@dataclass(frozen=True)
+class SupportScore:
+    """How unlike the others one support image is."""
+
+    index: int
+    raw_score: float
+    is_odd: bool
+
+
+def judge_support(scores: Sequence[float]) -> tuple[SupportScore, ...]:
+    """Mark images far above the others: a defect or a stranger among the normals."""
+    median = float(np.median(scores))
+    deviation = 1.4826 * float(np.median(np.abs(np.asarray(scores) - median)))
+    limit = max(median + ODD_DISTANCE * deviation, ODD_RATIO * median)
+    may_doubt = len(scores) >= MIN_IMAGES_TO_DOUBT
+    return tuple(
+        SupportScore(i, score, may_doubt and score > limit) for i, score in enumerate(scores)
+    )
+
+
+def make_folds(count: int, most: int) -> list[set[int]]:
+    """Leave-one-out up to ``most`` images, ``most`` interleaved folds beyond; none for one."""
+    if count < 2:
+        return []
+    folds = min(count, most)
+    return [set(range(first, count, folds)) for first in range(folds)]
