@@ -1,8 +1,8 @@
 """Image files: telling the format, refusing what is too large or cut short, decoding the rest.
 
 One decoder a format: Pillow for JPEG, BMP, WebP and PNG (as fast as OpenCV, and it neither
-fills a truncated file with grey nor writes to the terminal), imagecodecs for PNG of 16 bits in
-several channels, of which Pillow keeps eight, and ``tiff`` for TIFF.
+fills a truncated file with grey nor writes to the terminal), OpenCV for PNG of 16 bits in several
+channels, of which Pillow keeps eight, and ``tiff`` for TIFF.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from metaformer.png import (
     without_metadata,
 )
 from metaformer.tiff import TIFF_STARTS, damaged, decode_tiff, tiff_size
+from metaformer.tiff_segments import JPEG_FRAME
 
 _ACCEPTED = "accepted are PNG, JPEG, BMP, TIFF and WebP"
 
@@ -96,7 +97,8 @@ def decode(name: str, stream: BinaryIO, size: int, max_pixels: int) -> NDArray[A
         if not is_whole:
             raise damaged(name, "the file ends too early")
         if isinstance(image, PngImageFile) and is_wide_colour(stream):
-            pixels = wide_colour_pixels(name, stream, image.width, image.height)
+            stream.seek(header_end)
+            pixels = wide_colour_pixels(name, image, stream)
             return turn_upright(pixels, _orientation(image))
         stream.seek(header_end)
         return load(name, image)
@@ -190,7 +192,7 @@ def _damaged_or_unread(name: str, error: Exception) -> ImageError:
 
 def _check_jpeg_kind(name: str, data: bytes) -> None:
     """Raises: ImageError: a sound JPEG of a kind that is not read."""
-    frame = re.search(rb"\xff([\xc0-\xc3\xc5-\xc7\xc9-\xcb\xf7])..(.)", data, re.DOTALL)
+    frame = JPEG_FRAME.search(data)
     if frame is None:
         return
     kind, bits = _JPEG_KINDS.get(frame[1][0], ""), frame[2][0]

@@ -7,9 +7,10 @@ import struct
 import zlib
 from typing import BinaryIO
 
-import imagecodecs
+import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL.ImageFile import ImageFile
 
 from metaformer.tiff import damaged
 
@@ -40,22 +41,22 @@ def is_wide_colour(stream: BinaryIO) -> bool:
     return depth == 16 and colour_type != 0
 
 
-def wide_colour_pixels(name: str, stream: BinaryIO, width: int, height: int) -> NDArray[np.uint16]:
+def wide_colour_pixels(name: str, image: ImageFile, stream: BinaryIO) -> NDArray[np.uint16]:
     """16 bits in three channels or, with alpha, four: (H, W, 3) or (H, W, 4), not turned.
 
     Raises:
         ImageError: damaged.
     """
-    stream.seek(0)
-    try:
-        pixels = imagecodecs.png_decode(stream.read())
-    except Exception as error:  # its own, or nearly any other on damaged bytes
+    try:  # Pillow notices any damage, quietly
+        image.load()
+    except Exception as error:
         raise damaged(name, str(error)) from error
-    if pixels.dtype != np.uint16 or pixels.shape[:2] != (height, width):
-        raise damaged(name, "its header and its pixels do not agree")
-    if pixels.ndim == 3 and pixels.shape[2] == 2:
-        pixels = np.dstack([pixels[:, :, :1]] * 3 + [pixels[:, :, 1:]])
-    return np.asarray(pixels, dtype=np.uint16)
+    content = _pixels_alone(stream)
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3:
+        raise damaged(name, "its pixels cannot be decoded")
+    order = cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
+    return np.asarray(cv2.cvtColor(pixels, order), dtype=np.uint16)
 
 
 def without_metadata(stream: BinaryIO) -> BinaryIO:
@@ -88,3 +89,18 @@ def without_metadata(stream: BinaryIO) -> BinaryIO:
             break
     stream.seek(0)
     return io.BytesIO(b"".join(kept)) if has_metadata else stream
+
+
+def _pixels_alone(stream: BinaryIO) -> bytes:
+    """The PNG without all but its pixels: libpng complains of others on the terminal."""
+    stream.seek(len(PNG_START))
+    kept = [PNG_START]
+    while len(header := stream.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", header)
+        if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
+            kept += [header, stream.read(length + 4)]
+        else:
+            stream.seek(length + 4, io.SEEK_CUR)
+        if kind == b"IEND":
+            break
+    return b"".join(kept)

@@ -1,24 +1,23 @@
-"""TIFF files as pixels: tifffile and imagecodecs read all of them, one decoder for every kind.
+"""TIFF files as pixels: tifffile reads what the file says of itself, ``tiff_segments`` the pixels.
 
-Measured on the kinds that cameras and image editors write (planes stored one after the other,
-tiles, packed 10 and 12 bits, extra channels, twelve compressions): Pillow reads half of them,
-OpenCV reads some of the others wrongly and without an error, and both leave memory as it was where
-compressed rows are missing.
+One way for every kind. Pillow alone reads half of what cameras and editors write (not planes of 16
+bits, packed 10 and 12 bits, extra channels), and OpenCV reads some of it wrongly without an error.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import struct
 from typing import Any, BinaryIO
 
 import numpy as np
-from imagecodecs import DelayedImportError
 from numpy.typing import NDArray
 from PIL import Image
 from tifffile import TiffFile, TiffPage
 
 from metaformer.pixels import ImageError, pixels_from_floats, turn_upright
+from metaformer.tiff_segments import JPEG, READ, read_samples
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # Python would print its warnings
 
@@ -49,24 +48,23 @@ _UNREADABLE_COLOURS = {
 """PhotometricInterpretation (tag 262)."""
 _FAX = (2, 3, 4)
 """Compressions for fax (tag 259): they have no checksum, and damage makes another image."""
-_OLD_JPEG = 6
 _COMPRESSIONS = {
-    5: "LZW",
     6: "old-style JPEG",
-    7: "JPEG",
-    8: "Deflate",
     34712: "JPEG 2000",
     34887: "LERC",
-    34925: "LZMA",
+    34892: "lossy JPEG of DNG",
     33003: "JPEG 2000",
+    33004: "JPEG 2000",
     33005: "JPEG 2000",
+    33007: "JPEG",
+    34933: "PNG",
+    34934: "JPEG XR",
+    22610: "JPEG XR",
     50000: "Zstandard",
     50001: "WebP",
     50002: "JPEG XL",
     52546: "JPEG XL",
 }
-_RETURN_RGB = frozenset({7, 33003, 33005, 34712, 50001, 50002, 52546})
-"""Compressions whose decoders turn YCbCr into RGB themselves."""
 _ASSOCIATED, _UNASSOCIATED = 1, 2
 """ExtraSamples (tag 338): alpha with the colours multiplied by it, and plain alpha."""
 
@@ -90,15 +88,15 @@ def decode_tiff(name: str, stream: BinaryIO, check_pixels: Any) -> NDArray[Any]:
             page = _first_full_page(file)
             check_pixels(page.imagewidth, page.imagelength)
             _check_kind(name, page)
-            if not is_whole or not _segments_are_whole(page, stream):
+            if not is_whole:
                 raise damaged(name, "the file ends too early")
-            pixels = page.asarray(squeeze=False, maxworkers=1)
-            return turn_upright(_to_pixels(name, page, pixels), _orientation(page))
+            pixels = _to_pixels(name, page, read_samples(page, stream))
+            return turn_upright(pixels, _orientation(page))
     except ImageError:
         raise
     except MemoryError:
         raise ImageError(name, "too large for the memory there is. Make it smaller.") from None
-    except (DelayedImportError, NotImplementedError) as error:
+    except NotImplementedError as error:
         raise _unread(name, f"a TIFF of a kind that is not read ({error})") from error
     except Exception as error:  # numbers in the file that make no sense
         raise damaged(name, str(error)) from error
@@ -137,14 +135,15 @@ def _orientation(page: TiffPage) -> int:
 
 def _check_kind(name: str, page: TiffPage) -> None:
     """Raises: ImageError: a kind that is not read."""
-    bits, colour, compression = page.bitspersample, int(page.photometric), int(page.compression)
-    inside = _COMPRESSIONS.get(compression, f"compression {compression}")
+    bits: Any = page.bitspersample  # a tuple where channels differ
+    colour, compression = int(page.photometric), int(page.compression)
     if compression in _FAX:
         raise ImageError(
             name, "a TIFF compressed as for fax, in which damage cannot be noticed. Save it as PNG."
         )
-    if compression == _OLD_JPEG:
-        raise _unread(name, "an old-style JPEG inside TIFF, which is not read")
+    if compression not in READ:
+        inside = _COMPRESSIONS.get(compression, f"compression {compression}")
+        raise _unread(name, f"{inside} inside TIFF, which is not read")
     if colour in _UNREADABLE_COLOURS:
         raise _unread(name, f"a TIFF of {_UNREADABLE_COLOURS[colour]}, which is not read")
     if page.imagedepth != 1:
@@ -161,10 +160,10 @@ def _check_kind(name: str, page: TiffPage) -> None:
     expected = {_RGB: 3, _YCBCR: 3, _SEPARATED: 4}.get(colour, 1)
     extra = page.samplesperpixel - expected
     if extra < 0 or (expected == 1 and extra > 1) or (colour == _SEPARATED and extra):
-        kind = {_RGB: "RGB", _YCBCR: "YCbCr", _SEPARATED: "CMYK", _PALETTE: "palette"}
+        kinds = {_RGB: "RGB", _YCBCR: "YCbCr", _SEPARATED: "CMYK", _PALETTE: "palette"}
         raise _unread(
             name,
-            f"a TIFF of {page.samplesperpixel} channels marked as {kind.get(colour, 'grey')}, "
+            f"a TIFF of {page.samplesperpixel} channels marked as {kinds.get(colour, 'grey')}, "
             f"which is not read",
         )
     if colour in (_SEPARATED, _YCBCR) and bits != 8:
@@ -176,8 +175,6 @@ def _check_kind(name: str, page: TiffPage) -> None:
         page.imagewidth * page.imagelength, 2**22
     ):
         raise damaged(name, f"a tile of {page.tilewidth} x {page.tilelength} pixels")
-    if compression not in (1, 32773) and inside.startswith("compression"):
-        raise _unread(name, f"{inside} inside TIFF, which is not read")
 
 
 def _directory_is_whole(stream: BinaryIO) -> bool:
@@ -185,7 +182,7 @@ def _directory_is_whole(stream: BinaryIO) -> bool:
 
     Layout: TIFF 6.0, section 2, and its 64-bit form.
     """
-    end = stream.seek(0, 2)
+    end = stream.seek(0, io.SEEK_END)
     stream.seek(0)
     start = stream.read(16)
     order = "<" if start.startswith(b"II") else ">"
@@ -206,25 +203,8 @@ def _directory_is_whole(stream: BinaryIO) -> bool:
     return True
 
 
-def _segments_are_whole(page: TiffPage, stream: BinaryIO) -> bool:
-    """Every strip or tile is there and lies in the file: tifffile makes missing ones black."""
-    end = stream.seek(0, 2)
-    segments = int(np.prod(page.chunked))
-    offsets, lengths = page.dataoffsets[:segments], page.databytecounts[:segments]
-    return (
-        len(offsets) == len(lengths)
-        and (len(offsets) == segments or page.is_contiguous)
-        and all(
-            offset > 0 and 0 < length <= end - offset
-            for offset, length in zip(offsets, lengths, strict=True)
-        )
-    )
-
-
-def _to_pixels(name: str, page: TiffPage, values: NDArray[Any]) -> NDArray[Any]:
-    """``values`` (planes, 1, H, W, channels) as ``decode_tiff`` returns them, not turned."""
-    planes = values[:, 0]  # (planes, H, W, channels)
-    samples = np.moveaxis(planes, 0, 2).reshape(*planes.shape[1:3], -1)  # (H, W, S)
+def _to_pixels(name: str, page: TiffPage, samples: NDArray[Any]) -> NDArray[Any]:
+    """``samples`` (H, W, S) as ``decode_tiff`` returns them, not turned."""
     colour, bits = int(page.photometric), page.bitspersample
     if colour == _PALETTE:
         return _from_palette(name, page, samples[:, :, 0])
@@ -233,7 +213,7 @@ def _to_pixels(name: str, page: TiffPage, values: NDArray[Any]) -> NDArray[Any]:
         if page.tags.valueof(332, 1) != 1:
             raise _unread(name, "a TIFF of other inks than CMYK, which is not read")
         return np.asarray(cmyk.convert("RGB"))
-    if colour == _YCBCR and int(page.compression) not in _RETURN_RGB:
+    if colour == _YCBCR and int(page.compression) != JPEG:
         ycbcr = Image.fromarray(np.ascontiguousarray(samples[:, :, :3], dtype=np.uint8), "YCbCr")
         return np.asarray(ycbcr.convert("RGB"))
     samples = _as_unsigned(name, bits, samples)
@@ -280,7 +260,7 @@ def _as_unsigned(name: str, bits: int, samples: NDArray[Any]) -> NDArray[Any]:
 
 def _from_palette(name: str, page: TiffPage, indices: NDArray[Any]) -> NDArray[np.uint8]:
     """(H, W) places in the palette, whose colours have 16 bits, as (H, W, 3) uint8."""
-    palette = page.colormap  # (3, colours)
+    palette: NDArray[Any] | None = page.colormap  # (3, colours)
     if palette is None or palette.ndim != 2 or int(indices.max()) >= palette.shape[1]:
         raise damaged(name, "its palette lacks colours")
     if palette.max() > 255:
