@@ -83,7 +83,7 @@ def test_byte_orders_and_predictors(order, bigtiff, predictor):
 @pytest.mark.parametrize("colour", ["rgb", "ycbcr"])
 def test_jpeg_inside_tiff_in_tiles(colour):
     data = tiff(
-        RGB,
+        np.asarray(Image.fromarray(RGB).convert("RGB" if colour == "rgb" else "YCbCr")),
         photometric=colour,
         compression="jpeg",
         compressionargs={"level": 95},
