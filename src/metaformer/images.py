@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import stat
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ __all__ = [
     "MAX_PIXELS",
     "MIN_SIDE",
     "ImageError",
+    "WhiteLevelWarning",
     "guess_white_level",
     "list_images",
     "pixels_of",
@@ -57,8 +59,19 @@ WHITE_LEVELS = (255, 1023, 4095, 16383, 65535)
 """Full scale of 8, 10, 12, 14 and 16 bit cameras."""
 
 
+UNKNOWN_WHITE_LEVEL = (
+    "a 16-bit image, of which it is not known which value is white: the detector was adapted to "
+    "8-bit images. 65535 is taken; images of a 10 or 12 bit camera are nearly black then. Adapt to "
+    "16-bit images, or adapt again with --white-level (white_level=) 1023, 4095, 16383 or 65535."
+)
+
+
+class WhiteLevelWarning(UserWarning):
+    """A 16-bit image was read without knowing which value means white."""
+
+
 def read_image(
-    source: Source, *, white_level: int = 65535, max_pixels: int = MAX_PIXELS
+    source: Source, *, white_level: int | None = 65535, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:
     """Read one image as (H, W, 3) uint8 RGB.
 
@@ -75,7 +88,8 @@ def read_image(
     Args:
         source: path, encoded bytes, array or Pillow image.
         white_level: value of a 16-bit image that means white; brighter values become 255. Has
-            no effect on 8-bit images. 12-bit cameras: 4095, or see ``guess_white_level``.
+            no effect on 8-bit images. 12-bit cameras: 4095, or see ``guess_white_level``. None
+            if it is not known: a 16-bit image then warns, and is read with 65535.
         max_pixels: refuse larger images, before decoding them.
 
     Raises:
@@ -83,7 +97,8 @@ def read_image(
             (``MIN_SIDE``), too large, or of a type or value range that is not accepted.
         ValueError: ``white_level`` is not in 1..65535.
     """
-    check_white_level(white_level)
+    if white_level is not None:
+        check_white_level(white_level)
     name, pixels = _read_pixels(source, max_pixels)
     height, width = pixels.shape[:2]
     if min(height, width) < MIN_SIDE:
@@ -92,6 +107,10 @@ def read_image(
             f"found an image of {width} x {height} pixels (width x height); accepted is at least "
             f"{MIN_SIDE} on each side. Use a larger image.",
         )
+    if white_level is None:
+        white_level = WHITE_LEVELS[-1]
+        if pixels.dtype == np.uint16:
+            warnings.warn(UNKNOWN_WHITE_LEVEL, WhiteLevelWarning, stacklevel=2)
     return to_rgb(pixels, white_level)
 
 
@@ -112,28 +131,38 @@ def read_mask(path: Path | str) -> NDArray[np.bool_]:
     return mask
 
 
-def guess_white_level(images: Iterable[Source]) -> int:
-    """Full scale of a set of 16-bit images: the smallest of ``WHITE_LEVELS`` covering them all.
+def guess_white_level(images: Iterable[Source]) -> int | None:
+    """Full scale of a set of 16-bit images: the smallest of ``WHITE_LEVELS`` covering most of them.
 
-    Returns 65535 when none of them is 16-bit, where the white level has no effect. A guess from a
-    few dark images can be too low: know your camera, or use many images. Files whose first bytes
-    rule out 16 bits (most) are not decoded for it, nor checked.
+    Of an image the brightest thousandth of its pixels does not count, of five images or more the
+    brightest tenth: a hot pixel, or one image of another camera, decides nothing.
+
+    Returns None when none of them is 16-bit: unknown. A guess from a few dark images can be too
+    low: know your camera, or use many images. Files whose first bytes rule out 16 bits (most) are
+    not decoded for it, nor checked.
 
     Raises:
         ImageError: as ``read_image``.
     """
-    brightest = -1
+    brightness = []
     for source in images:
         if not _may_be_16_bit(source):
             continue
         _, pixels = _read_pixels(source, MAX_PIXELS)
         if pixels.dtype == np.uint16:
-            brightest = max(
-                brightest, int(pixels[:, :, :3].max() if pixels.ndim == 3 else pixels.max())
-            )
-    if brightest < 0:
-        return WHITE_LEVELS[-1]
+            colour = pixels[:, :, :3] if pixels.ndim == 3 else pixels
+            brightness.append(_bright(colour))
+    if not brightness:
+        return None
+    left_out = 0 if len(brightness) < 5 else -(-len(brightness) // 10)
+    brightest = sorted(brightness)[-1 - left_out]
     return next(level for level in WHITE_LEVELS if level >= brightest)
+
+
+def _bright(values: NDArray[np.uint16]) -> int:
+    """The level that all pixels but one in a thousand, and always but one, reach at most."""
+    rank = min(values.size - 1 - values.size // 1000, max(0, values.size - 2))
+    return int(np.partition(values, rank, axis=None)[rank])
 
 
 def pixels_of(source: Source) -> int:

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from metaformer.adaptation import SupportScore
-from metaformer.images import IMAGE_SUFFIXES, ImageError, list_images
+from metaformer.images import IMAGE_SUFFIXES, ImageError, guess_white_level, list_images
 from metaformer.listing import count_passed_over, describe_passed_over
+from metaformer.pixels import check_white_level
 
 ImageSource = Path | str | bytes | NDArray[Any] | PillowImage.Image
 
@@ -55,6 +56,26 @@ def support_sources(images: Path | str | Sequence[ImageSource]) -> Sequence[Imag
     if passed_over:
         warnings.warn(f"{images}: {passed_over}", PassedOverWarning, stacklevel=3)
     return sources
+
+
+def choose_white_level(
+    given: int | None, known: int | None, images: Sequence[ImageSource]
+) -> int | None:
+    """The white level to read ``images`` with: the one given, or known, or guessed; None: unknown.
+
+    Raises:
+        ValueError: it is not in 1..65535, or another one is known.
+        ImageError: an image to guess from cannot be read.
+    """
+    if given is None:
+        return guess_white_level(images) if known is None else known
+    check_white_level(given)
+    if known is not None and given != known:
+        raise ValueError(
+            f"white_level is {given}, but the detector's is {known} and cannot change: its images "
+            f"were read with it. Adapt anew."
+        )
+    return given
 
 
 def describe_source(source: ImageSource, index: int) -> str:

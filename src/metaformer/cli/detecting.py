@@ -23,6 +23,7 @@ from metaformer.cli.options import (
     Resolution,
     Seed,
     UniversalWeights,
+    WhiteLevel,
     clear_errors,
     progress_bar,
 )
@@ -60,6 +61,7 @@ def adapt(
     mode: Mode = ModeName.fast,
     universal_weights: UniversalWeights = None,
     false_alarm_rate: FalseAlarmRate = 0.05,
+    white_level: WhiteLevel = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -87,7 +89,9 @@ def adapt(
             known = Detector.load(add, backbone_weights=backbone_weights)
             rate = false_alarm_rate if "false_alarm_rate" in given else None
             with progress_bar("adapting", quiet) as on_step:
-                detector = known.extended_with(folder, false_alarm_rate=rate, on_step=on_step)
+                detector = known.extended_with(
+                    folder, false_alarm_rate=rate, white_level=white_level, on_step=on_step
+                )
         else:
             universal = Metaformer.from_pretrained(
                 preset.value,
@@ -101,7 +105,11 @@ def adapt(
             )
             with progress_bar("adapting", quiet) as on_step:
                 detector = universal.adapt(
-                    folder, false_alarm_rate=false_alarm_rate, seed=seed, on_step=on_step
+                    folder,
+                    false_alarm_rate=false_alarm_rate,
+                    seed=seed,
+                    white_level=white_level,
+                    on_step=on_step,
                 )
         detector.save(output)
         if as_json:
@@ -111,6 +119,8 @@ def adapt(
             typer.echo(f"{output}: adapted to {count} normal image{'s' if count > 1 else ''}.")
             if add is not None:
                 typer.echo(describe_addition(detector.made["additions"][-1]))
+            if detector.made["white_level"] is not None:
+                typer.echo(f"White of 16-bit images: {detector.made['white_level']}.")
             typer.echo(detector.guarantee)
 
 

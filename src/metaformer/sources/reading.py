@@ -160,7 +160,7 @@ def read_video(shard: Video, is_wanted: Callable[[str], bool]) -> Iterator[Item]
         yield Item(path, ImageError(path, reason))
 
 
-def decode_item(item: Item, white_level: int) -> NDArray[np.uint8] | ImageError:
+def decode_item(item: Item, white_level: int | None) -> NDArray[np.uint8] | ImageError:
     """Pixels (H, W, 3) uint8 RGB of an item, or why there are none."""
     content = item.content
     if isinstance(content, ImageError):
