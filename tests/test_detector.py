@@ -165,7 +165,7 @@ def test_the_white_level_can_be_given_and_stays_unknown_otherwise(tmp_path):
     eight = [boards.good(seed) for seed in range(2)]
     plain = boards.universal().adapt(eight)
     assert plain.info()["white_level"] is None
-    deep = boards.defective(9).astype(np.uint16) * 16
+    deep = boards.defective(9).astype(np.uint16) * 16  # a 12-bit camera
     with pytest.warns(WhiteLevelWarning):
         plain.predict(deep)
     plain.save(tmp_path / "plain.metaformer")

@@ -280,9 +280,11 @@ def test_an_unknown_white_level_is_told_at_the_first_16_bit_image():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read_image(RGB, white_level=None)
+        bright = read_image(np.full((20, 20), 25700, np.uint16), white_level=None)
+    assert (bright == 100).all()
     with pytest.warns(WhiteLevelWarning, match="--white-level"):
-        read = read_image(np.full((20, 20), 25700, np.uint16), white_level=None)
-    assert (read == 100).all()
+        dark = read_image(np.full((20, 20), 2570, np.uint16), white_level=None)
+    assert (dark == 10).all()
 
 
 def test_float_tiff():

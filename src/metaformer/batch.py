@@ -22,6 +22,7 @@ from metaformer.detector import Detector
 from metaformer.encoding import encode_levels
 from metaformer.files import write_bytes
 from metaformer.images import ImageError
+from metaformer.listing import UNREADABLE, Omission
 from metaformer.overlays import map_levels
 from metaformer.report import ReportBuilder
 from metaformer.results import Prediction
@@ -52,10 +53,15 @@ class BatchResult:
     anomalous: int
     resumed: int
     failures: tuple[tuple[str, str], ...]
-    """(name, reason) of the first thousand that could not be read; ``failures.csv`` has all."""
+    """(name, reason) of the first thousand that were named or found and are not scored;
+    ``failures.csv`` has all, with a category."""
     interrupted: bool
     failed: int = 0
-    """How many could not be read."""
+    """How many those are."""
+    passed_over: int = 0
+    """Folders and files passed over on purpose: results, recycle bins, masks; no failures."""
+    passed_over_listed: tuple[tuple[str, str], ...] = ()
+    """(name, reason) of the first thousand of them."""
 
 
 def score_images(
@@ -139,7 +145,8 @@ def score_images(
     ) -> Prediction | str:
         nonlocal scored, anomalous
         if isinstance(pixels, ImageError) or outcome is None:
-            failures.add(name, str(pixels))
+            category = pixels.category if isinstance(pixels, ImageError) else UNREADABLE
+            failures.add(Omission(name, str(pixels), category))
             report.add_failure(name, str(pixels))
             return str(pixels)
         prediction, line = outcome
@@ -169,7 +176,14 @@ def score_images(
     if write_report:
         report.write(output / "report.html")
     return BatchResult(
-        scored, anomalous, resumed, tuple(failures.listed), interrupted, failures.count
+        scored,
+        anomalous,
+        resumed,
+        tuple(failures.listed),
+        interrupted,
+        failures.count,
+        failures.passed_over,
+        tuple(failures.listed_passed_over),
     )
 
 

@@ -7,7 +7,7 @@ the rest of the package may trust its input.
 from __future__ import annotations
 
 import io
-import stat
+import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,7 +26,8 @@ from metaformer.decoding import (
     load,
     may_hold_16_bits,
 )
-from metaformer.listing import IMAGE_SUFFIXES, list_images
+from metaformer.files import NotAFileError, open_file
+from metaformer.listing import IMAGE_SUFFIXES, MISSING, NO_PERMISSION, NOT_A_FILE, list_images
 from metaformer.pixels import (
     ImageError,
     check_white_level,
@@ -89,7 +90,8 @@ def read_image(
         source: path, encoded bytes, array or Pillow image.
         white_level: value of a 16-bit image that means white; brighter values become 255. Has
             no effect on 8-bit images. 12-bit cameras: 4095, or see ``guess_white_level``. None
-            if it is not known: a 16-bit image then warns, and is read with 65535.
+            if it is not known: a 16-bit image is read with 65535 then, and warns if no pixel gets
+            far enough to show that this is right.
         max_pixels: refuse larger images, before decoding them.
 
     Raises:
@@ -109,7 +111,8 @@ def read_image(
         )
     if white_level is None:
         white_level = WHITE_LEVELS[-1]
-        if pixels.dtype == np.uint16:
+        # Brighter than 14 bits can be: then it is white at 65535.
+        if pixels.dtype == np.uint16 and _bright(_colour(pixels)) <= WHITE_LEVELS[-2]:
             warnings.warn(UNKNOWN_WHITE_LEVEL, WhiteLevelWarning, stacklevel=2)
     return to_rgb(pixels, white_level)
 
@@ -150,13 +153,17 @@ def guess_white_level(images: Iterable[Source]) -> int | None:
             continue
         _, pixels = _read_pixels(source, MAX_PIXELS)
         if pixels.dtype == np.uint16:
-            colour = pixels[:, :, :3] if pixels.ndim == 3 else pixels
-            brightness.append(_bright(colour))
+            brightness.append(_bright(_colour(pixels)))
     if not brightness:
         return None
     left_out = 0 if len(brightness) < 5 else -(-len(brightness) // 10)
     brightest = sorted(brightness)[-1 - left_out]
     return next(level for level in WHITE_LEVELS if level >= brightest)
+
+
+def _colour(pixels: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """Without alpha."""
+    return pixels[:, :, :3] if pixels.ndim == 3 else pixels
 
 
 def _bright(values: NDArray[np.uint16]) -> int:
@@ -174,7 +181,7 @@ def pixels_of(source: Source) -> int:
     if isinstance(source, bytes):
         return count_pixels(io.BytesIO(source))
     try:
-        with Path(source).open("rb") as stream:
+        with open_file(source) as stream:
             return count_pixels(stream)
     except (OSError, ValueError, TypeError):  # no file, an impossible name, not a name
         return 0
@@ -204,7 +211,7 @@ def _may_be_16_bit(source: Source) -> bool:
     """Told by the first bytes; True where only decoding can tell, or the source is no image."""
     if isinstance(source, (str, Path)):
         try:
-            with Path(source).open("rb") as stream:
+            with open_file(source) as stream:
                 start = stream.read(BIT_DEPTH_WITHIN)
         except (OSError, ValueError):
             return True
@@ -240,17 +247,23 @@ def _read_pixels(source: Source, max_pixels: int) -> tuple[str, NDArray[Any]]:
         )
     name = str(source)
     try:
-        status = Path(source).stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise ImageError(name, "a folder, not an image. Give an image file inside it.")
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError(name, "neither a file nor a link to one. Give an image file.")
-        with Path(source).open("rb") as stream:
-            return name, decode(name, stream, status.st_size, max_pixels)
+        if Path(source).is_dir():
+            raise ImageError(
+                name, "a folder, not an image. Give an image file inside it.", NOT_A_FILE
+            )
+        with open_file(source) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            return name, decode(name, stream, size, max_pixels)
+    except NotAFileError:
+        raise ImageError(
+            name, "neither a file nor a link to one. Give an image file.", NOT_A_FILE
+        ) from None
     except FileNotFoundError:
-        raise ImageError(name, "no such file. Check the path.") from None
+        raise ImageError(name, "no such file. Check the path.", MISSING) from None
     except PermissionError:
-        raise ImageError(name, "no permission to read it. Change its permissions.") from None
+        raise ImageError(
+            name, "no permission to read it. Change its permissions.", NO_PERMISSION
+        ) from None
     except ImageError:
         raise
     except (OSError, ValueError) as error:  # a bad disk, an impossible file name

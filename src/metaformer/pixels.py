@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from metaformer.listing import UNREADABLE
+
 COPIED_ROWS = 256
 """Rows that leave Pillow at a time; bounds memory."""
 
@@ -19,12 +21,14 @@ class ImageError(ValueError):
     Attributes:
         path: the file, or a description of the array or bytes.
         reason: the message without the path.
+        category: what kind of failure it is, as ``failures.csv`` names it (``listing``).
     """
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
+    def __init__(self, path: str, reason: str, category: str = UNREADABLE) -> None:
+        super().__init__(path, reason, category)
         self.path = path
         self.reason = reason
+        self.category = category
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"

@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from metaformer.batch import BatchResult
+from metaformer.listing import UNREADABLE, Omission
 from metaformer.scores.failures import Failures
 from metaformer.scores.folder import claim_folder
 from metaformer.scores.parquet_files import ParquetScores, read_failures, read_part
 from metaformer.shard_task import Job, load_detector, score_shard, shard_file
-from metaformer.sources.naming import absolute, name_digest
-from metaformer.sources.reading import member_name
+from metaformer.sources.naming import absolute, member_name, name_digest
 from metaformer.sources.shards import (
     SHARD_IMAGES,
     Files,
+    NotScored,
     Shard,
     Sources,
     TarArchive,
@@ -167,6 +168,8 @@ def distinct(found: Iterator[Shard]) -> Iterator[Shard]:
             case TarArchive(archive=path) | Video(path=path):
                 if is_new(path):
                     yield shard
+            case NotScored():
+                yield shard
 
 
 def run_tasks(
@@ -176,13 +179,13 @@ def run_tasks(
     work: Iterator[tuple[Shard, frozenset[str]]],
     on_passed: Callable[[int], None],
     passed: int,
-) -> tuple[list[tuple[str, str]], bool]:
+) -> tuple[list[Omission], bool]:
     """Have the cluster score the shards; (shards given up with the reason, was it interrupted)."""
     task = ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1)(score_shard)
     shared = ray.put(detector)
     most = SHARDS_AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
     running: dict[Any, Shard] = {}
-    lost: list[tuple[str, str]] = []
+    lost: list[Omission] = []
     try:
         while True:
             while len(running) < most and (left := next(work, None)) is not None:
@@ -195,7 +198,8 @@ def run_tasks(
                 passed += ray.get(done)
             except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
                 reason = f"{ATTEMPTS} workers died scoring these images ({type(error).__name__})"
-                lost.append((describe(shard), f"{reason}. Look for one too large for the memory."))
+                why = f"{reason}. Look for one too large for the memory."
+                lost.append(Omission(describe(shard), why, UNREADABLE))
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from error
             on_passed(passed)
@@ -214,13 +218,15 @@ def describe(shard: Shard) -> str:
             return f"{archive}/{members[0]} to {members[-1]}" if members else archive
         case TarArchive(archive=path) | Video(path=path):
             return path
+        case NotScored(omissions=omissions):
+            return omissions[0].path
 
 
 def summarise(
     output: Path,
     scores: ParquetScores,
     resumed: int,
-    lost: list[tuple[str, str]],
+    lost: list[Omission],
     interrupted: bool,
 ) -> BatchResult:
     """Count what is on disk, and list what could not be read."""
@@ -230,10 +236,17 @@ def summarise(
             for row in read_part(part):
                 scored += 1
                 anomalous += row.is_anomalous
-            for name, reason in read_failures(part):
-                failures.add(name, reason)
-        for name, reason in lost:
-            failures.add(name, reason)
+            for omission in read_failures(part):
+                failures.add(omission)
+        for omission in lost:
+            failures.add(omission)
     return BatchResult(
-        scored, anomalous, resumed, tuple(failures.listed), interrupted, failures.count
+        scored,
+        anomalous,
+        resumed,
+        tuple(failures.listed),
+        interrupted,
+        failures.count,
+        failures.passed_over,
+        tuple(failures.listed_passed_over),
     )

@@ -17,6 +17,7 @@ from metaformer.allocation import keep_freed_memory
 from metaformer.batch import score_pixels
 from metaformer.detector import Detector
 from metaformer.images import ImageError
+from metaformer.listing import Omission
 from metaformer.scores.parquet_files import ParquetScores, read_part, write_part
 from metaformer.sources.read_ahead import read_ahead
 from metaformer.sources.reading import read_shard
@@ -54,12 +55,12 @@ def score_shard(job: Job, detector_content: bytes, shard: Shard, done: frozenset
         return is_new
 
     detector = load_detector(detector_content, job.false_alarm_rate)
-    failures: list[tuple[str, str]] = []
+    failures: list[Omission] = []
     items = read_shard(shard, is_wanted)
     with closing(read_ahead(items, detector.made["white_level"])) as stream:
         for item, pixels in stream:
             if isinstance(pixels, ImageError):
-                failures.append((item.name, str(pixels)))
+                failures.append(Omission(item.name, str(pixels), pixels.category))
             else:
                 line = score_pixels(detector, pixels, item.name, output, job.root, job.write_maps)[
                     1

@@ -18,7 +18,7 @@ from PIL import Image as PillowImage
 
 from metaformer.adaptation import SupportScore
 from metaformer.images import IMAGE_SUFFIXES, ImageError, guess_white_level, list_images
-from metaformer.listing import count_passed_over, describe_passed_over
+from metaformer.listing import describe_omissions, list_omissions
 from metaformer.pixels import check_white_level
 
 ImageSource = Path | str | bytes | NDArray[Any] | PillowImage.Image
@@ -29,7 +29,7 @@ class OddSupportWarning(UserWarning):
 
 
 class PassedOverWarning(UserWarning):
-    """Some files of a folder are images of a kind that is not read."""
+    """Some files of a folder are not used: of a kind that is not read, pipes, masks."""
 
 
 class DuplicateSupportWarning(UserWarning):
@@ -46,7 +46,7 @@ def support_sources(images: Path | str | Sequence[ImageSource]) -> Sequence[Imag
     if not isinstance(images, (str, Path)):
         return list(images)
     sources = list_images(images)
-    passed_over = describe_passed_over(count_passed_over(images))
+    passed_over = describe_omissions(list_omissions(images))
     if not sources:
         endings = ", ".join(sorted(IMAGE_SUFFIXES))
         advice = passed_over or "Give the folder that holds the normal images itself."

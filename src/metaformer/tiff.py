@@ -84,7 +84,7 @@ def decode_tiff(name: str, stream: BinaryIO, check_pixels: Any) -> NDArray[Any]:
     try:
         is_whole = _directory_is_whole(stream)
         stream.seek(0)
-        with TiffFile(stream) as file:
+        with TiffFile(stream, name="image") as file:
             page = _first_full_page(file)
             check_pixels(page.imagewidth, page.imagelength)
             _check_kind(name, page)
@@ -104,7 +104,7 @@ def decode_tiff(name: str, stream: BinaryIO, check_pixels: Any) -> NDArray[Any]:
 
 def tiff_size(stream: BinaryIO) -> tuple[int, int]:
     """Width and height by the header. Raises nearly anything for a damaged file."""
-    with TiffFile(stream) as file:
+    with TiffFile(stream, name="image") as file:
         page = _first_full_page(file)
         return page.imagewidth, page.imagelength
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from metaformer.cli.options import (
+    SOME_UNREADABLE,
     Aligned,
     AsJson,
     Backbone,
@@ -77,6 +78,7 @@ def adapt(
                 f"{output}: a folder. Give a file, {output / 'product.metaformer'} for example."
             )
         from metaformer.detector import Detector, Metaformer
+        from metaformer.listing import PASSED_OVER, list_omissions
 
         if add is not None:
             given = given_options(context)
@@ -122,6 +124,11 @@ def adapt(
             if detector.made["white_level"] is not None:
                 typer.echo(f"White of 16-bit images: {detector.made['white_level']}.")
             typer.echo(detector.guarantee)
+        omitted = [o for o in list_omissions(folder) if o.category != PASSED_OVER]
+        if omitted:
+            if not quiet:
+                typer.echo(f"{len(omitted)} files of {folder} not used.", err=True)
+            raise typer.Exit(SOME_UNREADABLE)
 
 
 def given_options(context: typer.Context) -> set[str]:

@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from metaformer.files import atomic_path
+from metaformer.listing import UNREADABLE, Omission
 from metaformer.scores.rows import COLUMNS, OutputFolderError, ScoreRow
 from metaformer.sources.naming import as_text
 
 PART_ROWS = 5000
 PART_SECONDS = 30.0
 FAILURES_KEY = b"metaformer.failures"
-"""In a file's metadata: what of its shard could not be read, as JSON [[path, reason], ...]."""
+"""In a file's metadata, what of its shard is not scored: JSON [[path, reason, category], ...]."""
 EXTRA = "pip install 'metaformer-ad[parquet]'"
-
-Failures = Sequence[tuple[str, str]]
 
 
 def arrow() -> Any:
@@ -58,7 +57,7 @@ def schema() -> Any:
     return pa.schema([(column, kinds[column]) for column in COLUMNS])
 
 
-def write_part(path: Path, rows: Sequence[ScoreRow], failures: Failures = ()) -> None:
+def write_part(path: Path, rows: Sequence[ScoreRow], failures: Sequence[Omission] = ()) -> None:
     """Write one Parquet file in one step.
 
     Names that are no text have their odd bytes escaped: Parquet holds UTF-8 only.
@@ -67,7 +66,7 @@ def write_part(path: Path, rows: Sequence[ScoreRow], failures: Failures = ()) ->
         OSError: the folder cannot be written to, or the disk is full.
     """
     pa = arrow()
-    listed = json.dumps([[as_text(name), as_text(reason)] for name, reason in failures])
+    listed = json.dumps([[as_text(f.path), as_text(f.reason), f.category] for f in failures])
     clean = [asdict(replace(row, path=as_text(row.path), map=as_text(row.map))) for row in rows]
     table = pa.Table.from_pylist(clean, schema().with_metadata({FAILURES_KEY: listed.encode()}))
     with atomic_path(path) as temporary:
@@ -89,8 +88,8 @@ def read_part(path: Path) -> Iterator[ScoreRow]:
         raise not_ours(path, error) from error
 
 
-def read_failures(path: Path) -> list[tuple[str, str]]:
-    """What of the shard of this file could not be read; (path, reason).
+def read_failures(path: Path) -> list[Omission]:
+    """What of the shard of this file is not scored.
 
     Raises:
         OutputFolderError: the file is damaged or not as this program writes it.
@@ -98,8 +97,12 @@ def read_failures(path: Path) -> list[tuple[str, str]]:
     pa = arrow()
     try:
         metadata = pa.parquet.read_schema(path).metadata or {}
-        return [(name, reason) for name, reason in json.loads(metadata.get(FAILURES_KEY, b"[]"))]
-    except (pa.ArrowException, ValueError) as error:
+        listed = json.loads(metadata.get(FAILURES_KEY, b"[]"))
+        return [
+            Omission(*(failure if len(failure) == 3 else [*failure, UNREADABLE]))
+            for failure in listed
+        ]
+    except (pa.ArrowException, ValueError, TypeError) as error:
         raise not_ours(path, error) from error
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 from pathlib import Path, PurePosixPath
 
-from metaformer.listing import IMAGE_SUFFIXES, is_visible
+from metaformer.listing import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_visible
 
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg")
 LONGEST_PART = 180
 """Bytes of one part of a map's path; file systems take 255, and endings are added."""
 ELSEWHERE = "elsewhere"
@@ -42,6 +41,11 @@ def is_image_name(path: str) -> bool:
         and PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
         and all(is_visible(part) or part == ".." for part in parts)
     )
+
+
+def member_name(archive: str, member: str) -> str:
+    """What a member is called in the results."""
+    return f"{archive}/{posixpath.normpath(member.lstrip('/'))}"
 
 
 def absolute(path: str) -> str:
