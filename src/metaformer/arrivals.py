@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metaformer.listing import Omission, check_folder, natural_key, walk
-from metaformer.sources.naming import name_digest
+from metaformer.sources.naming import version_digest
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,6 @@ class Arrival:
     def digest(self) -> bytes:
         """12 bytes that stand for name, size and time."""
         return version_digest(self.name, self.size, self.mtime_ns)
-
-
-def version_digest(name: str, size: int, mtime_ns: int) -> bytes:
-    """What a version is known by."""
-    return name_digest(f"{name}\0{size}\0{mtime_ns}")
 
 
 class Arrivals:

@@ -17,11 +17,13 @@ from typing import Any
 
 from metaformer.batch import BatchResult
 from metaformer.listing import UNREADABLE, Omission
+from metaformer.resuming import rejudged
 from metaformer.scores.failures import Failures
 from metaformer.scores.folder import claim_folder
 from metaformer.scores.parquet_files import ParquetScores, read_failures, read_part
+from metaformer.scores.rows import is_current
 from metaformer.shard_task import Job, load_detector, score_shard, shard_file
-from metaformer.sources.naming import absolute, member_name, name_digest
+from metaformer.sources.naming import absolute, member_name, name_digest, version_of
 from metaformer.sources.shards import (
     SHARD_IMAGES,
     Files,
@@ -32,6 +34,7 @@ from metaformer.sources.shards import (
     Video,
     ZipMembers,
     common_root,
+    container_of,
     count_images,
     shards,
 )
@@ -72,29 +75,35 @@ def score_on_ray(
     try:
         detector = load_detector(detector_file.read_bytes(), false_alarm_rate)
         scores = ParquetScores(output)
-        claim_folder(output, detector.info(), scores, overwrite)
-        scores.folder.mkdir(exist_ok=True)
-        resumed = sum(1 for _ in scores.read())
-        total = count_images(sources)
-        job = Job(
-            str(Path.cwd()),
-            absolute(str(output)),
-            common_root(sources),
-            false_alarm_rate,
-            write_maps,
-        )
-        lost, interrupted = run_tasks(
-            ray,
-            job,
-            detector_file.read_bytes(),
-            work_left(sources, scores, shard_images),
-            lambda passed: on_step(passed, total),
-            resumed,
-        )
-        scores.mend()
-        if not interrupted and total is not None:
-            on_step(total, total)
-        return summarise(output, scores, resumed, lost, interrupted)
+        with claim_folder(
+            output,
+            detector.info(),
+            scores,
+            overwrite,
+            lambda row: rejudged(row, detector.calibration),
+        ):
+            scores.folder.mkdir(exist_ok=True)
+            resumed = sum(1 for _ in scores.read())
+            total = count_images(sources)
+            job = Job(
+                str(Path.cwd()),
+                absolute(str(output)),
+                common_root(sources),
+                false_alarm_rate,
+                write_maps,
+            )
+            lost, interrupted = run_tasks(
+                ray,
+                job,
+                detector_file.read_bytes(),
+                work_left(sources, scores, shard_images),
+                lambda passed: on_step(passed, total),
+                resumed,
+            )
+            scores.mend()
+            if not interrupted and total is not None:
+                on_step(total, total)
+            return summarise(output, scores, resumed, lost, interrupted)
     finally:
         ray.shutdown()
 
@@ -131,7 +140,7 @@ def work_left(
             done.update(row.path for row in read_part(part))
     for shard in distinct(shards(sources, size)):
         target = shard_file(scores, shard)
-        if target.exists() and not read_failures(target):
+        if target.exists() and not read_failures(target) and is_all_current(target, shard):
             continue
         match shard:
             case Files(paths=paths) if done:
@@ -142,6 +151,15 @@ def work_left(
                 yield shard, frozenset(name for name in done if name.startswith(path))
             case _:
                 yield shard, frozenset()
+
+
+def is_all_current(part: Path, shard: Shard) -> bool:
+    """No image of the shard has changed since it was scored."""
+    container = container_of(shard)
+    if container is not None:
+        version = version_of(container)
+        return all(is_current(row, version) for row in read_part(part))
+    return all(is_current(row, version_of(row.path)) for row in read_part(part))
 
 
 def distinct(found: Iterator[Shard]) -> Iterator[Shard]:

@@ -19,9 +19,11 @@ from metaformer.detector import Detector
 from metaformer.images import ImageError
 from metaformer.listing import Omission
 from metaformer.scores.parquet_files import ParquetScores, read_part, write_part
+from metaformer.scores.rows import is_current
+from metaformer.sources.naming import UNKNOWN, Version, version_of
 from metaformer.sources.read_ahead import read_ahead
 from metaformer.sources.reading import read_shard
-from metaformer.sources.shards import Shard, shard_digest
+from metaformer.sources.shards import Shard, container_of, shard_digest
 
 
 @dataclass(frozen=True)
@@ -45,26 +47,44 @@ def score_shard(job: Job, detector_content: bytes, shard: Shard, done: frozenset
     os.chdir(job.folder)
     output = Path(job.output)
     target = shard_file(ParquetScores(output), shard)
-    rows = list(read_part(target)) if target.exists() else []
+    container = container_of(shard)
+
+    def version(name: str) -> Version:
+        return version_of(name if container is None else container)
+
+    rows = (
+        [row for row in read_part(target) if is_current(row, version(row.path))]
+        if target.exists()
+        else []
+    )
     earlier = len(rows)
     known = set(done).union(row.path for row in rows)
 
     def is_wanted(name: str) -> bool:
         is_new = name not in known
         known.add(name)  # an archive may hold a name twice
+        if is_new:
+            versions[name] = version(name)
         return is_new
 
     detector = load_detector(detector_content, job.false_alarm_rate)
     failures: list[Omission] = []
+    versions: dict[str, Version] = {}
     items = read_shard(shard, is_wanted)
     with closing(read_ahead(items, detector.made["white_level"])) as stream:
         for item, pixels in stream:
             if isinstance(pixels, ImageError):
                 failures.append(Omission(item.name, str(pixels), pixels.category))
             else:
-                line = score_pixels(detector, pixels, item.name, output, job.root, job.write_maps)[
-                    1
-                ]
+                _, line = score_pixels(
+                    detector,
+                    pixels,
+                    item.name,
+                    output,
+                    job.root,
+                    job.write_maps,
+                    versions.pop(item.name, UNKNOWN),
+                )
                 rows.append(line)
             del item, pixels  # a large image is not kept while the next one is decoded
     if rows or failures:

@@ -22,12 +22,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from metaformer.arrivals import Arrival, Arrivals, as_it_is, version_digest
+from metaformer.arrivals import Arrival, Arrivals, as_it_is
 from metaformer.detector import Detector
 from metaformer.drift import DriftTest
 from metaformer.images import ImageError, read_image
 from metaformer.listing import PASSED_OVER, Omission
 from metaformer.scores.json_lines import Record
+from metaformer.sources.naming import version_digest
 from metaformer.webhook import Webhook
 
 LOOKING_SHARE = 0.2

@@ -7,6 +7,7 @@ from typing import Self, TextIO
 
 from metaformer.listing import PASSED_OVER, Omission
 from metaformer.scores.csv_file import ODD_NAMES, csv_line
+from metaformer.scores.rows import guarded
 
 LISTED = 1000
 """Failures kept in memory to be shown; the file has them all."""
@@ -33,7 +34,9 @@ class Failures:
         if self._file is None:
             self._file = self._partial.open("w", newline="", encoding="utf-8", errors=ODD_NAMES)
             self._file.write(csv_line(("path", "reason", "category")))
-        self._file.write(csv_line((omission.path, omission.reason, omission.category)))
+        self._file.write(
+            csv_line((guarded(omission.path), guarded(omission.reason), omission.category))
+        )
         if omission.category == PASSED_OVER:
             self.passed_over += 1
             listed = self.listed_passed_over

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
@@ -53,6 +53,8 @@ def schema() -> Any:
         "largest_region_box": pa.string(),
         "largest_region_area": pa.int64(),
         "map": pa.string(),
+        "size": pa.int64(),
+        "mtime_ns": pa.int64(),
     }
     return pa.schema([(column, kinds[column]) for column in COLUMNS])
 
@@ -82,7 +84,8 @@ def read_part(path: Path) -> Iterator[ScoreRow]:
     pa = arrow()
     try:
         with pa.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(PART_ROWS, columns=list(COLUMNS)):
+            there = [column for column in COLUMNS if column in file.schema_arrow.names]
+            for batch in file.iter_batches(PART_ROWS, columns=there):
                 yield from (ScoreRow(**values) for values in batch.to_pylist())
     except (pa.ArrowException, TypeError) as error:
         raise not_ours(path, error) from error
@@ -136,6 +139,15 @@ class ParquetScores:
         """
         for part in self.parts():
             yield from read_part(part)
+
+    def rewrite(self, change: Callable[[ScoreRow], ScoreRow | None]) -> None:
+        """Replace every row by what ``change`` makes of it, None being none, file by file.
+
+        Raises: as ``read``.
+        """
+        for part in self.parts():
+            rows = [change(row) for row in read_part(part)]
+            write_part(part, [row for row in rows if row is not None], read_failures(part))
 
     def mend(self) -> None:
         """Remove the temporary files that a killed run may have left."""

@@ -66,6 +66,27 @@ def name_digest(name: str) -> bytes:
     return hashlib.blake2b(as_text(name).encode(), digest_size=12).digest()
 
 
+Version = tuple[int, int]
+"""Size in bytes and time of the last change in nanoseconds: what a file is known by."""
+UNKNOWN: Version = (0, 0)
+
+
+def version_of(path: str) -> Version:
+    """The present version of a file; unknown for addresses and what is not there."""
+    if is_address(path):
+        return UNKNOWN
+    try:
+        status = os.stat(path)  # noqa: PTH116, once for each image
+    except (OSError, ValueError):
+        return UNKNOWN
+    return status.st_size, status.st_mtime_ns
+
+
+def version_digest(name: str, size: int, mtime_ns: int) -> bytes:
+    """What a version is known by."""
+    return name_digest(f"{name}\0{size}\0{mtime_ns}")
+
+
 def map_path(name: str, root: str) -> str:
     """Where the map of the image ``name`` goes inside ``maps/``, with slashes.
 

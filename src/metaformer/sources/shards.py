@@ -186,6 +186,15 @@ def frames_by_header(path: str) -> int:
     return max(0, frames)
 
 
+def container_of(shard: Shard) -> str | None:
+    """The archive or video that the images of a shard are in; None if they are files."""
+    match shard:
+        case ZipMembers(archive=path) | TarArchive(archive=path) | Video(path=path):
+            return path
+        case Files() | NotScored():
+            return None
+
+
 def shard_digest(shard: Shard) -> str:
     """A name for the shard's results: the same for the same images, in any run."""
     match shard:
