@@ -530,3 +530,22 @@ def test_ctrl_c_while_adapting_leaves_nothing(tmp_path):
     assert process.returncode == 130, errors
     assert errors == "stopped.\n"
     assert [path.name for path in tmp_path.iterdir()] == ["good"]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
+def test_names_that_the_console_cannot_show_have_escapes(detector_file, tmp_path, encoding):
+    photo = boards.write_png(tmp_path / "in" / "零件.png", boards.defective(3))
+    (photo.parent / "坏.png").write_bytes(b"no image")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "metaformer.cli", "predict"),
+            *(detector_file, photo.parent, "-o", tmp_path / "out"),
+        ],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3, done.stderr
+    assert r"\u96f6\u4ef6.png" in done.stdout and r"\u574f.png" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [Path(name).name for name in scored(tmp_path / "out")] == ["零件.png"]

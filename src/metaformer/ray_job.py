@@ -20,7 +20,7 @@ from metaformer.listing import UNREADABLE, Omission
 from metaformer.resuming import rejudged
 from metaformer.scores.failures import Failures
 from metaformer.scores.folder import claim_folder
-from metaformer.scores.parquet_files import ParquetScores, read_failures, read_part
+from metaformer.scores.parquet_files import ParquetScores, read_failures, read_omissions, read_part
 from metaformer.scores.rows import is_current
 from metaformer.shard_task import Job, load_detector, score_shard, shard_file
 from metaformer.sources.naming import absolute, member_name, name_digest, version_of
@@ -254,7 +254,7 @@ def summarise(
             for row in read_part(part):
                 scored += 1
                 anomalous += row.is_anomalous
-            for omission in read_failures(part):
+            for omission in read_omissions(part):
                 failures.add(omission)
         for omission in lost:
             failures.add(omission)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from metaformer.files import atomic_path
-from metaformer.listing import UNREADABLE, Omission
+from metaformer.listing import PASSED_OVER, UNREADABLE, Omission
 from metaformer.scores.rows import COLUMNS, OutputFolderError, ScoreRow
 from metaformer.sources.naming import as_text
 
@@ -91,7 +91,13 @@ def read_part(path: Path) -> Iterator[ScoreRow]:
         raise not_ours(path, error) from error
 
 
-def read_failures(path: Path) -> list[Omission]:
+def read_failures(path: Path) -> list[tuple[str, str]]:
+    """(path, reason) of what ``read_omissions`` gives and was not passed over on purpose."""
+    omissions = read_omissions(path)
+    return [(o.path, o.reason) for o in omissions if o.category != PASSED_OVER]
+
+
+def read_omissions(path: Path) -> list[Omission]:
     """What of the shard of this file is not scored.
 
     Raises:
@@ -147,7 +153,7 @@ class ParquetScores:
         """
         for part in self.parts():
             rows = [change(row) for row in read_part(part)]
-            write_part(part, [row for row in rows if row is not None], read_failures(part))
+            write_part(part, [row for row in rows if row is not None], read_omissions(part))
 
     def mend(self) -> None:
         """Remove the temporary files that a killed run may have left."""
