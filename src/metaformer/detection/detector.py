@@ -41,6 +41,7 @@ from metaformer.detection.scoring.prediction import Prediction
 from metaformer.detection.scoring.regions import find_regions
 from metaformer.detection.support_set import (
     ImageSource,
+    choose_white_level,
     describe_source,
     digest_of,
     support_sources,
@@ -48,7 +49,7 @@ from metaformer.detection.support_set import (
     warn_about_odd,
     when_and_with_what,
 )
-from metaformer.io.images import guess_white_level, pixels_of, read_image
+from metaformer.io.images import pixels_of, read_image
 from metaformer.io.workers import side_by_side
 from metaformer.networks.backbone_weights import BackboneError
 from metaformer.networks.instance_prior import InstancePrior, load_prior
@@ -135,6 +136,7 @@ class Metaformer:
         *,
         false_alarm_rate: float = 0.05,
         seed: int = 0,
+        white_level: int | None = None,
         on_step: Callable[[int, int], None] = lambda done, total: None,
     ) -> Detector:
         """Adapt to a product from normal images.
@@ -145,6 +147,8 @@ class Metaformer:
                 ``Detector.calibration.guarantee`` for what their number can promise.
             false_alarm_rate: share of good parts that may be flagged.
             seed: of everything random in adaptation.
+            white_level: value of 16-bit images that means white, 1 to 65535 (12-bit cameras: 4095);
+                guessed from the images if None, unknown if none of them is 16-bit.
             on_step: called with (steps done, steps in all).
 
         Returns:
@@ -153,11 +157,11 @@ class Metaformer:
 
         Raises:
             ImageError: an image cannot be read, or the folder holds none.
-            ValueError: no images, or a rate outside (0, 1).
+            ValueError: no images, a rate outside (0, 1), or a white level outside 1 to 65535.
         """
         check_rate(false_alarm_rate)
         sources = support_sources(images)
-        white_level = guess_white_level(sources)
+        white_level = choose_white_level(white_level, None, sources)
         model = fit_to_sizes(
             self.model,
             (pixels_of(source) for source in sources),
@@ -296,6 +300,7 @@ class Detector:
         images: Path | str | Sequence[ImageSource],
         *,
         false_alarm_rate: float | None = None,
+        white_level: int | None = None,
         on_step: Callable[[int, int], None] = lambda done, total: None,
     ) -> Detector:
         """A new detector that knows more normal images; the earlier ones are not needed.
@@ -310,6 +315,7 @@ class Detector:
             images: as for ``Metaformer.adapt``, read with this detector's white level. Those whose
                 pixels it has seen are left out, with a ``DuplicateSupportWarning``.
             false_alarm_rate: share of good parts that may be flagged; this detector's if None.
+            white_level: as for ``Metaformer.adapt``, where this detector's is not known.
             on_step: called with (steps done, steps in all).
 
         Raises:
@@ -320,11 +326,12 @@ class Detector:
         rate = self.calibration.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
         check_rate(rate)
         sources = support_sources(images)
+        white_level = choose_white_level(white_level, self.made["white_level"], sources)
         support = list(self.made["support"])
         known = {image["sha256"] for image in support}
         prepared, views, duplicates = [], [], []
         for i, source in enumerate(sources):
-            pixels = read_image(source, white_level=self.made["white_level"])
+            pixels = read_image(source, white_level=white_level)
             name, digest = describe_source(source, len(support)), digest_of(pixels)
             if digest in known:
                 duplicates.append(name)
@@ -366,6 +373,7 @@ class Detector:
         }
         made = {
             **self.made,
+            "white_level": white_level,
             "support": support,
             "support_scores": [asdict(score) for score in result.support_scores],
             "additions": [*self.made.get("additions", []), addition],

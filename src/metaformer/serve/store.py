@@ -15,6 +15,7 @@ import shutil
 import sys
 import threading
 from collections import OrderedDict
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -23,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from metaformer.detection.detector import Detector
 from metaformer.detection.detector_file import DetectorFileError
 from metaformer.detection.scoring.calibration import Calibration
+from metaformer.io.locking import one_writer
 from metaformer.serve.http.schemas import DetectorSummary
 
 ServeEngine = Literal["torch", "onnxruntime"]
@@ -80,13 +82,21 @@ class DetectorStore:
         self._loading = threading.Lock()
         self._index: dict[str, DetectorSummary] = {}
         self._memory: OrderedDict[str, Detector] = OrderedDict()
-        self._claim = claim(folder)
+        self._claim = ExitStack()
+        self._claim.enter_context(
+            one_writer(
+                folder / LOCK,
+                StoreError(
+                    f"{folder}: another server uses this folder. Stop it, or choose another folder."
+                ),
+            )
+        )
         self._sweep()
         self._read_folder()
 
     def close(self) -> None:
         """Let another server use the folder."""
-        os.close(self._claim)
+        self._claim.close()
 
     def _sweep(self) -> None:
         # The second kind is what the atomic writing of one of the first leaves when killed.
@@ -274,26 +284,6 @@ def read_summary(path: Path) -> DetectorSummary:
         raise DetectorFileError(
             f"{path}: not a readable detector file ({error!r}). Remove it from the folder."
         ) from error
-
-
-def claim(folder: Path) -> int:
-    """An open, locked file; the system frees the lock however the program ends.
-
-    Raises:
-        StoreError: another server holds it.
-    """
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    if sys.platform != "win32":
-        import fcntl
-
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(handle)
-            raise StoreError(
-                f"{folder}: another server uses this folder. Stop it, or choose another folder."
-            ) from None
-    return handle
 
 
 def force_to_disk(path: Path) -> None:
