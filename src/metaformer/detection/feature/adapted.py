@@ -101,27 +101,17 @@ class AdaptedFeature(nn.Module):
             without: index of a support image that is not to be compared with.
         """
         config = self.config
-        descriptors = describe(features, config.levels, config.cosine_share)
-        if self.bank is None:
-            distances = self.aligned_distances(descriptors, without)
-        else:
-            distances = self.distances(descriptors, without)
+        distances = self.distances(describe(features, config.levels, config.cosine_share), without)
         size = features[config.levels[0]].shape[2:]
-        share = config.cosine_share
-        joined: Tensor | None = distances.pop(POOLED) ** (1 - share) if share < 1 else None
-        if share > 0:
-            cosine = torch.stack(
-                [
-                    weight * F.interpolate(distances[str(s)][:, None], size, mode="bilinear")[:, 0]
-                    for s, weight in zip(config.levels, config.level_weights, strict=True)
-                ]
-            ).sum(0) / sum(config.level_weights)  # (B, h, w)
-            part = (cosine + config.cosine_floor) ** share
-            joined = part if joined is None else joined * part
-        assert joined is not None
-        return smooth(joined, config.sigma)
+        return fuse(distances, config, (size[0], size[1]))
 
-    def distances(self, descriptors: Descriptors, without: int | None) -> dict[str, Tensor]:
+    def distances(self, descriptors: Descriptors, without: int | None = None) -> dict[str, Tensor]:
+        """Name -> (B, h, w) distance to the nearest descriptor of the support."""
+        if self.bank is None:
+            return self.aligned_distances(descriptors, without)
+        return self.bank_distances(descriptors, without)
+
+    def bank_distances(self, descriptors: Descriptors, without: int | None) -> dict[str, Tensor]:
         """Name -> (B, h, w) distance to the nearest in the memory bank."""
         columns = self.columns
         if without is not None:
@@ -212,6 +202,23 @@ class AdaptedFeature(nn.Module):
         else:
             del config["input_mean"], config["input_std"]
         return tensors, {"version": STATE_VERSION, "config": config, "images": self.count}
+
+
+def fuse(distances: dict[str, Tensor], config: FeatureConfig, size: tuple[int, int]) -> Tensor:
+    """Name -> (B, h, w) distances -> (B, *size) blurred map: the weighted geometric mean of the
+    Euclidean and the cosine distance, which needs no common unit."""
+    share = config.cosine_share
+    parts = []
+    if share < 1:
+        parts.append(distances[POOLED] ** (1 - share))
+    if share > 0:
+        weighted = [
+            weight * F.interpolate(distances[str(level)][:, None], size, mode="bilinear")[:, 0]
+            for level, weight in zip(config.levels, config.level_weights, strict=True)
+        ]
+        cosine = torch.stack(weighted).sum(0) / sum(config.level_weights)
+        parts.append((cosine + config.cosine_floor) ** share)
+    return smooth(parts[0] if len(parts) == 1 else parts[0] * parts[1], config.sigma)
 
 
 def adapt(

@@ -209,7 +209,7 @@ class UniversalModel(nn.Module):
             distance = nearest_distance(
                 cells, as_columns(known.memory[level], euclidean=False), euclidean=False
             )
-            maps.append(distance.reshape(len(grid), *grid.shape[2:]) / unit)
+            maps.append(distance.reshape(grid.shape[0], *grid.shape[2:]) / unit)
         if query.gap is not None:
             maps.append(main_gap(query) / known.typical[-1])
         return maps
