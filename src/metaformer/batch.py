@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from metaformer.sources.naming import map_path, name_digest
 from metaformer.sources.read_ahead import work_ahead
 from metaformer.sources.reading import Item, read_shard
 from metaformer.sources.shards import Sources, common_root, count_images, shards
+from metaformer.truth import FolderTruth, Outcomes, Truth
 
 REPORT_LINES = 2000
 """Most images that the report lists, the highest scores; the scores themselves have them all."""
@@ -56,6 +57,8 @@ class BatchResult:
     interrupted: bool
     failed: int = 0
     """How many could not be read."""
+    outcomes: Outcomes = field(default_factory=Outcomes)
+    """Verdicts on images whose truth is known, those of earlier runs included."""
 
 
 def score_images(
@@ -68,6 +71,7 @@ def score_images(
     write_report: bool = True,
     overwrite: bool = False,
     workers: int | None = None,
+    truth: Truth | None = None,
     on_image: Callable[[str, Prediction | str], None] = lambda name, outcome: None,
     on_step: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> BatchResult:
@@ -82,6 +86,8 @@ def score_images(
             ``sources``), or ``Sources``.
         workers: how many are scored at once; None for one a processor, at most four, or for one
             where an engine computes, which has threads of its own.
+        truth: what is known of the images, for the report and the outcomes; what their folders
+            say (``truth.FolderTruth``) if None.
         on_image: called with the name of each image of this run and the prediction, or the reason
             why there is none.
         on_step: called with (images passed, images in all if that can be told); those of earlier
@@ -105,11 +111,19 @@ def score_images(
     report = ReportBuilder(report_settings(detector), max_lines=REPORT_LINES)
     seen: set[bytes] = set()
     anomalous = 0
+    truth = truth or FolderTruth()
+    outcomes = Outcomes()
     for row in scores.read():
         seen.add(name_digest(row.path))
         anomalous += row.is_anomalous
+        known = truth(row.path)
+        outcomes.add(known, row.is_anomalous)
         report.add_scored(
-            row.path, score=row.score, p_value=row.p_value, is_anomalous=row.is_anomalous
+            row.path,
+            score=row.score,
+            p_value=row.p_value,
+            is_anomalous=row.is_anomalous,
+            truth=known,
         )
     resumed = scored = len(seen)
     passed = 0
@@ -146,8 +160,10 @@ def score_images(
         scores.write(line)
         scored += 1
         anomalous += prediction.is_anomalous
+        known = truth(name)
+        outcomes.add(known, prediction.is_anomalous)
         if write_report:
-            report.add(pixels, prediction)
+            report.add(pixels, prediction, truth=known, find_good=detector.nearest_good)
         return prediction
 
     interrupted = False
@@ -169,7 +185,13 @@ def score_images(
     if write_report:
         report.write(output / "report.html")
     return BatchResult(
-        scored, anomalous, resumed, tuple(failures.listed), interrupted, failures.count
+        scored,
+        anomalous,
+        resumed,
+        tuple(failures.listed),
+        interrupted,
+        failures.count,
+        outcomes,
     )
 
 

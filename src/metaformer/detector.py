@@ -47,6 +47,16 @@ from metaformer.support import (
     warn_about_odd,
     when_and_with_what,
 )
+from metaformer.support_thumbnails import (
+    MOST as MOST_THUMBNAILS,
+)
+from metaformer.support_thumbnails import (
+    GoodExample,
+    make_thumbnail,
+    nearest,
+    take_from,
+    to_tensors,
+)
 from metaformer.timm_backbone import level_settings, load_timm_backbone
 
 Preset = Literal["feature", "pixel"]
@@ -159,11 +169,14 @@ class Metaformer:
             lambda i: read_image(sources[i], white_level=white_level),
         )
         digests: list[str] = []
+        thumbnails: list[bytes] = []
 
         def read_each() -> Iterator[NDArray[np.uint8]]:
             for source in sources:
                 pixels = read_image(source, white_level=white_level)
                 digests.append(digest_of(pixels))
+                if len(thumbnails) < MOST_THUMBNAILS:
+                    thumbnails.append(make_thumbnail(pixels))
                 yield pixels
 
         result = adapt_to_support(
@@ -187,7 +200,7 @@ class Metaformer:
             **when_and_with_what(),
         }
         warn_about_odd(result.support_scores, names)
-        return Detector(model, result.adapted, result.calibration, made)
+        return Detector(model, result.adapted, result.calibration, made, tuple(thumbnails))
 
     def response_map(self, image: ImageSource) -> NDArray[np.float32]:
         """The response map R of an image: where its object is, as P sees it.
@@ -216,12 +229,19 @@ class Detector:
     """A model adapted to one product, with its threshold. Made by ``Metaformer.adapt``."""
 
     def __init__(
-        self, model: Model, adapted: Adapted, calibration: Calibration, made: dict[str, Any]
+        self,
+        model: Model,
+        adapted: Adapted,
+        calibration: Calibration,
+        made: dict[str, Any],
+        thumbnails: tuple[bytes, ...] = (),
     ) -> None:
         self.model = model
         self.adapted = adapted
         self.calibration = calibration
         self.made = made
+        self.thumbnails = thumbnails
+        """Small JPEGs of the first support images, in their order; for reports alone."""
         self.engine: Callable[[Tensor], Tensor] | None = None
         """(1, 3, H, W) at the working size -> (1, h, w) raw map; None for PyTorch. See
         ``metaformer.engines``."""
@@ -242,7 +262,12 @@ class Detector:
 
     def predict_pixels(self, pixels: NDArray[np.uint8], path: str | None = None) -> Prediction:
         """``predict`` for an image already read, (H, W, 3) uint8 RGB."""
-        raw, raw_pixels = self.score_pixels(pixels)
+        return self.judge(*self.score_pixels(pixels), path)
+
+    def judge(
+        self, raw: float, raw_pixels: NDArray[np.float32], path: str | None = None
+    ) -> Prediction:
+        """The verdict on an image from its raw score and raw (H, W) map; see ``score_pixels``."""
         calibration = self.calibration
         is_anomalous = raw >= calibration.threshold
         anomaly_map = calibration.map(raw_pixels)
@@ -282,7 +307,7 @@ class Detector:
     def with_false_alarm_rate(self, rate: float) -> Detector:
         """The same detector with the threshold for another rate; nothing is computed anew."""
         calibration = self.calibration.with_false_alarm_rate(rate)
-        same = Detector(self.model, self.adapted, calibration, self.made)
+        same = Detector(self.model, self.adapted, calibration, self.made, self.thumbnails)
         same.engine = self.engine
         return same
 
@@ -317,6 +342,7 @@ class Detector:
         sources = support_sources(images)
         support = list(self.made["support"])
         known = {image["sha256"] for image in support}
+        thumbnails = list(self.thumbnails)
         prepared, views, duplicates = [], [], []
         for i, source in enumerate(sources):
             pixels = read_image(source, white_level=self.made["white_level"])
@@ -325,6 +351,9 @@ class Detector:
                 duplicates.append(name)
             else:
                 known.add(digest)
+                # A file of an earlier version has none: later ones would stand for other images.
+                if len(thumbnails) == len(support) < MOST_THUMBNAILS:
+                    thumbnails.append(make_thumbnail(pixels))
                 support.append({"name": name, "sha256": digest})
                 prepared.append(prepare(self.model, pixels))
                 if has_views(self.model, len(support)):
@@ -366,7 +395,15 @@ class Detector:
             "additions": [*self.made.get("additions", []), addition],
         }
         warn_about_odd(result.support_scores, [image["name"] for image in support])
-        return Detector(self.model, result.adapted, result.calibration, made)
+        return Detector(self.model, result.adapted, result.calibration, made, tuple(thumbnails))
+
+    def nearest_good(self, pixels: NDArray[np.uint8]) -> GoodExample | None:
+        """The support image that looks most like an image (H, W, 3) uint8 RGB, as a thumbnail.
+
+        None if the detector holds no thumbnails, as files of earlier versions do.
+        """
+        names = [support["name"] for support in self.made["support"]]
+        return nearest(self.thumbnails[: len(names)], names, pixels)
 
     @property
     def guarantee(self) -> str:
@@ -400,7 +437,7 @@ class Detector:
             "settings": settings,
             "calibration": self.calibration.to_dict(),
         }
-        write_detector_file(Path(path), header, tensors)
+        write_detector_file(Path(path), header, tensors | to_tensors(self.thumbnails))
 
     @classmethod
     def load(cls, path: Path | str, *, backbone_weights: Path | str | None = None) -> Detector:
@@ -421,6 +458,7 @@ class Detector:
         file = None if backbone_weights is None else Path(backbone_weights)
         adapted: Adapted
         try:
+            thumbnails = take_from(tensors)
             made = header["made"]
             if made["preset"] == "feature":
                 adapted = adapted_from_state(tensors, header["settings"], backbone_weights=file)
@@ -436,4 +474,4 @@ class Detector:
                 f"{path}: a detector file with something missing or wrong inside ({error!r}). It "
                 f"is damaged, or was changed by hand; adapt again."
             ) from error
-        return cls(adapted.model, adapted, calibration, made)
+        return cls(adapted.model, adapted, calibration, made, thumbnails)

@@ -136,7 +136,11 @@ class DetectorStore:
             raise StoreFullError(f"the store holds {self.most} detectors. Delete one first.")
         id = id or new_id()
         named = Detector(
-            detector.model, detector.adapted, detector.calibration, {**detector.made, "name": name}
+            detector.model,
+            detector.adapted,
+            detector.calibration,
+            {**detector.made, "name": name},
+            detector.thumbnails,
         )
         incoming = self.folder / f"{INCOMING}{id}{SUFFIX}"
         try:
