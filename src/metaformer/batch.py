@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ from metaformer.files import write_bytes
 from metaformer.images import ImageError
 from metaformer.overlays import map_levels
 from metaformer.report import ReportBuilder
+from metaformer.report_settings import report_settings
 from metaformer.results import Prediction
 from metaformer.scores.csv_file import CsvScores
 from metaformer.scores.failures import Failures
@@ -222,25 +222,3 @@ def write_map(target: Path, prediction: Prediction) -> None:
         rows = slice(top, top + MAP_ROWS)
         levels[rows] = map_levels(prediction.anomaly_map[rows])
     write_bytes(target, encode_levels(levels))
-
-
-def report_settings(detector: Detector) -> dict[str, Any]:
-    """What the report's settings table shows."""
-    info = detector.info()
-    calibration = detector.calibration
-    kinds = {
-        "conformal": "rank among the scores of other good images",
-        "views": "rank among views of the one image adapted to; no promise for other parts",
-    }
-    return {
-        "preset": info["preset"],
-        "false-alarm rate asked": f"{calibration.false_alarm_rate:.1%}",
-        "threshold (raw score)": f"{calibration.threshold:.6g}",
-        "what the threshold promises": info["guarantee"],
-        "p-values": kinds[calibration.p_value_kind],
-        "normal images adapted to": len(info["support"]),
-        "seed": info["seed"],
-        "made": info["made"],
-        "versions": ", ".join(f"{k} {v}" for k, v in info["versions"].items()),
-        "support_scores": [calibration.score(raw) for raw in calibration.normal_scores],
-    }

@@ -7,6 +7,7 @@ mask beside it), or from a table of labels. An image that neither knows has no t
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -127,7 +128,8 @@ class LabelTable:
     """Truth from a CSV file: columns file, label and, if there are masks, mask.
 
     ``file`` is a path as the run names it, or the end of one (``line 3/001.png``, ``001.png``);
-    ``mask`` is relative to the table. A header is recognised. Commas or semicolons separate.
+    ``mask`` is relative to the table. A first line with the names of the columns may put them in
+    another order, among others. Commas or semicolons separate.
 
     Raises:
         LabelsError: the file is not such a table, names a file twice, or a mask is missing.
@@ -148,9 +150,12 @@ class LabelTable:
             ) from error
         first = text.split("\n", 1)[0]
         delimiter = ";" if first.count(";") > first.count(",") else ","
-        for number, cells in enumerate(csv.reader(text.splitlines(), delimiter=delimiter), 1):
-            if any(cell.strip() for cell in cells) and not (number == 1 and is_header(cells)):
-                self._add(number, [cell.strip() for cell in cells])
+        columns: tuple[int | None, ...] = (0, 1, 2)
+        for number, cells in enumerate(csv.reader(io.StringIO(text), delimiter=delimiter), 1):
+            if number == 1 and (header := columns_of(cells)) is not None:
+                columns = header
+            elif any(cell.strip() for cell in cells):
+                self._add(number, [cell_at(cells, column) for column in columns])
         if not self._rows:
             raise LabelsError(
                 f"{path}: no labels in it. Each line holds file,label or file,label,mask."
@@ -158,11 +163,12 @@ class LabelTable:
 
     def _add(self, number: int, cells: list[str]) -> None:
         where = f"{self.path}, line {number}"
-        name, label, mask = [*cells, "", "", ""][:3]
+        name, label, mask = cells
         if not name or not (label or mask):
             raise LabelsError(
-                f"{where}: found {', '.join(cells)!r}; accepted is file,label or file,label,mask. "
-                f"A label is {', '.join(sorted(GOOD_LABELS))}, or else a kind of defect."
+                f"{where}: found {','.join(cells).rstrip(',')!r}; accepted is file,label or "
+                f"file,label,mask. A label is {', '.join(sorted(GOOD_LABELS))}, or else a kind of "
+                f"defect."
             )
         masks: tuple[Path, ...] = ()
         if mask:
@@ -205,10 +211,18 @@ def parts_of(name: str) -> tuple[str, ...]:
     return tuple(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
 
 
-def is_header(cells: Sequence[str]) -> bool:
-    """Whether a first line names the columns rather than a file."""
+def columns_of(cells: Sequence[str]) -> tuple[int | None, ...] | None:
+    """Where file, label and mask are, if this first line names the columns; else None."""
     words = [cell.strip().lower() for cell in cells]
-    return len(words) > 1 and words[1] in ("label", "labels", "class", "truth", "mask")
+    if "label" not in words and "mask" not in words:
+        return None
+    file = next((words.index(word) for word in ("file", "path", "name") if word in words), 0)
+    rest = (words.index(word) if word in words else None for word in ("label", "mask"))
+    return (file, *rest)
+
+
+def cell_at(cells: Sequence[str], column: int | None) -> str:
+    return "" if column is None or column >= len(cells) else cells[column].strip()
 
 
 def sample_of(path: Path, label: str, masks: tuple[Path, ...]) -> Sample | None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import unicodedata
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 from pydantic.json_schema import SkipJsonSchema
 
 from metaformer.results import Prediction
@@ -95,7 +102,7 @@ class Job(BaseModel):
     """An adaptation on its way."""
 
     id: str = Field(pattern="^[0-9a-f]{32}$")
-    kind: Literal["adapt"] = "adapt"
+    kind: Literal["adapt", "extend"] = "adapt"
     state: Literal["waiting", "running", "done", "failed"]
     done: int = Field(description="Steps done.")
     total: int = Field(description="Steps in all; 0 until known.")
@@ -110,12 +117,80 @@ class JobAccepted(BaseModel):
     job: Job
 
 
+class RateRequest(BaseModel):
+    """Another false-alarm rate: by its value, or by the score where the threshold shall be."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    false_alarm_rate: Annotated[float, Field(ge=1e-6, le=0.99)] | None = None
+    score: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="Calibrated score, 0.5 at the threshold so far."
+    )
+
+    @model_validator(mode="after")
+    def check_one(self) -> RateRequest:
+        if (self.false_alarm_rate is None) == (self.score is None):
+            raise ValueError("give either false_alarm_rate or score")
+        return self
+
+
+class Rate(BaseModel):
+    """The false-alarm rate of a threshold."""
+
+    false_alarm_rate: float
+    guarantee: str = Field(description="What that threshold would promise, in words.")
+
+
+Verdict = Literal["good", "defective"]
+
+
+class MarkRequest(BaseModel):
+    """What a reviewer says of a photo."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(max_length=1000, description="The photo's file name, for people.")
+    verdict: Verdict
+    note: str = Field("", max_length=2000)
+    score: float | None = Field(None, description="Score at the time of the mark.")
+
+
+class Mark(MarkRequest):
+    """A mark as it is kept."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Of the photo's bytes.")
+    marked: str = Field(description="When, ISO 8601, UTC.")
+
+
+class MarkList(BaseModel):
+    """All marks of a detector, newest first."""
+
+    marks: list[Mark]
+
+
 class RegionFound(BaseModel):
     """One connected group of defective pixels, in pixels of the upright image."""
 
     box: tuple[int, int, int, int] = Field(description="x, y, width, height.")
     area: int = Field(description="Defective pixels in it.")
     peak: float = Field(description="Highest value of the map inside; 0.5 is the threshold.")
+
+
+class GoodShown(BaseModel):
+    """The good photo of the support that looks most like the scored one."""
+
+    name: str = Field(max_length=1000)
+    photo: str = Field(description="A small JPEG as a data URL.")
+
+
+class PictureFound(BaseModel):
+    """Pictures for a report, all as data URLs."""
+
+    photo: str = Field(description="JPEG, its longer side at most 512 pixels.")
+    heat: str = Field(description="Calibrated map as an 8-bit PNG; 128 is the pixel threshold.")
+    thumbnail: tuple[int, int] = Field(description="Width and height of the JPEG.")
+    crops: list[str] = Field(description="JPEGs of the first regions, from the original pixels.")
+    good: GoodShown | None = None
 
 
 class Scored(BaseModel):
@@ -126,7 +201,9 @@ class Scored(BaseModel):
     score: float = Field(description="Calibrated, in (0, 1): 0.5 is the threshold.")
     raw_score: float
     p_value: float = Field(description="Share of normal images expected to score this high.")
+    p_value_kind: str = Field(description="What it was ranked among; see docs/scale.md.")
     is_anomalous: bool
+    sha256: str = Field(description="Of the bytes sent; marks are kept under it.")
     width: int
     height: int
     regions: list[RegionFound]
@@ -134,10 +211,21 @@ class Scored(BaseModel):
         description="A data URL: with `png` the map in 8 bits at the image's own size, with "
         "`overlay` a JPEG view of the image with heat map and outlines."
     )
+    picture: PictureFound | None = Field(None, description="With `map=report`.")
     error: None = None
 
     @classmethod
-    def of(cls, index: int, name: str, prediction: Prediction, picture: str | None) -> Scored:
+    def of(
+        cls,
+        index: int,
+        name: str,
+        prediction: Prediction,
+        *,
+        sha256: str,
+        p_value_kind: str,
+        map: str | None = None,
+        picture: PictureFound | None = None,
+    ) -> Scored:
         height, width = prediction.anomaly_map.shape
         return cls(
             index=index,
@@ -145,6 +233,9 @@ class Scored(BaseModel):
             score=prediction.score,
             raw_score=prediction.raw_score,
             p_value=prediction.p_value,
+            p_value_kind=p_value_kind,
+            sha256=sha256,
+            picture=picture,
             is_anomalous=prediction.is_anomalous,
             width=width,
             height=height,
@@ -152,7 +243,7 @@ class Scored(BaseModel):
                 RegionFound(box=(r.x, r.y, r.width, r.height), area=r.area, peak=r.peak)
                 for r in prediction.regions
             ],
-            map=picture,
+            map=map,
         )
 
 
@@ -171,6 +262,35 @@ class Predictions(BaseModel):
     threshold: float = Field(
         default=0.5, description="Calibrated score from which an image is anomalous."
     )
+
+
+class ReportEntry(BaseModel):
+    """One scored photo of a report: what the answer said of it, and what is known to be true."""
+
+    name: str = Field(max_length=1000, description="The photo's path, for people.")
+    score: float = Field(ge=0, le=1)
+    p_value: float = Field(ge=0, le=1)
+    is_anomalous: bool
+    width: int = Field(ge=1)
+    height: int = Field(ge=1)
+    regions: list[RegionFound] = Field(default_factory=list)
+    picture: PictureFound | None = None
+    truth: Verdict | None = None
+    kind: str = Field("", max_length=200, description="Kind of the true defect.")
+
+
+class ReportFailure(BaseModel):
+    """A photo that was not scored."""
+
+    name: str = Field(max_length=1000)
+    reason: str = Field(max_length=4000)
+
+
+class ReportRequest(BaseModel):
+    """What a report shall hold."""
+
+    entries: list[ReportEntry] = Field(min_length=1, max_length=20_000)
+    failures: list[ReportFailure] = Field(default_factory=list, max_length=20_000)
 
 
 class Health(BaseModel):

@@ -15,7 +15,7 @@ from metaformer.images import ImageError
 from metaformer.serve.document import DETECTORS_LISTED, JOB_ACCEPTED, errors, form_body
 from metaformer.serve.jobs import TooManyJobsError
 from metaformer.serve.limits import Limits, busy
-from metaformer.serve.metrics import CONTENT_TYPE
+from metaformer.serve.metrics import CONTENT_TYPE, Outcome
 from metaformer.serve.models import (
     AdaptRequest,
     DetectorDetails,
@@ -147,8 +147,10 @@ def get_detector(id: DetectorId, service: Protected) -> DetectorDetails:
     tags=["detectors"],
 )
 def delete_detector(id: DetectorId, service: Protected) -> None:
-    """Forget a detector for good."""
+    """Forget a detector for good, with the marks of its photos."""
     service.store.delete(id)
+    service.marks.forget(id)
+    service.metrics.forget(id)
 
 
 @router.get(
@@ -210,14 +212,17 @@ async def predict(
                 return await score_uploads(service.workers, detector, uploads, kind, service.limits)
 
             entries = await answer_in_time(request, service.limits.seconds, load_and_score())
-    count_outcomes(service, entries)
+    count_outcomes(service, id, entries)
     return Predictions(predictions=entries)
 
 
-def count_outcomes(service: Service, entries: list[Scored | NotScored]) -> None:
+def count_outcomes(service: Service, id: str, entries: list[Scored | NotScored]) -> None:
+    product = service.store.name_of(id)
+    if product is None:  # deleted meanwhile
+        return
     for entry in entries:
         if isinstance(entry, NotScored):
-            outcome = "unreadable"
+            service.metrics.count(id, product, "unreadable")
         else:
-            outcome = "anomalous" if entry.is_anomalous else "normal"
-        service.metrics.images.labels(outcome).inc()
+            outcome: Outcome = "anomalous" if entry.is_anomalous else "normal"
+            service.metrics.count(id, product, outcome, entry.score)
