@@ -93,10 +93,11 @@ function release(canvas) {
   canvas.width = canvas.height = 0;
 }
 
-// Paper shows all cards at once, also those far from the screen.
+// Paper shows all cards at once, also those far from the screen. A canvas that has been painted is
+// left alone: Chromium prints one that is painted again while printing without its transparency.
 function paintForPrint() {
   for (const [rank, card] of cardOfRank) {
-    if (!card.hidden && mapOf(card).complete) overlay(canvasOf(card), readMap(mapOf(card)), rank, false);
+    if (!card.hidden && !canvasOf(card).width && mapOf(card).complete) overlay(canvasOf(card), readMap(mapOf(card)), rank, false);
   }
 }
 
