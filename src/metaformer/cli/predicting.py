@@ -204,7 +204,7 @@ def predict(
     outcomes = getattr(result, "outcomes", Outcomes())
     if table is not None and (unused := table.unused()):
         names = ", ".join(unused[:3]) + (" ..." if len(unused) > 3 else "")
-        typer.echo(f"{labels}: {len(unused)} labels are of no image scored: {names}", err=True)
+        typer.echo(f"{labels}: of no image scored, {len(unused)}: {names}", err=True)
     if as_json:
         listed = [{"path": name, "reason": reason} for name, reason in result.failures]
         summary = {
@@ -228,6 +228,8 @@ def predict(
         earlier = f" ({result.resumed} of them before)" if result.resumed else ""
         images_scored = f"{result.scored} image{'' if result.scored == 1 else 's'} scored"
         typer.echo(f"{images_scored}{earlier}, {result.anomalous} anomalous.")
+        if table is not None:
+            typer.echo(table.describe())
         if described := outcomes.describe():
             typer.echo(described)
         for score, name in sorted(worst, key=lambda flagged: (-flagged[0], flagged[1])):

@@ -71,8 +71,6 @@ async function reloadProduct() {
 
 async function begin() {
   keepPageOnDrop();
-  const { version } = await readJson("health");
-  byId("version").textContent = `Metaformer ${version}.`;
   setUpResults();
   setUpReview(update, reloadProduct);
   watchBatch(showBatch);
@@ -89,6 +87,8 @@ async function begin() {
   byId("clear").addEventListener("click", () => { clear(); resetResults(); byId("new-files").focus(); });
   window.addEventListener("hashchange", () => showStep(true));
   window.addEventListener("beforeunload", (event) => { if (batch.isRunning) event.preventDefault(); });
+  const { version } = await readJson("health");
+  byId("version").textContent = `Metaformer ${version}.`;
   const before = await keptProduct(), detectors = await loadProducts();
   const kept = detectors.find(({ id }) => id === before);
   if (kept && await restore(kept)) {
