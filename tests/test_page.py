@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import json
 import re
 import shutil
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -369,6 +371,42 @@ def test_folders_say_what_is_true(browser, address, detector, photos):
         wait_until(lambda: page.locator(".card .name").all_text_contents() == ["b.png"])
         titles = page.locator("#plot .row-title").all_text_contents()
         assert titles == ["truly good", "truly defective"]
+
+
+def test_masks_are_ground_truth_and_drawn_as_outlines(browser, address, detector, photos, tmp_path):
+    mask = np.zeros((boards.SIDE, boards.SIDE), np.uint8)
+    mask[30:60, 20:80] = 255
+    boards.write_png(tmp_path / "m.png", mask)
+    boards.write_png(tmp_path / "empty.png", np.zeros_like(mask))
+    good, bad = photos["new"][0], photos["new"][1]
+    with opened(browser, address) as page:
+        drop_tree(
+            page,
+            {
+                "set/test/good/a.png": good,
+                "set/test/scratch/b.png": bad,
+                "set/ground_truth/scratch/b_mask.png": tmp_path / "m.png",
+                "other/c.png": good,
+                "other/c_mask.png": tmp_path / "empty.png",
+            },
+        )
+        wait_until(lambda: page.locator(".card .truth:visible").count() == 3)
+        assert "2 masks taken for the ground truth" in page.locator("#new-state").inner_text()
+        white = """(canvas) => {
+          const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+          let count = 0;
+          for (let i = 0; i < data.length; i += 4) count += data[i] > 250 && data[i + 2] > 250;
+          return count;
+        }"""
+        wait_until(lambda: page.locator(".card canvas").first.evaluate(white) > 50)
+        assert page.locator(".card canvas").nth(1).evaluate(white) == 0
+        with page.expect_download() as download:
+            page.click("#report")
+        download.value.save_as(tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    content = json.loads(text.split('id="data">', 1)[1].split("</script>", 1)[0])
+    assert content["cards"]["0"]["truth"] == [[20, 30, 80, 30, 80, 60, 20, 60]]
+    assert sorted(content["truths"]) == [False, False, True]
 
 
 def test_a_review_from_marks_to_a_better_detector(browser, photos, tmp_path):

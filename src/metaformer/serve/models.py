@@ -277,6 +277,11 @@ class ReportEntry(BaseModel):
     picture: PictureFound | None = None
     truth: Verdict | None = None
     kind: str = Field("", max_length=200, description="Kind of the true defect.")
+    outline: list[list[int]] = Field(
+        default_factory=list,
+        max_length=10_000,
+        description="Where it is truly defective: polygons x, y, x, y ... in pixels of the photo.",
+    )
 
 
 class ReportFailure(BaseModel):

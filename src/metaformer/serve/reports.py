@@ -38,7 +38,12 @@ def to_answer(picture: Picture) -> PictureFound:
     )
 
 
-def to_picture(found: PictureFound, size: tuple[int, int], regions: list[RegionFound]) -> Picture:
+def to_picture(
+    found: PictureFound,
+    size: tuple[int, int],
+    regions: list[RegionFound],
+    outline: list[list[int]],
+) -> Picture:
     """The picture of an answer sent back; ``size`` is (width, height) of the photo.
 
     Raises:
@@ -52,6 +57,7 @@ def to_picture(found: PictureFound, size: tuple[int, int], regions: list[RegionF
         size=size,
         regions=tuple(to_region(region) for region in regions[:LISTED_REGIONS]),
         region_count=len(regions),
+        outline=tuple(tuple(points) for points in outline),
         crops=tuple(content_of(crop, "jpeg") for crop in found.crops),
         good=None if good is None else GoodExample(good.name, content_of(good.photo, "jpeg")),
     )
@@ -100,7 +106,9 @@ def make_report(detector: Detector, request: ReportRequest) -> str:
         else:
             builder.add_picture(
                 entry.name,
-                to_picture(entry.picture, (entry.width, entry.height), entry.regions),
+                to_picture(
+                    entry.picture, (entry.width, entry.height), entry.regions, entry.outline
+                ),
                 score=entry.score,
                 p_value=entry.p_value,
                 is_anomalous=entry.is_anomalous,

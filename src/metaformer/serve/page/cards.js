@@ -29,6 +29,7 @@ export function paintEntry(canvas, entry, { limit, view, isLarge = false }) {
   paintOnScreen(canvas, entry.map, entry, {
     view,
     limit: entry.score >= limit ? limit : null,
+    truth: entry.truth === "defective" ? entry.outline : [],
     regions: isLarge && entry.score >= limit ? entry.regions : [],
   });
 }

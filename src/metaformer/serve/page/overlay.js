@@ -16,13 +16,15 @@ export async function readMap(address) {
 // Paint at the resolution of the screen a canvas that lies over a photo of this size.
 //   view     "overlay", or "heat" for colours that hide the photo
 //   limit    score to outline at; null for no outline
+//   truth    polygons of the true defects, in pixels of the photo
 //   regions  numbered in the picture: [{ box: [x, y, width, height] }] in pixels of the photo
-export function paintOnScreen(canvas, map, { width, height }, { view, limit, regions = [] }) {
+export function paintOnScreen(canvas, map, { width, height }, { view, limit, regions = [], truth = [] }) {
   paint(canvas, map, [width, height], {
     colours: HEAT,
     opacity: view === "heat" ? 1 : OPACITY,
     isOpaque: view === "heat",
     limit: limit === null ? null : 255 * limit,
+    truth,
     tags: regions.map(({ box }, index) => [index + 1, ...box]),
   });
 }

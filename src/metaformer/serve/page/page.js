@@ -36,7 +36,10 @@ function showBatch() {
   const { entries, isRunning, detector } = batch, count = entries.length;
   const over = entries.filter(({ state }) => state === "scored" || state === "failed").length;
   const failed = entries.filter(({ state }) => state === "failed");
-  byId("new-state").textContent = detector || !count ? "" : `${plural(count, "photo")} waiting: choose a product.`;
+  byId("new-state").textContent = [
+    detector || !count ? "" : `${plural(count, "photo")} waiting: choose a product.`,
+    batch.masks.length ? `${plural(batch.masks.length, "mask")} taken for the ground truth, not scored.` : "",
+  ].filter(Boolean).join(" ");
   byId("batch").hidden = count === 0;
   byId("stop").hidden = !isRunning;
   byId("again").hidden = isRunning || !failed.some(({ canRetry }) => canRetry);

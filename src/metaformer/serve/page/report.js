@@ -13,6 +13,7 @@ export async function makeReport(detector, entries, failures) {
       name: entry.path, score: entry.score, p_value: entry.pValue, is_anomalous: entry.isAnomalous,
       width: entry.width, height: entry.height, regions: entry.regions,
       picture: first.has(entry) ? entry.picture : null, truth: entry.truth, kind: entry.kind,
+      outline: entry.truth === "defective" ? entry.outline ?? [] : [],
     })),
     failures: failures.map((entry) => ({ name: entry.path, reason: reason(entry) })),
   };

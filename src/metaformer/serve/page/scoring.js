@@ -3,6 +3,7 @@
 import { ApiError, readJson } from "./api.js";
 import { fileKey, refusal } from "./files.js";
 import { forgetEntries, keepEntry, keptEntries } from "./keep.js";
+import { isMask, masksOf, traceMasks } from "./masks.js";
 import { readMap } from "./overlay.js";
 
 const AT_ONCE = 3;  // one being scored while others are on their way
@@ -11,7 +12,7 @@ const UNFIT = [400, 413, 415, 422];  // answers that say something of the photo
 // Entries are { key, file, path, name, folder, state, ... }: state is "waiting", "scoring",
 // "scored" (then with the answer's fields, `picture` and `map`), or "failed" (with `error` and
 // `canRetry`). `file` is null where the browser has not kept it over a reload.
-export const batch = { detector: null, entries: [], isRunning: false, wait: "" };
+export const batch = { detector: null, entries: [], masks: [], isRunning: false, wait: "" };
 
 let onChange = () => {};
 let run = null;  // AbortController of the work going on
@@ -20,8 +21,11 @@ export function watchBatch(callback) { onChange = callback; }
 
 export function addFiles(files) {
   const known = new Map(batch.entries.map((entry) => [entry.key, entry]));
+  const masks = files.filter(isMask);
+  batch.masks.push(...masks);
   for (const found of files) {
     const key = fileKey(found);
+    if (masks.includes(found)) continue;
     if (known.has(key)) {
       known.get(key).file ??= found.file;
       continue;
@@ -100,6 +104,7 @@ export function retry() {
 export function clear() {
   stop();
   batch.entries = [];
+  batch.masks = [];
   forgetEntries();
   onChange();
 }
@@ -154,11 +159,24 @@ async function score(entry, detector, signal) {
   const [found] = answer.predictions;
   if (found.error !== null) throw new ApiError(422, found.error);
   return {
+    ...await trueOutline(entry, found),
     score: found.score, rawScore: found.raw_score, pValue: found.p_value, pValueKind: found.p_value_kind,
     isAnomalous: found.is_anomalous, sha256: found.sha256,
     width: found.width, height: found.height, regions: found.regions,
     picture: found.picture, map: await readMap(found.picture.heat),
   };
+}
+
+// What the masks dropped say of a photo of this size.
+async function trueOutline(entry, size) {
+  const masks = masksOf(entry, batch.masks);
+  if (!masks.length) return {};  // over a reload, what an earlier one said stays
+  try {
+    const outline = await traceMasks(masks, size);
+    return { outline, maskSays: outline.length ? "defective" : "good" };
+  } catch {
+    return { outline: [], maskSays: null };  // a format that the browser cannot show
+  }
 }
 
 // The server's words about one unreadable file, without those about the whole request.

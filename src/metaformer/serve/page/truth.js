@@ -23,7 +23,7 @@ export function truthOf(entry, roots) {
   if (GOOD_NAMES.includes(folder.toLowerCase())) return { truth: "good", kind: "" };
   if (BAD_NAMES.includes(folder.toLowerCase())) return { truth: "defective", kind: folder };
   if (roots.has(parts.join("/"))) return { truth: "defective", kind: folder };
-  return { truth: null, kind: "" };
+  return { truth: entry.maskSays ?? null, kind: "" };
 }
 
 // "caught", "missed", "alarm", "passed"; null where the truth is not known.
