@@ -179,6 +179,18 @@ class Calibration:
         return cls(**{**state, "normal_scores": tuple(state["normal_scores"])})
 
 
+def guarantee_of(calibration: Calibration, additions: Sequence[dict[str, Any]]) -> str:
+    """What a threshold promises, for people; how the detector was extended is taken into account.
+
+    Args:
+        additions: as ``Detector.info()`` has them.
+    """
+    text = calibration.guarantee
+    if any(addition["calibration"] == "estimated" for addition in additions):
+        text += " What earlier images would score now is estimated, so this holds roughly."
+    return text
+
+
 def check_rate(false_alarm_rate: float) -> None:
     """Raises: ValueError: the rate is not in (0, 1)."""
     if not 0 < false_alarm_rate < 1:

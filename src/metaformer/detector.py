@@ -24,7 +24,7 @@ from metaformer.adaptation import (
     raw_maps,
 )
 from metaformer.backbone_weights import BackboneError
-from metaformer.calibration import Calibration, check_rate
+from metaformer.calibration import Calibration, check_rate, guarantee_of
 from metaformer.crew import side_by_side
 from metaformer.detector_file import DetectorFileError, read_detector_file, write_detector_file
 from metaformer.extension import Earlier, extend
@@ -408,10 +408,7 @@ class Detector:
     @property
     def guarantee(self) -> str:
         """What the threshold promises, for people; how it was extended is taken into account."""
-        text = self.calibration.guarantee
-        if any(a["calibration"] == "estimated" for a in self.made.get("additions", [])):
-            text += " What earlier images would score now is estimated, so this holds roughly."
-        return text
+        return guarantee_of(self.calibration, self.made.get("additions", []))
 
     def info(self) -> dict[str, Any]:
         """How the detector was made and what its threshold promises, ready for JSON."""

@@ -20,7 +20,7 @@ from typing import BinaryIO, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from metaformer.calibration import Calibration
+from metaformer.calibration import Calibration, guarantee_of
 from metaformer.detector import Detector
 from metaformer.detector_file import DetectorFileError
 from metaformer.files import force_to_disk
@@ -294,7 +294,7 @@ def read_summary(path: Path) -> DetectorSummary:
             support_count=len(made["support"]),
             false_alarm_rate=calibration.false_alarm_rate,
             threshold=calibration.threshold,
-            guarantee=calibration.guarantee,
+            guarantee=guarantee_of(calibration, made.get("additions", [])),
             bytes=path.stat().st_size,
         )
     except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:

@@ -135,7 +135,7 @@ function drawReview(entries) {
     ? `${plural(good.length, "flagged photo")} good after all. Added, the detector learns that such parts are good; all photos are then scored anew.` : "";
   byId("marks-csv").hidden = !countMarks();
   byId("marks-csv").textContent = `Marks of ${plural(countMarks(), "photo")} (CSV)`;
-  byId("review").hidden = !good.length && !countMarks() && !byId("review-state").textContent;
+  byId("review").hidden = !good.length && !byId("review-state").textContent;
 }
 
 // Cards share one shape, that of most photos.
