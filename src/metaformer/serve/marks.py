@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from metaformer.files import force_to_disk, write_text
-from metaformer.serve.models import Mark, MarkRequest
+from metaformer.serve.review_models import Mark, MarkRequest
 
 MOST_MARKS = 20_000
 """Marks of one detector."""

@@ -16,7 +16,8 @@ from metaformer.report_pictures import LISTED_REGIONS, Picture
 from metaformer.report_settings import report_settings
 from metaformer.results import Region
 from metaformer.samples import Sample
-from metaformer.serve.models import GoodShown, PictureFound, RegionFound, ReportRequest
+from metaformer.serve.models import GoodShown, PictureFound, RegionFound
+from metaformer.serve.review_models import ReportRequest
 from metaformer.support_thumbnails import GoodExample
 
 

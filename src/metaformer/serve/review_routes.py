@@ -13,9 +13,9 @@ from metaformer.images import ImageError
 from metaformer.serve.document import JOB_ACCEPTED, errors, form_body, json_body
 from metaformer.serve.jobs import TooManyJobsError
 from metaformer.serve.limits import busy
-from metaformer.serve.models import (
-    DetectorSummary,
-    JobAccepted,
+from metaformer.serve.models import DetectorSummary, JobAccepted
+from metaformer.serve.reports import PictureError, make_report
+from metaformer.serve.review_models import (
     Mark,
     MarkList,
     MarkRequest,
@@ -23,7 +23,6 @@ from metaformer.serve.models import (
     RateRequest,
     ReportRequest,
 )
-from metaformer.serve.reports import PictureError, make_report
 from metaformer.serve.routes import UPLOAD_ERRORS, DetectorId, describe_errors
 from metaformer.serve.scoring import answer_in_time
 from metaformer.serve.security import REPORT_POLICY
