@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from metaformer.files import write_text
+from metaformer.io.atomic_files import write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -193,28 +193,32 @@ TABLES: dict[str, tuple[str, Callable[[], str], str]] = {
     "accuracy": (
         "few_shot.json",
         lambda: readme_tables.accuracy(),
-        "python -m benchmarks.few_shot",
+        "python -m benchmarks.accuracy.few_shot",
     ),
-    "few shot": ("few_shot.md", lambda: written("few_shot.md"), "python -m benchmarks.few_shot"),
+    "few shot": (
+        "few_shot.md",
+        lambda: written("few_shot.md"),
+        "python -m benchmarks.accuracy.few_shot",
+    ),
     "false alarms": (
         "false_alarms.json",
         lambda: readme_tables.false_alarms(),
-        "python -m benchmarks.false_alarms",
+        "python -m benchmarks.calibration.false_alarms",
     ),
-    "speed": ("speed.json", lambda: readme_tables.speed(), "python -m benchmarks.speed"),
-    "engines": ("engines.md", lambda: written("engines.md"), "python -m benchmarks.engines"),
+    "speed": ("speed.json", lambda: readme_tables.speed(), "python -m benchmarks.speed.detector"),
+    "engines": ("engines.md", lambda: written("engines.md"), "python -m benchmarks.speed.engines"),
     "peers speed": (
         "peers_speed.md",
         lambda: written("peers_speed.md"),
-        "python -m benchmarks.peers.speed",
+        "python -m benchmarks.speed.peers",
     ),
-    "load": ("load.json", load, "python -m benchmarks.load --clients 32 --seconds 300"),
+    "load": ("load.json", load, "python -m benchmarks.robustness.load --clients 32 --seconds 300"),
     "precision": (
         "precision.md",
         lambda: written("precision.md"),
-        "python -m benchmarks.precision",
+        "python -m benchmarks.speed.precision",
     ),
-    "fuzz": ("fuzz.json", fuzz, "python -m benchmarks.fuzz"),
+    "fuzz": ("fuzz.json", fuzz, "python -m benchmarks.robustness.fuzz"),
 }
 
 

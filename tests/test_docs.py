@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 import typer.main
 
-import boards
-from doc_blocks import ROOT, Block, Place, blocks_of, fill, first_word
 from metaformer.cli import app
+from tests.helpers import boards
+from tests.helpers.doc_blocks import ROOT, Block, Place, blocks_of, fill, first_word
 
 PAGES = sorted(
     str(path.relative_to(ROOT))
@@ -39,17 +39,19 @@ NOT_RUN = {
     r"\.ci/run": "runs the tests, and so itself",
     r"pytest ": "runs other tests",
     r"apt-get ": "changes the machine",
-    r"metaformer .*--backbone ": "needs timm and weights; tests/test_timm_backbone.py has both",
+    r"metaformer .*--backbone ": (
+        "needs timm and weights; tests/networks/test_timm_backbone.py has both"
+    ),
     r"metaformer .*--backbone-weights ": "likewise",
     r"\.venv/bin/": "is there after `make` only; the same is run without it",
     r"torchrun ": "trains for hours",
     r"metaformer pretrain ": "trains for hours",
     r"metaformer data fetch ": "downloads",
     r"metaformer .*s3://": "needs a store at that address",
-    r"metaformer .*--(on|engine) ray": "starts a cluster; tests/test_scale.py does",
+    r"metaformer .*--(on|engine) ray": "starts a cluster; tests/inference/test_scale.py does",
     r"metaformer .*--download": "downloads",
     r"python -m benchmarks\.": "measures for minutes to hours",
-    r"python score\.py": "run in tests/test_export.py",
+    r"python score\.py": "run in tests/export/test_export.py",
     r"mkdocs ": "run in test_the_site_builds",
 }
 SLOW = (r"metaformer demo",)

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.baselines import PatchCore
-from metaformer.episodes import MAKERS, Episode, EpisodeConfig, episode
-from metaformer.novelty import novelty_tasks
-from metaformer.photo_pool import PhotoPool
+from benchmarks.accuracy.baselines import PatchCore
+from metaformer.training.episodes.episodes import MAKERS, Episode, EpisodeConfig, episode
+from metaformer.training.episodes.photo_pool import PhotoPool
+from metaformer.training.episodes.real_anomalies import novelty_tasks
 
 
 def main() -> None:

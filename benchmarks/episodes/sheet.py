@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from metaformer.episodes import MAKERS, Episode, EpisodeConfig, episode
-from metaformer.files import write_bytes
-from metaformer.novelty import novelty_tasks
-from metaformer.photo_pool import PhotoPool
+from metaformer.io.atomic_files import write_bytes
+from metaformer.training.episodes.episodes import MAKERS, Episode, EpisodeConfig, episode
+from metaformer.training.episodes.photo_pool import PhotoPool
+from metaformer.training.episodes.real_anomalies import novelty_tasks
 
 OUTLINE = (255, 0, 255)
 GAP = 6

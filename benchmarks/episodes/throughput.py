@@ -15,9 +15,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from metaformer.defects import draw_defect
-from metaformer.episodes import MAKERS, EpisodeConfig, TaskKind, episode, prefetch
-from metaformer.photo_pool import PhotoPool
+from metaformer.data.synthetic.defects import draw_defect
+from metaformer.training.episodes.episodes import MAKERS, EpisodeConfig, TaskKind, episode, prefetch
+from metaformer.training.episodes.photo_pool import PhotoPool
 
 WARM_UP = 5
 

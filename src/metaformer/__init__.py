@@ -11,12 +11,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metaformer.allocation import keep_freed_memory
-    from metaformer.detector import Detector, Metaformer
-    from metaformer.detector_file import DetectorFileError
-    from metaformer.pixels import ImageError
-    from metaformer.results import Prediction, Region
-    from metaformer.support import DuplicateSupportWarning, OddSupportWarning
+    from metaformer.detection.detector import Detector, Metaformer
+    from metaformer.detection.detector_file import DetectorFileError
+    from metaformer.detection.scoring.prediction import Prediction, Region
+    from metaformer.detection.support_set import DuplicateSupportWarning, OddSupportWarning
+    from metaformer.inference.allocator import keep_freed_memory
+    from metaformer.io.pixels import ImageError
 
     __version__: str
 
@@ -34,15 +34,15 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Detector": "metaformer.detector",
-    "DetectorFileError": "metaformer.detector_file",
-    "DuplicateSupportWarning": "metaformer.support",
-    "ImageError": "metaformer.pixels",
-    "Metaformer": "metaformer.detector",
-    "OddSupportWarning": "metaformer.support",
-    "Prediction": "metaformer.results",
-    "Region": "metaformer.results",
-    "keep_freed_memory": "metaformer.allocation",
+    "Detector": "metaformer.detection.detector",
+    "DetectorFileError": "metaformer.detection.detector_file",
+    "DuplicateSupportWarning": "metaformer.detection.support_set",
+    "ImageError": "metaformer.io.pixels",
+    "Metaformer": "metaformer.detection.detector",
+    "OddSupportWarning": "metaformer.detection.support_set",
+    "Prediction": "metaformer.detection.scoring.prediction",
+    "Region": "metaformer.detection.scoring.prediction",
+    "keep_freed_memory": "metaformer.inference.allocator",
 }
 
 

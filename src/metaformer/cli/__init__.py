@@ -15,17 +15,8 @@ from typing import Annotated
 
 import typer
 
-from metaformer.allocation import keep_freed_memory
-from metaformer.cli import (
-    data,
-    detecting,
-    exporting,
-    measuring,
-    predicting,
-    pretraining,
-    serving,
-    watching,
-)
+from metaformer.cli import adapt, data, evaluate, export, predict, pretrain, serve, watch
+from metaformer.inference.allocator import keep_freed_memory
 
 app = typer.Typer(
     name="metaformer",
@@ -55,19 +46,19 @@ def metaformer(
     keep_freed_memory()
 
 
-app.command()(detecting.adapt)
+app.command()(adapt.adapt)
 app.command(
     epilog="Exit code: 0 all scored; 3 some images could not be read and are listed; 1 nothing "
     "could be done; 130 stopped by Ctrl-C, the same command goes on."
-)(predicting.predict)
-app.command()(measuring.evaluate)
-app.command()(detecting.info)
-app.command()(detecting.demo)
-app.command()(exporting.export)
-app.command()(serving.serve)
-app.command()(watching.watch)
+)(predict.predict)
+app.command()(evaluate.evaluate)
+app.command()(adapt.info)
+app.command()(adapt.demo)
+app.command()(export.export)
+app.command()(serve.serve)
+app.command()(watch.watch)
 app.add_typer(data.app, name="data")
-app.add_typer(pretraining.app, name="pretrain")
+app.add_typer(pretrain.app, name="pretrain")
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ def data_fetch(
 ) -> None:
     """Download a public data set, checked, where its licence and address allow it."""
     with clear_errors():
-        from metaformer.fetch import fetch
+        from metaformer.data.datasets.download import fetch
 
         typer.echo(f"{name}: in {fetch(name, destination, quiet=quiet)}")
 
@@ -30,7 +30,7 @@ def data_fetch(
 @app.command("list")
 def data_list() -> None:
     """The public data sets whose layout is known."""
-    from metaformer.fetch import PUBLIC_SETS
+    from metaformer.data.datasets.download import PUBLIC_SETS
 
     width = max(len(public.licence) for public in PUBLIC_SETS.values())
     for name, public in sorted(PUBLIC_SETS.items()):

@@ -10,8 +10,8 @@ from importlib import resources
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import Response
 
-from metaformer.serve.page_files import page_file
-from metaformer.serve.security import DOCS_POLICY
+from metaformer.serve.http.security import DOCS_POLICY
+from metaformer.serve.static_files import page_file
 
 FILES = {
     "swagger-ui-bundle.js": "text/javascript",

@@ -19,16 +19,16 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import metaformer
-from metaformer.detector_file import DetectorFileError
-from metaformer.onnx_graph import need
-from metaformer.serve import api_docs, page_files, review_routes, routes
-from metaformer.serve.document import fit_document
+from metaformer.detection.detector_file import DetectorFileError
+from metaformer.io.extras import need
+from metaformer.serve import api_docs, review_routes, routes, static_files
+from metaformer.serve.http.limits import Gate, Limits
+from metaformer.serve.http.openapi import fit_document
+from metaformer.serve.http.security import ANSWER_POLICY, refusal
 from metaformer.serve.jobs import Adaptations
-from metaformer.serve.limits import Gate, Limits
 from metaformer.serve.marks import MarksFileError, MarksFullError, MarkStore
 from metaformer.serve.metrics import Metrics
 from metaformer.serve.scoring import ClientGone, Workers
-from metaformer.serve.security import ANSWER_POLICY, refusal
 from metaformer.serve.service import Service
 from metaformer.serve.store import (
     DetectorStore,
@@ -115,7 +115,7 @@ def create_app(
     app.include_router(routes.router)
     app.include_router(review_routes.router)
     app.include_router(api_docs.router)
-    app.include_router(page_files.router)
+    app.include_router(static_files.router)
     add_error_answers(app)
     app.add_middleware(AroundRequests, metrics=service.metrics, allowed_hosts=allowed_hosts)
     return app

@@ -12,12 +12,12 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from metaformer.detector import Detector, Metaformer
-from metaformer.images import ImageError, read_image
-from metaformer.serve.limits import Limits
-from metaformer.serve.models import AdaptRequest, DetectorSummary, Job
+from metaformer.detection.detector import Detector, Metaformer
+from metaformer.io.images import ImageError, read_image
+from metaformer.serve.http.limits import Limits
+from metaformer.serve.http.schemas import AdaptRequest, DetectorSummary, Job
+from metaformer.serve.http.uploads import Upload
 from metaformer.serve.store import DetectorStore, NoSuchDetectorError, StoreFullError, new_id
-from metaformer.serve.uploads import Upload
 
 REMEMBERED = 200
 """Jobs that can still be asked for; the oldest finished ones are forgotten."""

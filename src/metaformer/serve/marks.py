@@ -15,8 +15,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from metaformer.files import force_to_disk, write_text
-from metaformer.serve.review_models import Mark, MarkRequest
+from metaformer.io.atomic_files import force_to_disk, write_text
+from metaformer.serve.http.review_schemas import Mark, MarkRequest
 
 MOST_MARKS = 20_000
 """Marks of one detector."""

@@ -9,16 +9,16 @@ import base64
 import binascii
 from pathlib import Path
 
-from metaformer.detector import Detector
-from metaformer.encoding import data_address
-from metaformer.report import ReportBuilder
-from metaformer.report_pictures import LISTED_REGIONS, Picture
-from metaformer.report_settings import report_settings
-from metaformer.results import Region
-from metaformer.samples import Sample
-from metaformer.serve.models import GoodShown, PictureFound, RegionFound
-from metaformer.serve.review_models import ReportRequest
-from metaformer.support_thumbnails import GoodExample
+from metaformer.data.datasets.category import Sample
+from metaformer.detection.detector import Detector
+from metaformer.detection.scoring.prediction import Region
+from metaformer.detection.support_thumbnails import GoodExample
+from metaformer.inference.report.html import ReportBuilder
+from metaformer.inference.report.settings import report_settings
+from metaformer.inference.report.thumbnails import LISTED_REGIONS, Picture
+from metaformer.io.encoding import data_address
+from metaformer.serve.http.review_schemas import ReportRequest
+from metaformer.serve.http.schemas import GoodShown, PictureFound, RegionFound
 
 
 class PictureError(ValueError):

@@ -9,13 +9,10 @@ from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ValidationError
 
-from metaformer.images import ImageError
-from metaformer.serve.document import JOB_ACCEPTED, errors, form_body, json_body
-from metaformer.serve.jobs import TooManyJobsError
-from metaformer.serve.limits import busy
-from metaformer.serve.models import DetectorSummary, JobAccepted
-from metaformer.serve.reports import PictureError, make_report
-from metaformer.serve.review_models import (
+from metaformer.io.images import ImageError
+from metaformer.serve.http.limits import busy
+from metaformer.serve.http.openapi import JOB_ACCEPTED, errors, form_body, json_body
+from metaformer.serve.http.review_schemas import (
     Mark,
     MarkList,
     MarkRequest,
@@ -23,11 +20,14 @@ from metaformer.serve.review_models import (
     RateRequest,
     ReportRequest,
 )
+from metaformer.serve.http.schemas import DetectorSummary, JobAccepted
+from metaformer.serve.http.security import REPORT_POLICY
+from metaformer.serve.http.uploads import receive_form, receive_json, shown
+from metaformer.serve.jobs import TooManyJobsError
+from metaformer.serve.reports import PictureError, make_report
 from metaformer.serve.routes import UPLOAD_ERRORS, DetectorId, describe_errors
 from metaformer.serve.scoring import answer_in_time
-from metaformer.serve.security import REPORT_POLICY
 from metaformer.serve.service import Protected, Service
-from metaformer.serve.uploads import receive_form, receive_json, shown
 
 SMALL_BODY = 64 * 2**10
 """Bytes of a body that holds some words and numbers."""

@@ -11,12 +11,10 @@ from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 
 import metaformer
-from metaformer.images import ImageError
-from metaformer.serve.document import DETECTORS_LISTED, JOB_ACCEPTED, errors, form_body
-from metaformer.serve.jobs import TooManyJobsError
-from metaformer.serve.limits import Limits, busy
-from metaformer.serve.metrics import CONTENT_TYPE, Outcome
-from metaformer.serve.models import (
+from metaformer.io.images import ImageError
+from metaformer.serve.http.limits import Limits, busy
+from metaformer.serve.http.openapi import DETECTORS_LISTED, JOB_ACCEPTED, errors, form_body
+from metaformer.serve.http.schemas import (
     AdaptRequest,
     DetectorDetails,
     DetectorList,
@@ -27,9 +25,11 @@ from metaformer.serve.models import (
     Predictions,
     Scored,
 )
+from metaformer.serve.http.uploads import receive_form, shown
+from metaformer.serve.jobs import TooManyJobsError
+from metaformer.serve.metrics import CONTENT_TYPE, Outcome
 from metaformer.serve.scoring import MapKind, answer_in_time, score_uploads
 from metaformer.serve.service import Open, Protected, Service
-from metaformer.serve.uploads import receive_form, shown
 
 CHUNK = 2**20
 """Bytes of a detector file sent at once."""

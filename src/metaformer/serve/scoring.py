@@ -18,17 +18,16 @@ import numpy as np
 from fastapi import HTTPException, Request
 from numpy.typing import NDArray
 
-from metaformer.adaptation import shrink
-from metaformer.detector import Detector
-from metaformer.encoding import data_address, encode_levels, encode_photo
-from metaformer.images import ImageError, read_image, resize_map
-from metaformer.overlays import draw_overlay, map_levels
-from metaformer.report_pictures import make_picture
-from metaformer.results import Prediction
-from metaformer.serve.limits import Limits, busy
-from metaformer.serve.models import NotScored, Scored
+from metaformer.detection.detector import Detector
+from metaformer.detection.scoring.prediction import Prediction
+from metaformer.inference.report.overlays import draw_overlay, map_levels
+from metaformer.inference.report.thumbnails import make_picture
+from metaformer.io.encoding import data_address, encode_levels, encode_photo
+from metaformer.io.images import ImageError, read_image, resize_map, shrink
+from metaformer.serve.http.limits import Limits, busy
+from metaformer.serve.http.schemas import NotScored, Scored
+from metaformer.serve.http.uploads import Upload
 from metaformer.serve.reports import to_answer
-from metaformer.serve.uploads import Upload
 
 T = TypeVar("T")
 MapKind = Literal["none", "png", "overlay", "report"]

@@ -16,11 +16,11 @@ import torch
 import uvicorn
 from uvicorn.config import LOGGING_CONFIG
 
+from metaformer.detection.support_set import OddSupportWarning
 from metaformer.serve.app import create_app
-from metaformer.serve.limits import Limits
-from metaformer.serve.security import LOOPBACK, is_loopback
+from metaformer.serve.http.limits import Limits
+from metaformer.serve.http.security import LOOPBACK, is_loopback
 from metaformer.serve.store import ServeEngine
-from metaformer.support import OddSupportWarning
 
 CONNECTIONS = 500
 """Most connections at once; more are told 503 by the web server itself."""

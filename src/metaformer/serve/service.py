@@ -8,12 +8,12 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials
 
+from metaformer.serve.http.limits import Gate, Limits
+from metaformer.serve.http.security import bearer, check_token
 from metaformer.serve.jobs import Adaptations
-from metaformer.serve.limits import Gate, Limits
 from metaformer.serve.marks import MarkStore
 from metaformer.serve.metrics import Metrics
 from metaformer.serve.scoring import Workers
-from metaformer.serve.security import bearer, check_token
 from metaformer.serve.store import DetectorStore
 
 

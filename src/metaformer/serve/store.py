@@ -20,11 +20,11 @@ from typing import BinaryIO, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from metaformer.calibration import Calibration, guarantee_of
-from metaformer.detector import Detector
-from metaformer.detector_file import DetectorFileError
-from metaformer.files import force_to_disk
-from metaformer.serve.models import DetectorSummary
+from metaformer.detection.detector import Detector
+from metaformer.detection.detector_file import DetectorFileError
+from metaformer.detection.scoring.calibration import Calibration, guarantee_of
+from metaformer.io.atomic_files import force_to_disk
+from metaformer.serve.http.schemas import DetectorSummary
 
 ServeEngine = Literal["torch", "onnxruntime"]
 ID = re.compile(r"[0-9a-f]{32}")
@@ -267,8 +267,8 @@ def computed_by(detector: Detector, engine: ServeEngine) -> Detector:
     """
     if engine == "torch":
         return detector
-    from metaformer.engines import with_engine
-    from metaformer.onnx_maps import UnsupportedExportError
+    from metaformer.export.backends import with_engine
+    from metaformer.export.onnx.anomaly_maps import UnsupportedExportError
 
     try:
         return with_engine(detector, engine)

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from metaformer.files import atomic_path
+from metaformer.io.atomic_files import atomic_path
 
 _RECORD = "record"
 

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from torch import Tensor
 
-from metaformer.files import write_text
+from metaformer.io.atomic_files import write_text
 
 LOG = "log.jsonl"
 

@@ -1,0 +1,1 @@
+"""Parts of a method left out, one at a time."""

@@ -1,0 +1,1 @@
+"""False alarms, drift and extension of a detector."""

@@ -1,0 +1,1 @@
+"""Broken input, mutations of the code, load."""

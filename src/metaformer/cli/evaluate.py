@@ -1,0 +1,121 @@
+"""Measuring a preset on a labelled set: ``evaluate``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from metaformer.cli.options import (
+    AsJson,
+    Backbone,
+    BackboneWeights,
+    Download,
+    Mode,
+    ModeName,
+    Preset,
+    PresetName,
+    Quiet,
+    Resolution,
+    UniversalWeights,
+    clear_errors,
+)
+
+
+def evaluate(
+    data: Annotated[Path, typer.Argument(help="A category, a root of several, or pairs.")],
+    shots: Annotated[str, typer.Option(help='Normal images to adapt to, or "full".')] = "4",
+    seeds: Annotated[str, typer.Option(help="Comma-separated support seeds.")] = "0,1,2",
+    preset: Preset = PresetName.feature,
+    resolution: Resolution = None,
+    aligned: Annotated[
+        bool | None, typer.Option(help="Compare by place; unless given, for template pairs only.")
+    ] = None,
+    unified: Annotated[
+        bool, typer.Option("--unified", help="One detector for all categories, not one for each.")
+    ] = False,
+    layout: Annotated[str, typer.Option(help="Folder layout; found out if auto.")] = "auto",
+    backbone: Backbone = "efficientnet_lite0",
+    backbone_weights: BackboneWeights = None,
+    download: Download = False,
+    mode: Mode = ModeName.fast,
+    universal_weights: UniversalWeights = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Test images per category, for a quick look.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="HTML report to write, of the first seed, with the truth beside it."),
+    ] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a preset on a labelled set: image and pixel metrics over several supports."""
+    with clear_errors():
+        number = parse_shots(shots)
+        seed_list = parse_seeds(seeds)
+        from metaformer.data.datasets.loading import load_categories
+        from metaformer.evaluation.detector_method import DetectorMethod
+        from metaformer.evaluation.protocol import evaluate as measure
+        from metaformer.evaluation.protocol import save_results
+        from metaformer.evaluation.table import print_results
+
+        categories = load_categories(data, layout=layout)
+        if aligned is None:
+            all_paired = all(category.is_paired for category in categories)
+            aligned = all_paired and mode is not ModeName.long
+        method = DetectorMethod(
+            preset.value,
+            resolution=resolution,
+            aligned=aligned,
+            backbone=backbone,
+            backbone_weights=backbone_weights,
+            download=download,
+            mode=mode.value,
+            universal_weights=universal_weights,
+        )
+        pages = None
+        if report is not None:
+            from metaformer.inference.report.evaluation import EvaluationReport
+
+            pages = EvaluationReport(data, seed_list[0], report)
+        results = measure(
+            categories[0] if len(categories) == 1 else categories,
+            method,
+            shots=number,
+            seeds=seed_list,
+            unified=unified,
+            test_limit=limit,
+            quiet=quiet,
+            on_scored=pages.add if pages else lambda scored: None,
+        )
+        if pages is not None:
+            pages.write(results)
+        if output is not None:
+            save_results(results, output)
+        if as_json:
+            typer.echo(json.dumps(results, indent=2))
+        elif not quiet:
+            print_results(results)
+            if report is not None:
+                typer.echo(f"report: {report}")
+
+
+def parse_shots(text: str) -> Any:
+    """ "full" or a number from 1 up."""
+    if text == "full":
+        return "full"
+    if not text.isdigit() or int(text) < 1:
+        raise typer.BadParameter(f'--shots takes a number from 1 up or "full", got {text!r}.')
+    return int(text)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Comma-separated numbers."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"--seeds takes numbers like 0,1,2, got {text!r}.") from None

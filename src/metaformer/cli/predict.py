@@ -1,0 +1,281 @@
+"""Scoring images: ``predict``."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import warnings
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from metaformer.cli.options import (
+    INTERRUPTED,
+    RARE,
+    SOME_UNREADABLE,
+    AsJson,
+    BackboneWeights,
+    EngineOption,
+    Place,
+    Quiet,
+    ScoresFormatName,
+    clear_errors,
+    progress_bar,
+)
+
+SHOWN = 10
+"""Flagged images that are named on the screen, the highest scores."""
+
+
+def predict(
+    detector_file: Annotated[Path, typer.Argument(help="Detector made by `adapt`.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for scores, maps/, report.html.")
+    ],
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Images, folders, zip or tar archives, videos, addresses (s3://...), or @LIST."
+        ),
+    ] = None,
+    lists: Annotated[
+        list[Path] | None,
+        typer.Option("--list", help="File with one path or address a line; may be given again."),
+    ] = None,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="Look into sub-folders too.")
+    ] = False,
+    every: Annotated[
+        int, typer.Option(min=1, help="Of videos, score every Nth frame.", rich_help_panel=RARE)
+    ] = 1,
+    false_alarm_rate: Annotated[
+        float | None, typer.Option(help="Another rate than the detector was made with.")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="What is known of the images, as CSV: file,label[,mask]; unless given, folders "
+            "named good, test/<kind> and masks beside the images are understood.",
+        ),
+    ] = None,
+    scores_format: Annotated[
+        ScoresFormatName | None,
+        typer.Option(
+            "--format",
+            help="csv: scores.csv (usual); parquet: files in scores/.",
+            rich_help_panel=RARE,
+        ),
+    ] = None,
+    place: Annotated[
+        Place,
+        typer.Option(
+            "--on", help="This process, or a Ray cluster (see docs/scale.md).", rich_help_panel=RARE
+        ),
+    ] = Place.local,
+    engine: Annotated[
+        EngineOption,
+        typer.Option(
+            help="What computes; auto: for 50 images or more the fastest that is installed, else "
+            "torch; ray: as --on ray.",
+            rich_help_panel=RARE,
+        ),
+    ] = EngineOption.auto,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Images scored at once by PyTorch; usually one a processor, at most 4.",
+            rich_help_panel=RARE,
+        ),
+    ] = None,
+    backbone_weights: BackboneWeights = None,
+    maps: Annotated[
+        bool,
+        typer.Option(
+            " /--no-maps", show_default=False, help="Write no heat maps, for speed and space."
+        ),
+    ] = True,
+    report: Annotated[
+        bool, typer.Option(" /--no-report", show_default=False, help="Write no report.html.")
+    ] = True,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace results of another run.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score images and mark their defects. Stopped and started again, it goes on."""
+    with clear_errors():
+        from metaformer.data.datasets.truth import LabelTable, Outcomes
+        from metaformer.inference.report.overlays import format_score
+        from metaformer.io.sources.shards import Sources, shards
+
+        if engine is EngineOption.ray:
+            place, engine = Place.ray, EngineOption.auto
+        if place is Place.ray:
+            if scores_format is ScoresFormatName.csv:
+                raise ValueError("a Ray job writes Parquet. Leave out --format csv.")
+            if as_json:
+                raise ValueError("a Ray job has no --json: its predictions are in scores/ only.")
+            if engine not in (EngineOption.auto, EngineOption.torch):
+                raise ValueError("a Ray job computes with PyTorch. Leave out --engine.")
+            if workers is not None:
+                raise ValueError("a Ray job has one image a processor. Leave out --workers.")
+            if labels is not None:
+                raise ValueError("a Ray job writes no report. Leave out --labels.")
+            if backbone_weights is not None:
+                raise ValueError(
+                    "a Ray job has no --backbone-weights: set METAFORMER_WEIGHTS on every machine."
+                )
+            scores_format, report = ScoresFormatName.parquet, False
+        scores_format = scores_format or ScoresFormatName.csv
+        arguments = [*(images or []), *(f"@{path}" for path in lists or [])]
+        if not arguments:
+            raise ValueError("nothing to score. Name images or folders, or a list with --list.")
+        # The maps of an earlier run are not images to score.
+        maps_folder = str((output / "maps").resolve())
+        sources = Sources(tuple(arguments), recursive, every, maps_folder)
+        check_arguments(arguments)
+        passed_over = describe_passed_over_in(arguments, recursive)
+        if next(shards(sources), None) is None:
+            advice = passed_over or (
+                "" if recursive else "To look into sub-folders too, add --recursive."
+            )
+            raise ValueError(f"{', '.join(arguments)}: no images in this folder. {advice}".strip())
+        if passed_over:
+            warnings.warn(f"passed over: {passed_over}", stacklevel=2)
+        table = None if labels is None else LabelTable(labels)
+        predictions: list[dict[str, Any]] = []
+        worst: list[tuple[float, str]] = []  # of this run, a heap, the lowest score first
+        computed_by = "torch"
+
+        def on_image(name: str, outcome: Any) -> None:
+            if isinstance(outcome, str):
+                return
+            if as_json:
+                predictions.append(outcome.to_dict())
+            if outcome.is_anomalous:
+                heapq.heappush(worst, (outcome.score, name))
+                if len(worst) > SHOWN:
+                    heapq.heappop(worst)
+
+        with progress_bar("scoring", quiet) as on_step:
+            if place is Place.ray:
+                from metaformer.inference.ray_cluster import score_on_ray
+
+                result = score_on_ray(
+                    detector_file,
+                    sources,
+                    output,
+                    false_alarm_rate=false_alarm_rate,
+                    write_maps=maps,
+                    overwrite=overwrite,
+                    on_step=on_step,
+                )
+            else:
+                from metaformer.detection.detector import Detector
+                from metaformer.inference.batch import score_images
+
+                detector = Detector.load(detector_file, backbone_weights=backbone_weights)
+                if false_alarm_rate is not None:
+                    detector = detector.with_false_alarm_rate(false_alarm_rate)
+                if engine is not EngineOption.torch:
+                    from metaformer.export.backends import engine_name, pays_off, with_engine
+
+                    if engine is not EngineOption.auto or pays_off(sources):
+                        detector = with_engine(detector, engine.value)
+                    computed_by = engine_name(detector)
+                result = score_images(
+                    detector,
+                    sources,
+                    output,
+                    scores_format=scores_format.value,
+                    write_maps=maps,
+                    write_report=report,
+                    overwrite=overwrite,
+                    workers=workers,
+                    truth=table,
+                    on_image=on_image,
+                    on_step=on_step,
+                )
+    outcomes = getattr(result, "outcomes", Outcomes())
+    if table is not None and (unused := table.unused()):
+        names = ", ".join(unused[:3]) + (" ..." if len(unused) > 3 else "")
+        typer.echo(f"{labels}: of no image scored, {len(unused)}: {names}", err=True)
+    if as_json:
+        listed = [{"path": name, "reason": reason} for name, reason in result.failures]
+        summary = {
+            "scored": result.scored,
+            "anomalous": result.anomalous,
+            "of_earlier_runs": result.resumed,
+            "interrupted": result.interrupted,
+            "engine": computed_by,
+            "truth": asdict(outcomes) if outcomes.describe() else None,
+            "failed": result.failed,
+            "failures": listed,
+            "predictions": predictions,
+        }
+        typer.echo(json.dumps(summary, indent=2))
+    for name, reason in result.failures:
+        typer.echo(f"not scored: {reason if name in reason else f'{name}: {reason}'}", err=True)
+    if result.failed > len(result.failures):
+        more = result.failed - len(result.failures)
+        typer.echo(f"not scored: {more} more, see {output / 'failures.csv'}", err=True)
+    if not quiet and not as_json:
+        earlier = f" ({result.resumed} of them before)" if result.resumed else ""
+        images_scored = f"{result.scored} image{'' if result.scored == 1 else 's'} scored"
+        typer.echo(f"{images_scored}{earlier}, {result.anomalous} anomalous.")
+        if table is not None:
+            typer.echo(table.describe())
+        if described := outcomes.describe():
+            typer.echo(described)
+        for score, name in sorted(worst, key=lambda flagged: (-flagged[0], flagged[1])):
+            typer.echo(f"  {format_score(score)}  {name}")
+        if worst and result.anomalous > len(worst):
+            typer.echo(f"  and {result.anomalous - len(worst)} more")
+        if computed_by != "torch":
+            typer.echo(f"engine: {computed_by}")
+        shown = (
+            "report.html"
+            if report
+            else ("scores.csv" if scores_format is ScoresFormatName.csv else "scores")
+        )
+        typer.echo(f"{'report' if report else 'scores'}: {output / shown}")
+    if result.interrupted:
+        typer.echo("stopped; run the same command again to go on.", err=True)
+        raise typer.Exit(INTERRUPTED)
+    if result.scored == 0:
+        raise typer.Exit(1)
+    if result.failed:
+        raise typer.Exit(SOME_UNREADABLE)
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Refuse a run whose every path is mistyped, before it makes a folder of results.
+
+    A missing file among others is a failure to list, like one that cannot be read.
+
+    Raises:
+        FileNotFoundError: nothing that was named is there.
+    """
+    missing = [
+        name
+        for name in arguments
+        if "://" not in name and not Path(name).exists() and not name.startswith("@")
+    ]
+    if len(missing) == len(arguments):
+        raise FileNotFoundError(f"{', '.join(missing)}: no such file or folder. Check the path.")
+
+
+def describe_passed_over_in(arguments: list[str], recursive: bool) -> str:
+    """Says which images of the folders named are of a kind that is not read; empty if none."""
+    from metaformer.io.folders import count_passed_over, describe_passed_over
+
+    counts: Counter[str] = Counter()
+    for name in arguments:
+        if "://" not in name and Path(name).is_dir():
+            counts.update(count_passed_over(name, recursive=recursive))
+    return describe_passed_over(counts)

@@ -1,0 +1,89 @@
+"""Training what is shipped: ``pretrain prior``, ``autoencoder``, ``universal``, ``metric`` and
+``transformer``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metaformer.cli.options import Quiet, clear_errors
+
+app = typer.Typer(help="Train what is shipped with the package.", no_args_is_help=True)
+
+
+@app.command("prior")
+def pretrain_prior(
+    config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the instance-prior generator P from unlabelled photos."""
+    with clear_errors():
+        from metaformer.training.prior.train import PriorTrainingConfig, train_prior
+
+        typer.echo(train_prior(PriorTrainingConfig.from_yaml(config), resume=resume, quiet=quiet))
+
+
+@app.command("autoencoder")
+def pretrain_autoencoder_command(
+    config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
+    ] = False,
+) -> None:
+    """Train A to reconstruct unlabelled photos, the start of the pixel preset."""
+    with clear_errors():
+        from metaformer.training.universal.pretrain_autoencoder import (
+            PretrainConfig,
+            pretrain_autoencoder,
+        )
+
+        typer.echo(pretrain_autoencoder(PretrainConfig.from_yaml(config), resume=resume))
+
+
+@app.command("universal")
+def pretrain_universal(
+    config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Meta-train A (MAML) and T on tasks made from unlabelled photos."""
+    with clear_errors():
+        from metaformer.training.universal.config import MetaConfig
+        from metaformer.training.universal.train import meta_train
+
+        typer.echo(meta_train(MetaConfig.from_yaml(config), resume=resume, quiet=quiet))
+
+
+@app.command("metric")
+def pretrain_metric(
+    config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Meta-train the metric of the feature preset on tasks made from unlabelled photos."""
+    with clear_errors():
+        from metaformer.training.metric.config import MetricConfig
+        from metaformer.training.metric.train import train_metric
+
+        typer.echo(train_metric(MetricConfig.from_yaml(config), resume=resume, quiet=quiet))
+
+
+@app.command("transformer")
+def pretrain_transformer(
+    config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Meta-train T of the feature preset on tasks made from unlabelled photos."""
+    with clear_errors():
+        from metaformer.training.metric.config import MetricConfig
+        from metaformer.training.metric.train_transformer import train_transformer
+
+        typer.echo(train_transformer(MetricConfig.from_yaml(config), resume=resume, quiet=quiet))

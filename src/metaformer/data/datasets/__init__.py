@@ -1,0 +1,1 @@
+"""Labelled image sets: their folder layouts, the public ones, downloads."""

@@ -1,0 +1,1 @@
+"""Synthetic defects with exact masks."""

@@ -1,0 +1,1 @@
+"""From a few normal images to a detector with a threshold."""

@@ -1,0 +1,420 @@
+"""The two objects a user meets: the universal ``Metaformer`` and an adapted ``Detector``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metaformer.detection.adaptation import adapt_to_support, at_working_size, prepare
+from metaformer.detection.detector_file import (
+    DetectorFileError,
+    read_detector_file,
+    write_detector_file,
+)
+from metaformer.detection.extension import Earlier, extend
+from metaformer.detection.feature.config import SHIPPED
+from metaformer.detection.pixel.config import Mode
+from metaformer.detection.preset import Adapted, Preset
+from metaformer.detection.presets import PresetName, make_preset, restore_preset
+from metaformer.detection.scoring.anomaly_map import image_score, to_image_size
+from metaformer.detection.scoring.calibration import Calibration, check_rate, guarantee_of
+from metaformer.detection.scoring.prediction import Prediction
+from metaformer.detection.scoring.regions import find_regions
+from metaformer.detection.support_set import (
+    ImageSource,
+    SupportRecord,
+    describe_source,
+    support_sources,
+    warn_about_odd,
+    when_and_with_what,
+)
+from metaformer.detection.support_thumbnails import (
+    GoodExample,
+    nearest,
+    take_from,
+    to_tensors,
+)
+from metaformer.io.images import guess_white_level, read_image
+from metaformer.io.workers import side_by_side
+from metaformer.networks.backbone_weights import BackboneError
+from metaformer.networks.instance_prior import InstancePrior, load_prior
+
+
+class Metaformer:
+    """The universal model: knows no product yet.
+
+    >>> universal = Metaformer.from_pretrained()
+    >>> detector = universal.adapt("photos/good")
+    >>> detector.predict("photos/new/0017.jpg").score
+    """
+
+    def __init__(self, model: Preset[Any], preset: PresetName) -> None:
+        self.model = model
+        self.preset = preset
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        preset: PresetName = "feature",
+        *,
+        resolution: int | None = None,
+        aligned: bool = False,
+        backbone: str = SHIPPED,
+        backbone_weights: Path | str | None = None,
+        download: bool = False,
+        mode: Mode = "fast",
+        universal_weights: Path | str | None = None,
+    ) -> Metaformer:
+        """The model with the weights inside the package; nothing is downloaded unless asked for.
+
+        Args:
+            preset: ``feature`` compares tokens of a backbone pretrained on ImageNet, ``pixel`` is
+                the paper's system trained from scratch.
+            resolution: images are resized to about this many pixels squared, aspect kept; the
+                preset's own (256; of a ViT 32 patches) if None. More finds smaller defects and
+                takes longer.
+            aligned: every image shows the part in the same place (fixed camera and fixture, or a
+                golden sample): compare place by place.
+            backbone: of the ``feature`` preset: the one inside the package, or a model of timm,
+                ``vit_small_patch14_dinov2.lvd142m`` for example (``docs/backbones.md``).
+            backbone_weights: safetensors file for a model of timm; if None, it is looked for in
+                the folder that METAFORMER_WEIGHTS names and in the Hugging Face cache.
+            download: fetch such weights from the Hugging Face hub if they are nowhere else.
+            mode: of the ``pixel`` preset: ``fast`` takes the meta-learned steps, ``long`` trains T
+                on synthetic defects of the support too, which takes minutes.
+            universal_weights: of the ``pixel`` preset: folder with the weights and card that
+                ``metaformer pretrain universal`` wrote, instead of those inside the package.
+
+        Raises:
+            ValueError: no such preset, a resolution outside 64 to 2048, an option of the other
+                preset, weights that cannot be used, or a ``BackboneError``: the backbone or its
+                weights cannot be used.
+        """
+        model = make_preset(
+            preset,
+            resolution=resolution,
+            aligned=aligned,
+            backbone=backbone,
+            backbone_weights=None if backbone_weights is None else Path(backbone_weights),
+            download=download,
+            mode=mode,
+            universal_weights=None if universal_weights is None else Path(universal_weights),
+        )
+        return cls(model, preset)
+
+    def adapt(
+        self,
+        images: Path | str | Sequence[ImageSource],
+        *,
+        false_alarm_rate: float = 0.05,
+        seed: int = 0,
+        on_step: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Detector:
+        """Adapt to a product from normal images.
+
+        Args:
+            images: a folder of normal images, or a sequence of paths, arrays (H, W, 3) uint8 RGB,
+                encoded bytes or Pillow images. One is enough; ten are better; see
+                ``Detector.calibration.guarantee`` for what their number can promise.
+            false_alarm_rate: share of good parts that may be flagged.
+            seed: of everything random in adaptation.
+            on_step: called with (steps done, steps in all).
+
+        Returns:
+            A detector for this product. Warns with ``OddSupportWarning`` about images that look
+            unlike the rest; they are used all the same.
+
+        Raises:
+            ImageError: an image cannot be read, or the folder holds none.
+            ValueError: no images, or a rate outside (0, 1).
+        """
+        check_rate(false_alarm_rate)
+        sources = support_sources(images)
+        white_level = guess_white_level(sources)
+        record = SupportRecord()
+
+        def read_each() -> Iterator[NDArray[np.uint8]]:
+            for i, source in enumerate(sources):
+                pixels = read_image(source, white_level=white_level)
+                if record.take_in(describe_source(source, i), pixels):
+                    yield pixels
+
+        result = adapt_to_support(
+            self.model,
+            read_each(),
+            count=len(sources),
+            false_alarm_rate=false_alarm_rate,
+            seed=seed,
+            on_step=on_step,
+        )
+        made = {
+            "preset": self.preset,
+            "seed": seed,
+            "white_level": white_level,
+            "support": record.images,
+            "support_scores": [asdict(score) for score in result.support_scores],
+            **when_and_with_what(),
+        }
+        record.warn()
+        warn_about_odd(result.support_scores, [image["name"] for image in record.images])
+        return Detector(
+            self.model, result.adapted, result.calibration, made, tuple(record.thumbnails)
+        )
+
+    def response_map(self, image: ImageSource) -> NDArray[np.float32]:
+        """The response map R of an image: where its object is, as P sees it.
+
+        Args:
+            image: as ``read_image`` takes it.
+
+        Returns:
+            (H, W) in [0, 1] at the image's own size; arbitrary where there is no object, as on a
+            texture. No preset uses it for its scores yet.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+        pixels = torch.from_numpy(read_image(image)).permute(2, 0, 1)[None]  # (1, 3, H, W)
+        with torch.inference_mode():
+            return np.asarray(self.prior(pixels.float() / 255)[0, 0].numpy(), np.float32)
+
+    @cached_property
+    def prior(self) -> InstancePrior:
+        """P with the weights inside the package, read when first asked for."""
+        return load_prior()
+
+
+class Detector:
+    """A model adapted to one product, with its threshold. Made by ``Metaformer.adapt``."""
+
+    def __init__(
+        self,
+        model: Preset[Any],
+        adapted: Adapted[Any],
+        calibration: Calibration,
+        made: dict[str, Any],
+        thumbnails: tuple[bytes, ...] = (),
+    ) -> None:
+        self.model = model
+        self.adapted = adapted
+        self.calibration = calibration
+        self.made = made
+        self.thumbnails = thumbnails
+        """Small JPEGs of the first support images, in their order; for reports alone."""
+        self.engine: Callable[[Tensor], Tensor] | None = None
+        """(N, 3, H, W) at the working size -> (N, h, w) raw maps; None for PyTorch. See
+        ``metaformer.export.backends``."""
+
+    def predict(self, image: ImageSource) -> Prediction:
+        """Score one image and mark its defective pixels.
+
+        Args:
+            image: a path, an array (H, W, 3) uint8 RGB or any other that ``read_image`` takes,
+                encoded bytes, or a Pillow image. The result depends on this image alone.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+        pixels = read_image(image, white_level=self.made["white_level"])
+        path = str(image) if isinstance(image, (str, Path)) else None
+        return self.predict_pixels(pixels, path)
+
+    def predict_pixels(self, pixels: NDArray[np.uint8], path: str | None = None) -> Prediction:
+        """``predict`` for an image already read, (H, W, 3) uint8 RGB."""
+        return self.judge(*self.score_pixels(pixels), path)
+
+    def judge(
+        self, raw: float, raw_pixels: NDArray[np.float32], path: str | None = None
+    ) -> Prediction:
+        """The verdict on an image from its raw score and raw (H, W) map; see ``score_pixels``."""
+        calibration = self.calibration
+        is_anomalous = raw >= calibration.threshold
+        anomaly_map = calibration.map(raw_pixels)
+        del raw_pixels  # of a large photo it takes as much memory as the whole program
+        mask = (anomaly_map >= 0.5) & is_anomalous
+        return Prediction(
+            score=calibration.score(raw),
+            raw_score=raw,
+            p_value=calibration.p_value(raw),
+            is_anomalous=bool(is_anomalous),
+            anomaly_map=anomaly_map,
+            mask=mask,
+            regions=find_regions(mask, anomaly_map),
+            path=path,
+        )
+
+    def score_pixels(self, pixels: NDArray[np.uint8]) -> tuple[float, NDArray[np.float32]]:
+        """Raw score and raw (H, W) map of an image (H, W, 3) uint8 RGB, before calibration."""
+        if self.engine is None:
+            grid = self.adapted.anomaly_map(prepare(self.model, pixels))  # (h, w)
+        else:
+            grid = self.engine(at_working_size(self.model, pixels))[0]
+        score = image_score(grid, self.model.config.score_share)
+        return score, to_image_size(grid, pixels.shape)
+
+    def predict_many(
+        self, images: Iterable[ImageSource], *, workers: int = 1
+    ) -> Iterator[Prediction]:
+        """``predict`` for each image, in their order, holding ``workers`` in memory at a time.
+
+        Args:
+            workers: images scored at once. With one a processor many small images take three
+                quarters of the time; scores differ by a few millionths (``io/workers.py``).
+        """
+        return side_by_side(self.predict, images, workers)
+
+    def with_false_alarm_rate(self, rate: float) -> Detector:
+        """The same detector with the threshold for another rate; nothing is computed anew."""
+        calibration = self.calibration.with_false_alarm_rate(rate)
+        same = Detector(self.model, self.adapted, calibration, self.made, self.thumbnails)
+        same.engine = self.engine
+        return same
+
+    def extended_with(
+        self,
+        images: Path | str | Sequence[ImageSource],
+        *,
+        false_alarm_rate: float | None = None,
+        on_step: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Detector:
+        """A new detector that knows more normal images; the earlier ones are not needed.
+
+        With the ``feature`` preset and a memory below its cap the result is that of adapting to
+        all images at once, bit for bit. Otherwise what the earlier images would score now is
+        estimated. ``info()["additions"]`` says which of
+        the two it was, and ``docs/decisions/02-extension.md`` what each can promise.
+
+        Args:
+            images: as for ``Metaformer.adapt``, read with this detector's white level. Those whose
+                pixels it has seen are left out, with a ``DuplicateSupportWarning``.
+            false_alarm_rate: share of good parts that may be flagged; this detector's if None.
+            on_step: called with (steps done, steps in all).
+
+        Raises:
+            ImageError: an image cannot be read, or the folder holds none.
+            ValueError: nothing new among the images, a rate outside (0, 1), or too little is left
+                of the one image this detector was made from.
+        """
+        rate = self.calibration.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
+        check_rate(rate)
+        sources = support_sources(images)
+        record = SupportRecord(self.made["support"], self.thumbnails)
+        count = len(record.images)
+        prepared = []
+        for i, source in enumerate(sources):
+            pixels = read_image(source, white_level=self.made["white_level"])
+            if record.take_in(describe_source(source, len(record.images)), pixels):
+                prepared.append(prepare(self.model, pixels, support_size=count + len(sources)))
+            on_step(i + 1, len(sources) + 1)
+        if not prepared:
+            raise ValueError(
+                f"nothing to add: of the {len(sources)} images given, none is new to the detector. "
+                f"Give other normal images."
+            )
+        record.warn()
+        earlier = Earlier(
+            self.adapted,
+            self.calibration,
+            tuple(score["raw_score"] for score in self.made["support_scores"]),
+            count,
+        )
+        seed = self.made["seed"]
+        result, how = extend(earlier, prepared, false_alarm_rate=rate, seed=seed)
+        on_step(len(sources) + 1, len(sources) + 1)
+        addition = {
+            "first": earlier.count,
+            "count": len(prepared),
+            "seed": seed,
+            "calibration": how,
+            **when_and_with_what(),
+        }
+        made = {
+            **self.made,
+            "support": record.images,
+            "support_scores": [asdict(score) for score in result.support_scores],
+            "additions": [*self.made.get("additions", []), addition],
+        }
+        warn_about_odd(result.support_scores, [image["name"] for image in record.images])
+        return Detector(
+            self.model, result.adapted, result.calibration, made, tuple(record.thumbnails)
+        )
+
+    def nearest_good(self, pixels: NDArray[np.uint8]) -> GoodExample | None:
+        """The support image that looks most like an image (H, W, 3) uint8 RGB, as a thumbnail.
+
+        None if the detector holds no thumbnails, as files of earlier versions do.
+        """
+        names = [support["name"] for support in self.made["support"]]
+        return nearest(self.thumbnails[: len(names)], names, pixels)
+
+    @property
+    def guarantee(self) -> str:
+        """What the threshold promises, for people; how it was extended is taken into account."""
+        return guarantee_of(self.calibration, self.made.get("additions", []))
+
+    def info(self) -> dict[str, Any]:
+        """How the detector was made and what its threshold promises, ready for JSON."""
+        _, settings = self.adapted.state()
+        return {
+            **self.made,
+            "settings": settings,
+            "calibration": self.calibration.to_dict(),
+            "guarantee": self.guarantee,
+        }
+
+    def save(self, path: Path | str) -> None:
+        """Write one self-describing file: safetensors with a JSON header, never pickle.
+
+        Raises:
+            FileNotFoundError: the folder does not exist.
+            PermissionError: the folder cannot be written to.
+            OSError: the file cannot be written, for want of space for example.
+        """
+        tensors, settings = self.adapted.state()
+        header = {
+            "made": self.made,
+            "settings": settings,
+            "calibration": self.calibration.to_dict(),
+        }
+        write_detector_file(Path(path), header, tensors | to_tensors(self.thumbnails))
+
+    @classmethod
+    def load(cls, path: Path | str, *, backbone_weights: Path | str | None = None) -> Detector:
+        """Read a detector file; scores are bit-identical to those before saving.
+
+        Args:
+            backbone_weights: for a detector made with a backbone of timm, the file of its weights;
+                looked for as in ``Metaformer.from_pretrained`` if None. They have to be the same,
+                byte for byte.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            DetectorFileError: the file is not a detector, is damaged, holds NaN or infinite
+                weights, was written by a newer version, or the weights of its backbone are not
+                to be had.
+        """
+        header, tensors = read_detector_file(Path(path))
+        file = None if backbone_weights is None else Path(backbone_weights)
+        try:
+            thumbnails = take_from(tensors)
+            made = header["made"]
+            model, adapted = restore_preset(
+                made["preset"], tensors, header["settings"], backbone_weights=file
+            )
+            calibration = Calibration.from_dict(header["calibration"])
+        except BackboneError as error:
+            raise DetectorFileError(f"{path}: {error}") from error
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise DetectorFileError(
+                f"{path}: a detector file with something missing or wrong inside ({error!r}). It "
+                f"is damaged, or was changed by hand; adapt again."
+            ) from error
+        return cls(model, adapted, calibration, made, thumbnails)

@@ -1,0 +1,1 @@
+"""The `feature` preset: patch features of a frozen backbone and a memory bank."""

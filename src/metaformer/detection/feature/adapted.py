@@ -1,0 +1,279 @@
+"""The ``feature`` preset adapted to one product: the model from pixels to a map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metaformer.detection.feature.config import SHIPPED, FeatureConfig
+from metaformer.detection.feature.memory_bank import (
+    POOLED,
+    Descriptors,
+    Features,
+    MemoryBank,
+    Rows,
+    describe,
+    to_rows,
+    total_rows,
+)
+from metaformer.detection.nearest_neighbors import (
+    aligned_distance,
+    as_columns,
+    fit_grid,
+    merge_samples,
+    nearest_distance,
+)
+from metaformer.detection.preset import Adaptation, Extension, OnStep
+from metaformer.detection.scoring.anomaly_map import smooth
+
+STATE_VERSION = 2
+"""Of what ``AdaptedFeature.state`` gives. Version 1 had no number."""
+
+
+class Backbone(Protocol):
+    """A frozen network that turns images into maps of features."""
+
+    channels: dict[int, int]
+    """Stride -> channels of its map."""
+
+    def __call__(self, images: Tensor, /) -> Features:
+        """(B, 3, H, W) in [0, 1] -> features."""
+
+
+@dataclass(frozen=True)
+class FeatureImage:
+    """What the preset keeps of one image."""
+
+    features: Features
+    """Of a batch of one."""
+    mirrored: Rows = field(default_factory=dict)
+    """Some descriptors of its mirror images, where it belongs to a small support."""
+
+
+class AdaptedFeature(nn.Module):
+    """(B, 3, H, W) in [0, 1] -> (B, h, w) maps on the grid of the finest level.
+
+    Args:
+        bank: descriptors of the support; None if aligned.
+        support: support images that are kept, by their index in the support.
+        count: support images that the model stands for.
+    """
+
+    def __init__(
+        self,
+        config: FeatureConfig,
+        backbone: Backbone,
+        bank: MemoryBank | None,
+        support: Mapping[int, FeatureImage],
+        count: int,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.bank = bank
+        self.support = dict(support)
+        self.count = count
+        self.grids: Descriptors = {}
+        self.columns: dict[str, Tensor] = {}
+        if bank is None:
+            self.grids = stacked_grids([*self.support.values()], config)
+        else:
+            self.coreset = bank.coreset(config.coreset_size)
+            self.columns = columns_of(self.coreset)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every support image is kept."""
+        return len(self.support) == self.count
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.maps(self.backbone(images))
+
+    def maps(self, features: Features, *, without: int | None = None) -> Tensor:
+        """(B, h, w) blurred maps of images with these features.
+
+        Args:
+            without: index of a support image that is not to be compared with.
+        """
+        config = self.config
+        descriptors = describe(features, config.levels, config.cosine_share)
+        if self.bank is None:
+            distances = self.aligned_distances(descriptors, without)
+        else:
+            distances = self.distances(descriptors, without)
+        size = features[config.levels[0]].shape[2:]
+        share = config.cosine_share
+        joined: Tensor | None = distances.pop(POOLED) ** (1 - share) if share < 1 else None
+        if share > 0:
+            cosine = torch.stack(
+                [
+                    weight * F.interpolate(distances[str(s)][:, None], size, mode="bilinear")[:, 0]
+                    for s, weight in zip(config.levels, config.level_weights, strict=True)
+                ]
+            ).sum(0) / sum(config.level_weights)  # (B, h, w)
+            part = (cosine + config.cosine_floor) ** share
+            joined = part if joined is None else joined * part
+        assert joined is not None
+        return smooth(joined, config.sigma)
+
+    def distances(self, descriptors: Descriptors, without: int | None) -> dict[str, Tensor]:
+        """Name -> (B, h, w) distance to the nearest in the memory bank."""
+        columns = self.columns
+        if without is not None:
+            columns = columns_of(self.coreset.without(without))
+        return {
+            name: nearest_distance(
+                to_rows(grid), columns[name], euclidean=name == POOLED
+            ).unflatten(0, (grid.shape[0], grid.shape[2], grid.shape[3]))
+            for name, grid in descriptors.items()
+        }
+
+    def aligned_distances(self, descriptors: Descriptors, without: int | None) -> dict[str, Tensor]:
+        """Name -> (B, h, w) distance to the nearest around the same place of a support image."""
+        found = {}
+        for name, grid in descriptors.items():
+            grids = self.grids[name]
+            if without in self.support:
+                position = list(self.support).index(without)
+                grids = torch.cat([grids[:position], grids[position + 1 :]])
+            grids = fit_grid(grids, (grid.shape[2], grid.shape[3]))
+            level = self.config.levels[0] if name == POOLED else int(name)
+            found[name] = aligned_distance(
+                grid, grids, self.config.reach_cells(level), euclidean=name == POOLED
+            )
+        return found
+
+    @torch.inference_mode()
+    def anomaly_map(self, image: FeatureImage) -> Tensor:
+        return self.maps(image.features)[0]
+
+    @torch.inference_mode()
+    def left_out_map(self, image: FeatureImage, index: int) -> Tensor:
+        """(h, w) map of a support image compared with the others alone."""
+        return self.maps(image.features, without=index)[0]
+
+    def as_module(self) -> nn.Module:
+        return self
+
+    def extend(self, new: Sequence[FeatureImage], *, seed: int) -> Extension[FeatureImage]:
+        if self.is_whole:
+            support = [*self.support.values(), *new]
+            done = adapt(self.config, self.backbone, support, seed=seed)
+            return Extension(done.adapted, done.left_out, "recomputed")
+        generator = torch.Generator().manual_seed(seed)
+        bank, support = self.bank, {}
+        if bank is None:
+            support = self._support_with(new, generator)
+        else:
+            bank = bank.extended(
+                [own_rows(image, self.config) for image in new],
+                earlier=self.count,
+                most=self.config.max_patches,
+                generator=generator,
+            )
+        adapted = AdaptedFeature(self.config, self.backbone, bank, support, self.count + len(new))
+        left_out = [adapted.left_out_map(image, self.count + i) for i, image in enumerate(new)]
+        return Extension(adapted, left_out, "estimated")
+
+    def _support_with(
+        self, new: Sequence[FeatureImage], generator: torch.Generator
+    ) -> dict[int, FeatureImage]:
+        """As many images as are kept, each of the earlier and the new ones as likely."""
+        images = self.support | {self.count + i: image for i, image in enumerate(new)}
+        earlier = torch.tensor(list(self.support))
+        kept = merge_samples(
+            earlier,
+            torch.arange(self.count, self.count + len(new)),
+            stands_for=self.count,
+            most=len(earlier),
+            generator=generator,
+        )
+        return {i: images[i] for i in kept.tolist()}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors: dict[str, Tensor] = {}
+        for i, image in self.support.items():
+            for level in self.config.levels:
+                tensors[f"support.{i}.{level}"] = image.features[level].contiguous()
+            for name, rows in image.mirrored.items():
+                tensors[f"mirrored.{i}.{name}"] = rows.contiguous()
+        if self.bank is not None and not self.is_whole:  # otherwise it is made of the support
+            for name, rows in self.bank.rows.items():
+                tensors[f"bank.{name}"] = rows.contiguous()
+                tensors[f"owners.{name}"] = self.bank.owners[name].contiguous()
+        config = asdict(self.config)
+        if self.config.backbone == SHIPPED:
+            del config["backbone"], config["backbone_sha256"]
+        else:
+            del config["input_mean"], config["input_std"]
+        return tensors, {"version": STATE_VERSION, "config": config, "images": self.count}
+
+
+def adapt(
+    config: FeatureConfig,
+    backbone: Backbone,
+    support: Sequence[FeatureImage],
+    *,
+    seed: int,
+    on_step: OnStep = lambda done, total: None,
+) -> Adaptation[FeatureImage]:
+    """Build the memory bank, and the map of each support image by the others alone."""
+    if len(support) > config.mirrored_images:  # more images show enough by themselves
+        support = [FeatureImage(image.features) for image in support]
+    adapted = from_support(config, backbone, support, seed=seed)
+    left_out = []
+    if len(support) > 1:
+        for i, image in enumerate(support):
+            left_out.append(adapted.left_out_map(image, i))
+            on_step(i + 1, len(support))
+    return Adaptation(adapted, left_out)
+
+
+def from_support(
+    config: FeatureConfig, backbone: Backbone, support: Sequence[FeatureImage], *, seed: int
+) -> AdaptedFeature:
+    """Keeps the support images as far as ``max_patches`` allows: all or none of them, or if
+    aligned a random choice."""
+    count = len(support)
+    patches = [image.features[config.levels[0]][0, 0].numel() for image in support]
+    generator = torch.Generator().manual_seed(seed)
+    if config.aligned:
+        most = max(1, config.max_patches // patches[0])
+        kept = torch.randperm(count, generator=generator)[:most].sort().values.tolist()
+        return AdaptedFeature(config, backbone, None, {i: support[i] for i in kept}, count)
+    rows = [own_rows(image, config) for image in support]
+    is_whole = sum(patches) <= config.max_patches
+    most = sum(map(total_rows, rows)) if is_whole else config.max_patches
+    bank = MemoryBank.of(rows, most=most, generator=generator)
+    return AdaptedFeature(
+        config, backbone, bank, dict(enumerate(support)) if is_whole else {}, count
+    )
+
+
+def own_rows(image: FeatureImage, config: FeatureConfig) -> Rows:
+    """Descriptors of an image and of its mirror images."""
+    described = describe(image.features, config.levels, config.cosine_share)
+    own = {name: to_rows(grid) for name, grid in described.items()}
+    if not image.mirrored:
+        return own
+    return {name: torch.cat([rows, image.mirrored[name]]) for name, rows in own.items()}
+
+
+def stacked_grids(support: Sequence[FeatureImage], config: FeatureConfig) -> Descriptors:
+    """Name -> (K, C, h, w) of all support images, sized as the first."""
+    described = [describe(image.features, config.levels, config.cosine_share) for image in support]
+    return {
+        name: torch.cat(
+            [fit_grid(each[name], (first.shape[2], first.shape[3])) for each in described]
+        )
+        for name, first in described[0].items()
+    }
+
+
+def columns_of(bank: MemoryBank) -> dict[str, Tensor]:
+    return {name: as_columns(rows, euclidean=name == POOLED) for name, rows in bank.rows.items()}

@@ -1,0 +1,71 @@
+"""Settings of the ``feature`` preset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from metaformer.networks.efficientnet import INPUT_MEAN, INPUT_STD, Colours
+
+SHIPPED = "efficientnet_lite0"
+"""The backbone inside the package."""
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """How patch features are made and compared. The values were chosen by
+    ``benchmarks/ablations/leave_one_product_out.py`` (``docs/decisions/10-measured-core.md``)."""
+
+    resolution: int = 256
+    """Images are resized to about this many pixels squared, aspect kept."""
+    levels: tuple[int, ...] = (8, 16)
+    """Strides of the backbone whose patch features are compared, the finest first."""
+    level_weights: tuple[float, ...] = (0.5, 1.0)
+    """Weight of each level in the mean cosine distance."""
+    cosine_share: float = 0.2
+    """Exponent of the cosine distance in the map; the Euclidean distance has the rest."""
+    cosine_floor: float = 1e-3
+    """Added to the cosine distance: a patch that points just as a support patch does would
+    otherwise silence the Euclidean distance."""
+    coreset_size: int = 4_096
+    """Most patch features of a memory bank that an image is compared with, at each level."""
+    max_patches: int = 20_000
+    """Most patch features that are stored, at each level, so that more images can be added."""
+    mirrored_images: int = 8
+    """A support of at most so many images also enters the memory bank mirrored."""
+    score_share: float = 0.0
+    """The image score is the mean of this share of the highest cells; 0 for the maximum."""
+    sigma: float = 0.6
+    """Gaussian blur of the map, in cells of the finest level."""
+    aligned: bool = False
+    """Compare each patch with support patches around the same place only: for a fixed camera and a
+    fixed part, or a test image with its golden sample."""
+    reach: int = 8
+    """Pixels that an aligned part may be out of place, at the working resolution."""
+    backbone: str = SHIPPED
+    """The backbone inside the package, or timm's name of another (``docs/backbones.md``)."""
+    backbone_sha256: str | None = None
+    """Of the weights of a backbone of timm; they stay outside detector files."""
+    input_mean: Colours = INPUT_MEAN
+    input_std: Colours = INPUT_STD
+    """Of each colour in [0, 1]: what the shipped backbone's pixels are standardised by. A backbone
+    of timm has its own."""
+
+    def __post_init__(self) -> None:
+        if not self.levels or len(self.levels) != len(self.level_weights):
+            raise ValueError(
+                f"levels {self.levels} need as many level_weights, found {self.level_weights}."
+            )
+        for name in ("cosine_share", "score_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"{name}: found {getattr(self, name)}; accepted are numbers from 0 to 1."
+                )
+
+    def reach_cells(self, level: int) -> int:
+        """``reach`` in cells of ``level``, at least one."""
+        return max(1, round(self.reach / level))
+
+
+ALIGNED_LEVELS, ALIGNED_WEIGHTS = (4, 8), (1.0, 1.0)
+"""Fine levels for parts that stand in the same place: the place tells apart what looks alike
+(``docs/decisions/06-position.md``)."""

@@ -1,0 +1,156 @@
+"""The ``feature`` preset: a frozen backbone, and how images are prepared for a memory bank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaformer.detection.feature.adapted import (
+    AdaptedFeature,
+    Backbone,
+    FeatureImage,
+    adapt,
+)
+from metaformer.detection.feature.config import (
+    ALIGNED_LEVELS,
+    ALIGNED_WEIGHTS,
+    SHIPPED,
+    FeatureConfig,
+)
+from metaformer.detection.feature.memory_bank import Rows, describe, to_rows
+from metaformer.detection.feature.state import restore
+from metaformer.detection.preprocessing import working_size
+from metaformer.detection.preset import Adaptation, OnStep
+from metaformer.networks.backbone_weights import BackboneError
+from metaformer.networks.efficientnet import load_backbone
+from metaformer.networks.timm_backbone import level_settings, load_timm_backbone
+
+KEPT_OF_MIRRORED = 3
+"""One in so many patches of each of the three mirror images is kept: together as many as the image
+itself has."""
+
+
+class FeaturePreset:
+    """The backbone and its settings; it knows no product yet."""
+
+    view_factor = 1.4
+
+    def __init__(self, config: FeatureConfig, backbone: Backbone) -> None:
+        self.config = config
+        self.backbone = backbone
+        self.size_multiple = max(config.levels)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        *,
+        resolution: int | None = None,
+        aligned: bool = False,
+        backbone: str = SHIPPED,
+        backbone_weights: Path | None = None,
+        download: bool = False,
+    ) -> FeaturePreset:
+        """See ``Metaformer.from_pretrained``.
+
+        Raises:
+            BackboneError: the backbone or its weights cannot be used.
+        """
+        changes: dict[str, Any] = {"aligned": aligned}
+        if resolution is not None:
+            changes["resolution"] = resolution
+        if backbone == SHIPPED:
+            if aligned:
+                changes |= {"levels": ALIGNED_LEVELS, "level_weights": ALIGNED_WEIGHTS}
+            return cls.of(FeatureConfig(**changes), backbone_weights)
+        network = load_timm_backbone(backbone, weights=backbone_weights, download=download)
+        return cls(FeatureConfig(**(level_settings(network) | changes)), network)
+
+    @classmethod
+    def of(cls, config: FeatureConfig, backbone_weights: Path | None = None) -> FeaturePreset:
+        """With the backbone that ``config`` names.
+
+        Raises:
+            BackboneError: the backbone or its weights cannot be used.
+        """
+        if config.backbone != SHIPPED:
+            network = load_timm_backbone(
+                config.backbone,
+                weights=backbone_weights,
+                sha256=config.backbone_sha256,
+                levels=config.levels,
+            )
+            return cls(config, network)
+        if backbone_weights is not None:
+            raise BackboneError(
+                f"{backbone_weights}: weights are given, but the backbone is the one inside the "
+                f"package. Name theirs with --backbone (backbone= in Python), or leave them out."
+            )
+        deepest = max(config.levels)
+        shipped = load_backbone(deepest, input_mean=config.input_mean, input_std=config.input_std)
+        return cls(config, shipped)
+
+    def with_config(self, **changes: Any) -> FeaturePreset:
+        """The same backbone with other settings."""
+        return FeaturePreset(replace(self.config, **changes), self.backbone)
+
+    def working_size(self, height: int, width: int) -> tuple[int, int]:
+        """Sides (H, W) that an image is resized to, multiples of ``size_multiple``."""
+        return working_size(height, width, self.config.resolution, self.size_multiple)
+
+    @torch.inference_mode()
+    def prepare(self, image: Tensor, *, support_size: int | None = None) -> FeatureImage:
+        features = self.features(image)
+        if support_size is None or support_size > self.config.mirrored_images:
+            return FeatureImage(features)
+        return FeatureImage(features, {} if self.config.aligned else self.mirrored_rows(image))
+
+    def features(self, image: Tensor) -> dict[int, Tensor]:
+        """Of one image (1, 3, H, W): the levels alone."""
+        found = self.backbone(image)
+        return {level: found[level] for level in self.config.levels}
+
+    def mirrored_rows(self, image: Tensor) -> Rows:
+        """Some descriptors of the image mirrored along either side and along both."""
+        generator = torch.Generator().manual_seed(0)
+        kept: dict[str, list[Tensor]] = {}
+        for axes in ((3,), (2,), (2, 3)):
+            features = self.features(image.flip(axes))
+            described = describe(features, self.config.levels, self.config.cosine_share)
+            for name, grid in described.items():
+                rows = to_rows(grid)
+                drawn = torch.randperm(len(rows), generator=generator)
+                some = drawn[: max(1, len(rows) // KEPT_OF_MIRRORED)]
+                kept.setdefault(name, []).append(rows[some])
+        return {name: torch.cat(parts) for name, parts in kept.items()}
+
+    def adapt(
+        self, support: Sequence[FeatureImage], *, seed: int, on_step: OnStep
+    ) -> Adaptation[FeatureImage]:
+        return adapt(self.config, self.backbone, support, seed=seed, on_step=on_step)
+
+    @classmethod
+    def from_state(
+        cls,
+        tensors: dict[str, Tensor],
+        settings: dict[str, Any],
+        *,
+        backbone_weights: Path | None = None,
+    ) -> tuple[FeaturePreset, AdaptedFeature]:
+        """What ``AdaptedFeature.state`` gave, of this version or an earlier one.
+
+        Raises:
+            ValueError, KeyError, TypeError: something is missing or does not fit.
+            BackboneError: the weights of another backbone cannot be used.
+        """
+        restored = restore(tensors, settings)
+        preset = cls.of(restored.config, backbone_weights)
+        restored.check(preset.backbone.channels)
+        adapted = AdaptedFeature(
+            restored.config, preset.backbone, restored.bank, restored.support, restored.count
+        )
+        return preset, adapted

@@ -1,0 +1,184 @@
+"""Reading what a detector file holds of the ``feature`` preset, of any version."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaformer.detection.feature.adapted import STATE_VERSION, FeatureImage, from_support
+from metaformer.detection.feature.config import SHIPPED, FeatureConfig
+from metaformer.detection.feature.memory_bank import POOLED, MemoryBank
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""What version 1 standardised pixels by. The shipped backbone was trained on other values, which
+version 2 takes."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The parts of an adapted model."""
+
+    config: FeatureConfig
+    bank: MemoryBank | None
+    support: dict[int, FeatureImage]
+    count: int
+
+    def check(self, channels: Mapping[int, int]) -> None:
+        """Raises: ValueError: shapes do not fit a backbone with these channels by stride."""
+        expected = {str(level): channels[level] for level in self.config.levels}
+        expected[POOLED] = sum(expected.values())
+        for index, image in self.support.items():
+            for level, grid in image.features.items():
+                if grid.ndim != 4 or len(grid) != 1 or grid.shape[1] != expected[str(level)]:
+                    raise ValueError(
+                        f"support.{index}.{level} has shape {tuple(grid.shape)}, needed is "
+                        f"(1, {expected[str(level)]}, h, w)"
+                    )
+        rows = {} if self.bank is None else self.bank.rows
+        for name, of_name in rows.items():
+            if of_name.ndim != 2 or of_name.shape[1] != expected[name] or not len(of_name):
+                raise ValueError(
+                    f"bank.{name} has shape {tuple(of_name.shape)}, needed is (N, {expected[name]})"
+                )
+
+
+def restore(tensors: dict[str, Tensor], settings: dict[str, Any]) -> Restored:
+    """The parts of what ``AdaptedFeature.state`` gave.
+
+    Raises:
+        ValueError, KeyError, TypeError: something is missing or does not fit.
+    """
+    version = settings.get("version", 1)
+    if version == 1:
+        return restore_version_1(tensors, settings)
+    if version != STATE_VERSION:
+        raise ValueError(f"version {version} of the feature preset is not known here")
+    config = FeatureConfig(**with_tuples(settings["config"]))
+    if config.backbone != SHIPPED and not isinstance(config.backbone_sha256, str):
+        raise ValueError(f"no SHA-256 of the weights of {config.backbone}")
+    count = image_count(settings)
+    support = support_of(tensors, config)
+    if config.aligned or len(support) == count:
+        return from_images(config, support, count)
+    return Restored(config, bank_of(tensors), {}, count)
+
+
+def from_images(config: FeatureConfig, support: dict[int, FeatureImage], count: int) -> Restored:
+    """Raises: ValueError: there are none, or more than there should be."""
+    if not support or len(support) > count:
+        raise ValueError(f"{len(support)} support images are stored, needed are 1 to {count}")
+    if config.aligned:
+        return Restored(config, None, support, count)
+    bank = from_support(config, NO_BACKBONE, [*support.values()], seed=0).bank
+    return Restored(config, bank, support, count)
+
+
+class NoBackbone:
+    """Stands where a backbone would, while a memory bank is made of stored features."""
+
+    channels: dict[int, int] = {}  # noqa: RUF012 - empty, and never written
+
+    def __call__(self, images: Tensor, /) -> dict[int, Tensor]:
+        raise NotImplementedError
+
+
+NO_BACKBONE = NoBackbone()
+
+
+def support_of(tensors: dict[str, Tensor], config: FeatureConfig) -> dict[int, FeatureImage]:
+    """Raises: KeyError: a level of an image is missing."""
+    indices = {int(found[1]) for name in tensors if (found := re.match(r"support\.(\d+)\.", name))}
+    return {
+        i: FeatureImage(
+            {level: tensors[f"support.{i}.{level}"] for level in config.levels},
+            under(f"mirrored.{i}.", tensors),
+        )
+        for i in sorted(indices)
+    }
+
+
+def bank_of(tensors: dict[str, Tensor]) -> MemoryBank:
+    """Raises: ValueError: there is none, or an owner is missing."""
+    rows, owners = under("bank.", tensors), under("owners.", tensors)
+    sizes = {name: len(of_name) for name, of_name in rows.items()}
+    if not rows or sizes != {name: len(of_name) for name, of_name in owners.items()}:
+        raise ValueError("the memory bank is missing, or not every row of it has an owner")
+    return MemoryBank(rows, owners)
+
+
+def restore_version_1(tensors: dict[str, Tensor], settings: dict[str, Any]) -> Restored:
+    """A detector of version 1 that compared by direction alone gives the same scores.
+
+    Raises:
+        ValueError: it compared in the learned metric, which is gone.
+    """
+    stored = with_tuples(settings["config"])
+    if stored.get("learned", False):
+        raise ValueError(
+            "made by an earlier version, whose learned metric is gone: adapt again from the good "
+            "images, which also gives better scores"
+        )
+    backbone = stored.get("backbone", SHIPPED)
+    kept = {"resolution", "levels", "level_weights", "aligned", "reach", "sigma", "score_share"}
+    config = FeatureConfig(
+        **{"sigma": 1.0, "score_share": 0.01}
+        | {name: value for name, value in stored.items() if name in kept},
+        cosine_share=1.0,
+        cosine_floor=0.0,
+        coreset_size=stored.get("compared_tokens", 2**62),
+        max_patches=stored.get("max_tokens", 20_000),
+        mirrored_images=0,
+        backbone=backbone,
+        backbone_sha256=stored.get("backbone_sha256"),
+        input_mean=IMAGENET_MEAN,
+        input_std=IMAGENET_STD,
+    )
+    count = image_count(settings)
+    memory = {level: tensors[f"memory.{level}"] for level in config.levels}
+    if config.aligned:
+        images = len(memory[config.levels[0]])
+        support = {
+            i: FeatureImage({level: grids[i : i + 1] for level, grids in memory.items()})
+            for i in range(images)
+        }
+        return Restored(config, None, support, max(count, images))
+    sizes = {level: tensors.get(f"grids.{level}") for level in config.levels}
+    if any(grid is None for grid in sizes.values()):
+        rows = {str(level): of_level for level, of_level in memory.items()}
+        owners = {name: torch.zeros(len(r), dtype=torch.long) for name, r in rows.items()}
+        return Restored(config, MemoryBank(rows, owners), {}, max(count, 2))
+    features: dict[int, dict[int, Tensor]] = {}
+    for level, of_level in memory.items():
+        grids = sizes[level]
+        assert grids is not None
+        shapes = grids.tolist()
+        if sum(h * w for h, w in shapes) != len(of_level):
+            raise ValueError(f"grids.{level} does not add up to the {len(of_level)} rows kept")
+        for i, part in enumerate(of_level.split([h * w for h, w in shapes])):
+            grid = part.T.reshape(1, -1, *shapes[i]).contiguous(memory_format=torch.channels_last)
+            features.setdefault(i, {})[level] = grid
+    support = {i: FeatureImage(of_image) for i, of_image in features.items()}
+    return from_images(config, support, len(support))
+
+
+def image_count(settings: dict[str, Any]) -> int:
+    """Raises: ValueError: it is no number of images."""
+    count = settings.get("images", 1)
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"images is {count!r}, needed is a number of 1 or more")
+    return count
+
+
+def with_tuples(stored: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+
+
+def under(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin with ``start``, without it."""
+    return {n[len(start) :]: t for n, t in tensors.items() if n.startswith(start)}

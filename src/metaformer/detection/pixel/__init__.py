@@ -1,0 +1,1 @@
+"""The `pixel` preset: autoencoder, instance prior and transformer, from scratch."""

@@ -1,0 +1,54 @@
+"""Settings of the ``pixel`` preset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Mode = Literal["fast", "long"]
+
+
+@dataclass(frozen=True)
+class PixelConfig:
+    """How the universal model is adapted."""
+
+    resolution: int = 256
+    mode: Mode = "fast"
+    """``fast``: the meta-learned steps of A, seconds; the map is the one before T, which as
+    meta-trained marks pixels better and ranks images worse
+    (``docs/decisions/08-pixel-preset.md``). ``long``: A and T are trained on the support, and the
+    map is T's."""
+    long_steps: int = 100
+    """Steps of A in the long mode beyond the meta-learned ones, at most."""
+    gap: bool = False
+    """Whether the gap of image and reconstruction has its share in the map of the fast mode. After
+    the few steps of that mode A rebuilds too little of an image for it to help
+    (``docs/decisions/08-pixel-preset.md``). The long mode always reads it."""
+    aligned: bool = False
+    """Every image shows the part in the same place: the map is multiplied by the gap to the likest
+    of the support images, pixel by pixel. Of the fast mode."""
+    max_templates: int = 16
+    """Support images that are kept for that, drawn at random."""
+    max_images: int = 64
+    """Support images that tokens are kept of, drawn at random."""
+    max_tokens: int = 4096
+    """Tokens of the support kept at each level, drawn at random."""
+    attention_tokens: int = 2048
+    """Tokens of the support that T attends to, drawn at random."""
+    score_share: float = 0.01
+    sigma: float = 1.0
+    """Gaussian blur of the map, in cells of stride 4."""
+
+    def __post_init__(self) -> None:
+        if self.aligned and self.mode != "fast":
+            raise ValueError("aligned comparison of the pixel preset is of its fast mode.")
+
+    @property
+    def corrects(self) -> bool:
+        """Whether T has its say."""
+        return self.mode == "long"
+
+    @property
+    def rebuilds(self) -> bool:
+        """Whether images are rebuilt, for the gap."""
+        return self.gap or self.corrects

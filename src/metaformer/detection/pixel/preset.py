@@ -1,0 +1,112 @@
+"""The ``pixel`` preset: autoencoder, prior and transformer, nothing pretrained by others.
+
+Adapting takes the meta-learned gradient steps of the autoencoder on the support and keeps what its
+encoder says of the support. The ``long`` mode takes a hundred more steps, and then trains the
+transformer on synthetic defects of the support images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaformer.detection.pixel.adapted import (
+    MAX_FOLDS,
+    AdaptedPixel,
+    PreparedImage,
+    prepare,
+    reading_of,
+)
+from metaformer.detection.pixel.config import PixelConfig
+from metaformer.detection.pixel.finetuning import train_transformer
+from metaformer.detection.pixel.fitting import fit, fit_long, read_support, squeezed
+from metaformer.detection.pixel.inner_rates import InnerRates
+from metaformer.detection.pixel.universal_model import UniversalModel
+from metaformer.detection.pixel.universal_weights import load_universal
+from metaformer.detection.preprocessing import working_size
+from metaformer.detection.preset import Adaptation, OnStep
+from metaformer.detection.support_set import make_folds
+from metaformer.networks.instance_prior import InstancePrior, load_prior
+
+
+class PixelPreset:
+    """Universal part of the preset: A, P and T as meta-trained."""
+
+    size_multiple = 16
+    view_factor = 1.3
+
+    def __init__(
+        self,
+        config: PixelConfig,
+        universal: UniversalModel,
+        rates: InnerRates,
+        prior: InstancePrior,
+    ) -> None:
+        self.config = config
+        self.universal = universal.eval()
+        self.rates = rates
+        self.prior = prior
+
+    @classmethod
+    def from_pretrained(
+        cls, config: PixelConfig | None = None, folder: Path | None = None
+    ) -> PixelPreset:
+        """With the package's weights, or those in ``folder``."""
+        universal, rates = load_universal(folder)
+        return cls(config or PixelConfig(), universal, rates, load_prior())
+
+    def working_size(self, height: int, width: int) -> tuple[int, int]:
+        """Sides (H, W) that an image is resized to, multiples of ``size_multiple``."""
+        return working_size(height, width, self.config.resolution, self.size_multiple)
+
+    def prepare(self, image: Tensor, *, support_size: int | None = None) -> PreparedImage:
+        return prepare(self.config, self.prior, image)
+
+    def adapt(
+        self, support: Sequence[PreparedImage], *, seed: int, on_step: OnStep
+    ) -> Adaptation[PreparedImage]:
+        """The meta-learned steps of a copy of A on the support, then the memory of the support. In
+        the long mode more steps of A, then T is trained on synthetic defects of the support."""
+        generator = torch.Generator().manual_seed(seed)
+        images = [image.pixels for image in support]
+        whole = [image.pixels[:, :, : image.height, : image.width] for image in support]
+        fitted = fit(self.universal, self.rates, whole, generator)
+        if self.config.mode == "long":
+            watched = [squeezed(image) for image in whole]
+            fit_long(fitted.autoencoder, watched, self.config.long_steps, generator)
+        moments, passes = read_support(
+            fitted.autoencoder, images, generator, rebuild=self.config.rebuilds
+        )
+        adapted = AdaptedPixel(self.config, fitted, self.prior, moments, None)
+        adapted.readings = [
+            adapted.read(image) if i not in passes else reading_of(image, *passes.pop(i))
+            for i, image in enumerate(support)
+        ]
+        adapted.known = adapted.know(adapted.readings, generator)
+        if self.config.mode == "long":
+            train_transformer(adapted, support, seed=seed)
+        folds = make_folds(len(support), MAX_FOLDS)
+        on_step(1, len(folds) + 1)
+        maps: dict[int, Tensor] = {}
+        for number, fold in enumerate(folds):
+            maps |= adapted.left_out_maps(fold, seed=seed)
+            on_step(number + 2, len(folds) + 1)
+        adapted.readings = []
+        return Adaptation(adapted, [maps[i] for i in range(len(maps))])
+
+    @classmethod
+    def from_state(
+        cls, tensors: dict[str, Tensor], settings: dict[str, Any]
+    ) -> tuple[PixelPreset, AdaptedPixel]:
+        """What ``AdaptedPixel.state`` gave.
+
+        Raises:
+            ValueError, KeyError, TypeError: something is missing or does not fit.
+        """
+        adapted = AdaptedPixel.from_state(tensors, settings)
+        rates = InnerRates(adapted.universal.autoencoder, 1, 0.0)
+        return cls(adapted.config, adapted.universal, rates, adapted.prior), adapted

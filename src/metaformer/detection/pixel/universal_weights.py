@@ -1,0 +1,70 @@
+"""The shipped weights of the universal model: found, checked, loaded."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+from metaformer.detection.pixel.inner_rates import InnerRates
+from metaformer.detection.pixel.universal_model import UniversalConfig, UniversalModel
+from metaformer.networks.autoencoder import AutoencoderConfig
+
+WEIGHTS, CARD = "universal.safetensors", "universal.json"
+
+
+class UniversalWeightsError(ValueError):
+    """Weights that cannot be used; the message says which and why."""
+
+
+def load_universal(folder: Path | None = None) -> tuple[UniversalModel, InnerRates]:
+    """A and T with their weights, and the learned inner rates.
+
+    Args:
+        folder: what ``metaformer pretrain universal`` wrote; None for the package's own.
+
+    Raises:
+        UniversalWeightsError: the files are missing or damaged, or do not belong together.
+    """
+    place = resources.files("metaformer.networks.weights") if folder is None else folder
+    try:
+        weights = load_safetensors((place / WEIGHTS).read_bytes())
+        card = json.loads((place / CARD).read_text(encoding="utf-8"))
+        return universal_from_tensors(weights, card["config"])
+    except Exception as error:
+        raise UniversalWeightsError(
+            f"{place}: the universal weights cannot be used ({error}). Expected are {WEIGHTS} and "
+            f"{CARD} as `metaformer pretrain universal` writes them."
+        ) from error
+
+
+def universal_from_tensors(
+    weights: dict[str, Tensor], config: dict[str, Any]
+) -> tuple[UniversalModel, InnerRates]:
+    """The model and its inner rates, as meta-training exports them.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    state = {name: tensor.float() for name, tensor in weights.items()}
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"universal weights: {name} holds values that are not finite.")
+    rates = state.pop("inner_rates")  # (names, steps)
+    universal = UniversalModel(universal_config(config))
+    universal.load_state_dict(state)
+    universal.autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    inner = InnerRates(universal.autoencoder, rates.shape[1], 0.0)
+    inner.rates.data.copy_(rates)
+    return universal.requires_grad_(False).eval(), inner.requires_grad_(False)
+
+
+def universal_config(content: dict[str, Any]) -> UniversalConfig:
+    return UniversalConfig(
+        **{**content, "autoencoder": AutoencoderConfig(**content["autoencoder"])}
+    )

@@ -1,0 +1,1 @@
+"""From an anomaly map to a score, a threshold, regions and a prediction."""

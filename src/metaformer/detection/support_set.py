@@ -1,0 +1,195 @@
+"""The images that a detector is made from: where they come from, and what is recorded of them."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from metaformer.detection.support_thumbnails import MOST as MOST_THUMBNAILS
+from metaformer.detection.support_thumbnails import make_thumbnail
+from metaformer.io.folders import count_passed_over, describe_passed_over
+from metaformer.io.images import IMAGE_SUFFIXES, ImageError, list_images
+
+ODD_DISTANCE = 4.0
+"""Robust standard deviations above the median at which a support image is called odd."""
+ODD_RATIO = 1.25
+"""And it must score this many times the median, so that a tight support has no odd image."""
+MIN_IMAGES_TO_DOUBT = 4
+SIGNATURE_SIDE = 16
+COPY_MEAN, COPY_MOST = 0.5, 2.5
+"""Grey levels; signatures are stored rounded."""
+
+ImageSource = Path | str | bytes | NDArray[Any] | PillowImage.Image
+
+
+class OddSupportWarning(UserWarning):
+    """A support image looks unlike the rest: perhaps a defect, perhaps another product."""
+
+
+class PassedOverWarning(UserWarning):
+    """Some files of a folder are images of a kind that is not read."""
+
+
+class DuplicateSupportWarning(UserWarning):
+    """An image is a copy, or nearly one, of another support image; it was left out."""
+
+
+class SupportRecord:
+    """The support images so far, by name and pixels, each counted once.
+
+    Copies of one image promise nothing about other parts, so a copy is not taken in. Nearly a copy
+    is what the same photo looks like encoded again or at another size: its signature differs by at
+    most ``COPY_MEAN`` grey levels on average and ``COPY_MOST`` anywhere. JPEG at quality 60 and
+    half the size stay below both on eight sets, and of 805 different photos of good parts one pair
+    does (ours).
+    """
+
+    def __init__(
+        self, images: Sequence[dict[str, Any]] = (), thumbnails: Sequence[bytes] = ()
+    ) -> None:
+        self.images = list(images)
+        """Name, SHA-256 of the pixels and signature of each, ready for JSON."""
+        self.thumbnails = list(thumbnails)
+        """Small JPEGs of the first ``MOST_THUMBNAILS``, in their order; for reports alone."""
+        self.copies: list[str] = []
+        """Of what was not taken in: its name, and whose copy it is."""
+
+    def take_in(self, name: str, pixels: NDArray[np.uint8]) -> bool:
+        """Whether the image (H, W, 3) is a new one; it is recorded either way."""
+        digest, signature = digest_of(pixels), signature_of(pixels)
+        for image in self.images:
+            if image["sha256"] == digest or are_copies(signature, image.get("signature")):
+                self.copies.append(f"{name} (a copy of {image['name']})")
+                return False
+        # A file of an earlier version has none: later ones would stand for other images.
+        if len(self.thumbnails) == len(self.images) < MOST_THUMBNAILS:
+            self.thumbnails.append(make_thumbnail(pixels))
+        hexed = signature.round().astype(np.uint8).tobytes().hex()
+        self.images.append({"name": name, "sha256": digest, "signature": hexed})
+        return True
+
+    def warn(self) -> None:
+        """``DuplicateSupportWarning`` naming what was not taken in, if there is anything."""
+        if self.copies:
+            warnings.warn(
+                f"left out, because the same photo is among the normal images already: "
+                f"{', '.join(self.copies)}. Copies say nothing about other parts.",
+                DuplicateSupportWarning,
+                stacklevel=3,
+            )
+
+
+def signature_of(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(H, W, 3) -> (16, 16) mean grey levels."""
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    sides = (SIGNATURE_SIDE, SIGNATURE_SIDE)
+    return np.asarray(cv2.resize(grey, sides, interpolation=cv2.INTER_AREA), np.float32)
+
+
+def are_copies(signature: NDArray[np.float32], stored: str | None) -> bool:
+    """Whether a signature is that of a stored one; files of earlier versions have none."""
+    if stored is None:
+        return False
+    other = np.frombuffer(bytes.fromhex(stored), np.uint8).reshape(signature.shape)
+    apart = np.abs(signature - other)
+    return bool(apart.mean() <= COPY_MEAN and apart.max() <= COPY_MOST)
+
+
+def support_sources(images: Path | str | Sequence[ImageSource]) -> Sequence[ImageSource]:
+    """The images of a folder, or the sequence itself.
+
+    Raises:
+        ImageError: the folder holds none.
+        OSError: the folder cannot be listed.
+    """
+    if not isinstance(images, (str, Path)):
+        return list(images)
+    sources = list_images(images)
+    passed_over = describe_passed_over(count_passed_over(images))
+    if not sources:
+        endings = ", ".join(sorted(IMAGE_SUFFIXES))
+        advice = passed_over or "Give the folder that holds the normal images itself."
+        raise ImageError(
+            str(images), f"no images in this folder (by their endings: {endings}). {advice}"
+        )
+    if passed_over:
+        warnings.warn(f"{images}: {passed_over}", PassedOverWarning, stacklevel=3)
+    return sources
+
+
+def describe_source(source: ImageSource, index: int) -> str:
+    """A name for provenance: the file's own, without folders that mean nothing elsewhere."""
+    return Path(source).name if isinstance(source, (str, Path)) else f"image {index}"
+
+
+def digest_of(pixels: NDArray[np.uint8]) -> str:
+    """SHA-256 of an image's pixels, whatever file they came in."""
+    return hashlib.sha256(pixels.tobytes()).hexdigest()
+
+
+def when_and_with_what() -> dict[str, Any]:
+    """Date and versions, for provenance."""
+    return {
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {
+            "metaformer-ad": version("metaformer-ad"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def warn_about_odd(scores: Sequence[SupportScore], names: Sequence[str]) -> None:
+    """``OddSupportWarning`` naming the odd images, if there are any."""
+    odd = [score for score in scores if score.is_odd]
+    if not odd:
+        return
+    typical = float(np.median([score.raw_score for score in scores]))
+    listed = ", ".join(f"{names[s.index]} ({s.raw_score / typical:.1f}x)" for s in odd)
+    warnings.warn(
+        f"these normal images look unlike the rest (score against the median): {listed}. Look at "
+        f"them; adapt again without them if they show a defect or another product.",
+        OddSupportWarning,
+        stacklevel=3,
+    )
+
+
+@dataclass(frozen=True)
+class SupportScore:
+    """How unlike the others one support image is."""
+
+    index: int
+    raw_score: float
+    is_odd: bool
+
+
+def judge_support(scores: Sequence[float]) -> tuple[SupportScore, ...]:
+    """Mark images far above the others: a defect or a stranger among the normals."""
+    median = float(np.median(scores))
+    deviation = 1.4826 * float(np.median(np.abs(np.asarray(scores) - median)))
+    limit = max(median + ODD_DISTANCE * deviation, ODD_RATIO * median)
+    may_doubt = len(scores) >= MIN_IMAGES_TO_DOUBT
+    return tuple(
+        SupportScore(i, score, may_doubt and score > limit) for i, score in enumerate(scores)
+    )
+
+
+def make_folds(count: int, most: int) -> list[set[int]]:
+    """Leave-one-out up to ``most`` images, ``most`` interleaved folds beyond; none for one."""
+    if count < 2:
+        return []
+    folds = min(count, most)
+    return [set(range(first, count, folds)) for first in range(folds)]

@@ -1,0 +1,1 @@
+"""Metrics and one protocol for all methods."""

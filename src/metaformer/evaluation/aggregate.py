@@ -1,0 +1,173 @@
+"""From the runs of a benchmark to its numbers: means, spreads, intervals, as plain JSON values."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metaformer.data.datasets.loading import Category, Sample
+from metaformer.evaluation.metrics import METRICS, bootstrap_auroc, image_undefined_reason
+
+CONFIDENCE = 95
+"""Percentage that the confidence intervals of image AUROC cover."""
+BOOTSTRAP_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """All that one seed gives on one category, before it is summed up."""
+
+    seed: int
+    support: tuple[str, ...]
+    scores: NDArray[np.float64]  # (N,), in the order of the test samples
+    metrics: dict[str, float | None]
+    pixel_reason: str | None
+    without_mask: int
+    fit_seconds: tuple[float, ...]
+    predict_seconds: tuple[float, ...]  # per image, one number a batch
+
+
+def summarise(
+    category: Category, samples: Sequence[Sample], runs: Sequence[SeedRun], shots: int | str
+) -> tuple[dict[str, Any], NDArray[np.float64] | None]:
+    """The JSON of one category, and its (seeds, resamples) bootstrap of image AUROC."""
+    labels = [sample.is_anomalous for sample in samples]
+    reasons = {"image": image_undefined_reason(labels), "pixel": runs[0].pixel_reason}
+    bootstrap = None
+    if reasons["image"] is None:
+        bootstrap = bootstrap_auroc(
+            labels, np.stack([run.scores for run in runs]), resamples=BOOTSTRAP_RESAMPLES
+        )
+    per_seed = [
+        {"seed": run.seed, "support": list(run.support), **run.metrics}
+        | {"image_auroc_ci": None if bootstrap is None else _interval(bootstrap[i])}
+        for i, run in enumerate(runs)
+    ]
+    summary = {
+        "category": category.name,
+        "split": category.split,
+        "shots": 1 if category.is_paired else shots,
+        "paired": category.is_paired,
+        "seeds": [run.seed for run in runs],
+        "per_seed": per_seed,
+        **_over_seeds(per_seed, bootstrap),
+        "seconds": {
+            "adapt": median(second for run in runs for second in run.fit_seconds),
+            "predict_per_image": median(second for run in runs for second in run.predict_seconds),
+        },
+        "counts": {
+            "train": len(category.train),
+            "test_normal": labels.count(False),
+            "test_defective": labels.count(True),
+            "defective_without_mask": runs[0].without_mask,
+        },
+        "undefined": {kind: reason for kind, reason in reasons.items() if reason is not None},
+    }
+    return summary, bootstrap
+
+
+def average(
+    summaries: dict[str, dict[str, Any]],
+    bootstraps: Sequence[NDArray[np.float64]],
+    seeds: Sequence[int],
+    shots: int | str,
+) -> dict[str, Any]:
+    """The JSON of several categories: each seed averaged over them, then as for one."""
+    # Categories are resampled independently, so their mean's bootstrap is the mean of theirs.
+    bootstrap = np.mean(np.stack(bootstraps), axis=0) if bootstraps else None
+    per_seed = []
+    for i, seed in enumerate(seeds):
+        entries = {name: summary["per_seed"][i] for name, summary in summaries.items()}
+        support = [f"{name}/{path}" for name, entry in entries.items() for path in entry["support"]]
+        means = {key: _mean(entry[key] for entry in entries.values()) for key in METRICS}
+        interval = None if bootstrap is None else _interval(bootstrap[i])
+        per_seed.append({"seed": seed, "support": support, **means, "image_auroc_ci": interval})
+    undefined = {}
+    for kind in ("image", "pixel"):
+        reasons = {
+            name: summary["undefined"][kind]
+            for name, summary in summaries.items()
+            if kind in summary["undefined"]
+        }
+        if len(reasons) == len(summaries) and len(set(reasons.values())) == 1:
+            undefined[kind] = next(iter(reasons.values()))
+        elif reasons:
+            undefined[kind] = "; ".join(f"{name}: {why}" for name, why in reasons.items())
+    is_paired = all(summary["paired"] for summary in summaries.values())
+    return {
+        "shots": 1 if is_paired else shots,
+        "paired": is_paired,
+        "seeds": list(seeds),
+        "per_seed": per_seed,
+        **_over_seeds(per_seed, bootstrap),
+        "seconds": {
+            key: fmean(summary["seconds"][key] for summary in summaries.values())
+            for key in ("adapt", "predict_per_image")
+        },
+        "counts": {
+            key: sum(summary["counts"][key] for summary in summaries.values())
+            for key in next(iter(summaries.values()))["counts"]
+        },
+        "undefined": undefined,
+        "categories": summaries,
+    }
+
+
+def _over_seeds(
+    per_seed: Sequence[dict[str, Any]], bootstrap: NDArray[np.float64] | None
+) -> dict[str, Any]:
+    """``mean``, ``std`` and ``mean_ci``: the interval of the seeds' mean over test images."""
+    columns = {key: [entry[key] for entry in per_seed] for key in METRICS}
+    is_spread = len(per_seed) > 1
+    return {
+        "mean": {key: _mean(values) for key, values in columns.items()},
+        "std": {
+            key: stdev(values) if is_spread and None not in values else None
+            for key, values in columns.items()
+        },
+        "mean_ci": {
+            "image_auroc": None if bootstrap is None else _interval(bootstrap.mean(axis=0))
+        },
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def _interval(values: NDArray[np.float64]) -> list[float]:
+    tail = (100 - CONFIDENCE) / 2
+    low, high = np.percentile(values, [tail, 100 - tail])
+    return [float(low), float(high)]
+
+
+def machine() -> dict[str, Any]:
+    """What timings depend on. No name of the machine or its user."""
+    torch = sys.modules.get("torch")  # only if the method brought it in
+    return {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": None if torch is None else torch.__version__,
+        "torch_threads": None if torch is None else torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    details = Path("/proc/cpuinfo")
+    if details.is_file():
+        for line in details.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

@@ -1,0 +1,90 @@
+"""Benchmark results as a table for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from metaformer.evaluation.metrics import METRICS
+
+HEADINGS = {
+    "image_auroc": "image AUROC",
+    "image_ap": "image AP",
+    "image_f1max": "image F1-max",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "pixel_f1max": "pixel F1-max",
+    "aupro": "AUPRO",
+}
+
+
+def results_table(results: dict[str, Any]) -> Table:
+    """One row a category, and their mean; the notes say what could not be computed and why.
+
+    Narrow enough for 80 columns: spreads stand below their means.
+
+    Args:
+        results: what ``metaformer.evaluation.protocol.evaluate`` returns, or its JSON read back.
+    """
+    shots = results["shots"]
+    title = f"{results['preset']}, {shots} normal image{'' if shots == 1 else 's'}"
+    title += f", {len(results['seeds'])} seed{'' if len(results['seeds']) == 1 else 's'}"
+    table = Table(
+        title=title,
+        caption=_notes(results),
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("category", overflow="fold", min_width=8)
+    for metric in METRICS:
+        table.add_column(HEADINGS[metric].replace(" ", "\n"), justify="right", no_wrap=True)
+    table.add_column("adapt\ns", justify="right", no_wrap=True)
+    table.add_column("predict\nms", justify="right", no_wrap=True)
+    categories = results.get("categories", {})
+    for name, summary in categories.items():
+        table.add_row(name, *_cells(summary))
+    table.add_section()
+    table.add_row("mean" if categories else results["category"], *_cells(results))
+    return table
+
+
+def print_results(results: dict[str, Any], console: Console | None = None) -> None:
+    """Print the table to stdout (or to ``console``)."""
+    (console or Console()).print(results_table(results))
+
+
+def cell(summary: dict[str, Any], metric: str) -> str:
+    """A metric in percent with its spread over seeds: ``93.1 ± 0.8``; a dash where undefined."""
+    mean, std = summary["mean"][metric], summary["std"][metric]
+    if mean is None:
+        return "–"
+    return f"{100 * mean:.1f}" if std is None else f"{100 * mean:.1f} ± {100 * std:.1f}"
+
+
+def _cells(summary: dict[str, Any]) -> list[str]:
+    seconds = summary["seconds"]
+    return [
+        *(cell(summary, metric).replace(" ± ", "\n±") for metric in METRICS),
+        f"{seconds['adapt']:.2f}",
+        f"{1000 * seconds['predict_per_image']:.0f}",
+    ]
+
+
+def _notes(results: dict[str, Any]) -> str:
+    notes = ["Percent, mean ± standard deviation over seeds; seconds to adapt, ms an image."]
+    notes += [f"No {kind} metrics: {why}." for kind, why in results["undefined"].items()]
+    interval = results["mean_ci"]["image_auroc"]
+    if interval is not None:
+        low, high = interval
+        notes.append(f"Image AUROC, 95 % interval over test images: {low:.3f} to {high:.3f}.")
+    without = results["counts"]["defective_without_mask"]
+    if without:
+        notes.append(f"{without} defective images have no mask and count in image metrics only.")
+    if results["test_limit"] is not None:
+        notes.append(f"At most {results['test_limit']} test images a category: a quick look.")
+    return "\n".join(notes)

@@ -1,0 +1,1 @@
+"""Detectors as ONNX files, and their networks on other runtimes."""

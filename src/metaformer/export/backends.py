@@ -1,0 +1,245 @@
+"""What computes a detector's maps: PyTorch, ONNX Runtime or OpenVINO, with the same results.
+
+Only the networks change hands. Reading, resizing, scoring and calibration stay as they are, so
+results differ by the order of sums in the networks alone, and that is checked before use.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metaformer.detection.detector import Detector
+from metaformer.detection.scoring.anomaly_map import image_score
+from metaformer.export.onnx.detector import UnsupportedExportError, map_model
+from metaformer.export.sessions import Runtime, compile_model
+from metaformer.io.images import pixels_of
+from metaformer.io.sources.shards import Files, Sources, images_in, shards
+from metaformer.io.workers import side_by_side, usual_workers
+
+EngineName = Literal["torch", "onnxruntime", "openvino"]
+ENGINES: tuple[EngineName, ...] = ("torch", "onnxruntime", "openvino")
+
+MOST_SCORE_DIFFERENCE = 0.002
+"""How far the score of the test image may lie from PyTorch's, in units of the distance from a
+typical normal score to the threshold; 0.001 of a calibrated score, as for exported models.
+Measured: below 1e-5."""
+MOST_MAP_DIFFERENCE = 0.01
+"""The same of each cell of its map; 0.005 of a calibrated map."""
+ROUNDS = 3
+"""Timed passes of each engine at most when the fastest is looked for; they take turns."""
+ENOUGH_SECONDS = 1.0
+"""No round is begun after it: the slower a pass, the less it takes to tell engines apart."""
+LEAST_IMAGES = 50
+"""Images from which on it pays to look for the fastest engine (``docs/edge.md`` has the figures: on
+one thread it costs as much as 7 to 25 images save)."""
+MOST_PIXELS = 24_000_000
+"""Of photos above it decoding is most of the work, and the libraries of the other engines would
+bring ``predict`` above 1 GB."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Runs the networks of one detector."""
+
+    name: EngineName
+    run: Callable[[Tensor], Tensor]
+
+    @property
+    def workers(self) -> int:
+        """Images that a folder is scored by at once: the others have threads of their own."""
+        return usual_workers() if self.name == "torch" else 1
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) float32 in [0, 1] at a working size -> (N, h, w) raw maps, blurred."""
+        return self.run(images)
+
+
+_fastest: dict[tuple[object, ...], EngineName] = {}
+"""What was found fastest in this process, for each kind of detector."""
+
+
+class EngineError(RuntimeError, ValueError):
+    """An engine does not give PyTorch's results here."""
+
+
+def installed_engines() -> list[EngineName]:
+    """PyTorch, and what else the ``export`` extra has brought."""
+    has_onnx = importlib.util.find_spec("onnx") is not None
+    return [
+        name
+        for name in ENGINES
+        if name == "torch" or (has_onnx and importlib.util.find_spec(name) is not None)
+    ]
+
+
+def engine_name(detector: Detector) -> EngineName:
+    """What computes the maps of ``detector``."""
+    return detector.engine.name if isinstance(detector.engine, Engine) else "torch"
+
+
+def with_engine(detector: Detector, name: str) -> Detector:
+    """The same detector, computed by ``name``; ``auto`` measures which is fastest here.
+
+    ``auto`` never fails where PyTorch works: an engine that cannot be had, or whose results are
+    not PyTorch's, is passed over, with a warning if it is installed.
+
+    Raises:
+        MissingExtraError: the engine is not installed.
+        EngineError: its results are not those of PyTorch.
+        UnsupportedExportError: the detector cannot leave PyTorch.
+        ValueError: no such engine.
+    """
+    if name == "auto":
+        engine = fastest_engine(detector)
+    else:
+        chosen = next((known for known in ENGINES if known == name), None)
+        if chosen is None:
+            raise ValueError(f'no engine "{name}": choose auto, {", ".join(ENGINES)}.')
+        engine = make_engine(detector, chosen)
+        if chosen != "torch":
+            check_engine(detector, engine, torch_engine(detector)(test_image(detector))[0])
+    same = Detector(
+        detector.model,
+        detector.adapted,
+        detector.calibration,
+        detector.made,
+        detector.thumbnails,
+    )
+    same.engine = None if engine.name == "torch" else engine
+    return same
+
+
+def pays_off(sources: Sources) -> bool:
+    """Whether looking for the fastest engine takes less time than it saves on these images.
+
+    It does from ``LEAST_IMAGES`` on, unless the first is a file above ``MOST_PIXELS``. Of what
+    cannot be counted beforehand (tar archives) many are expected.
+    """
+    count = 0
+    for number, shard in enumerate(shards(sources)):
+        if number == 0 and isinstance(shard, Files) and pixels_of(shard.paths[0]) > MOST_PIXELS:
+            return False
+        found = images_in(shard)
+        count += LEAST_IMAGES if found is None else found
+        if count >= LEAST_IMAGES:
+            return True
+    return False
+
+
+def fastest_engine(detector: Detector) -> Engine:
+    """The installed engine with the shortest median of a few passes of as many images as PyTorch
+    scores at once.
+
+    Measured once a process for each kind of detector. Engines take turns, so that whatever else
+    the machine does disturbs all of them.
+    """
+    installed = installed_engines()
+    _, settings = detector.adapted.state()
+    kind = (str(settings), torch.get_num_threads(), *installed)
+    if kind in _fastest:
+        installed = [_fastest[kind]]
+    engines = usable_engines(detector, installed)
+    if len(engines) > 1:
+        image = test_image(detector)
+        seconds: dict[EngineName, list[float]] = {engine.name: [] for engine in engines}
+        began = time.perf_counter()
+        for number in range(ROUNDS):
+            if number > 0 and time.perf_counter() - began > ENOUGH_SECONDS:
+                break
+            for engine in engines:
+                started = time.perf_counter()
+                list(side_by_side(engine, [image] * usual_workers(), engine.workers))
+                seconds[engine.name].append(time.perf_counter() - started)
+        engines.sort(key=lambda engine: statistics.median(seconds[engine.name]))
+    _fastest[kind] = engines[0].name
+    return engines[0]
+
+
+def usable_engines(detector: Detector, names: list[EngineName]) -> list[Engine]:
+    """Those of ``names`` that give PyTorch's results for ``detector``; PyTorch if none does."""
+    pytorch = torch_engine(detector)
+    expected: Tensor | None = None
+    engines = []
+    for name in names:
+        try:
+            engine = make_engine(detector, name)
+            if name != "torch":
+                expected = pytorch(test_image(detector))[0] if expected is None else expected
+                check_engine(detector, engine, expected)
+            engines.append(engine)
+        except UnsupportedExportError:
+            pass  # neither of the others can: documented, nothing to tell
+        except Exception as error:  # a broken installation must not stop what PyTorch can do
+            warnings.warn(f"{name} is installed but cannot be used: {error}", stacklevel=2)
+    return engines or [pytorch]
+
+
+def make_engine(detector: Detector, name: EngineName) -> Engine:
+    """The networks of ``detector``, run by the engine ``name`` on as many threads as PyTorch.
+
+    Raises:
+        MissingExtraError: the engine is not installed.
+    """
+    if name == "torch":
+        return torch_engine(detector)
+    runtime: Runtime = name
+    model = map_model(detector).SerializeToString()
+    run = compile_model(model, runtime, threads=torch.get_num_threads())
+    return Engine(name, lambda images: torch.from_numpy(run(images.numpy())["raw_maps"][:, 0]))
+
+
+def torch_engine(detector: Detector) -> Engine:
+    """One image after another: that is how a detector works in PyTorch."""
+
+    module = detector.adapted.as_module()
+
+    @torch.inference_mode()
+    def run(images: Tensor) -> Tensor:
+        return torch.cat([module(image[None]) for image in images])
+
+    return Engine("torch", run)
+
+
+def test_image(detector: Detector) -> Tensor:
+    """(1, 3, H, W) at a working size: blotches with noise, the same every time."""
+    side = max(1, round(detector.model.config.resolution / detector.model.size_multiple))
+    side *= detector.model.size_multiple
+    rng = np.random.default_rng(0)
+    blotches = np.kron(rng.random((1, 3, 8, 8)), np.ones((1, 1, -(-side // 8), -(-side // 8))))
+    noise = rng.normal(0, 0.05, (1, 3, side, side))
+    pixels = np.clip(blotches[:, :, :side, :side] + noise, 0, 1)
+    return torch.from_numpy(pixels.astype(np.float32))
+
+
+def check_engine(detector: Detector, engine: Engine, expected_map: Tensor) -> None:
+    """Hold an engine against PyTorch's map (h, w) of the test image.
+
+    Raises:
+        EngineError: the score or the map is another.
+    """
+    share = detector.model.config.score_share
+    found_map = engine(test_image(detector))[0]
+    expected, found = image_score(expected_map, share), image_score(found_map, share)
+    spread = detector.calibration.spread
+    furthest = float((found_map - expected_map).abs().max())
+    # Written so that NaN is refused too.
+    if (
+        abs(found - expected) <= MOST_SCORE_DIFFERENCE * spread
+        and furthest <= MOST_MAP_DIFFERENCE * spread
+    ):
+        return
+    raise EngineError(
+        f"{engine.name} gives a raw score of {found:.6g} where PyTorch gives {expected:.6g}, and "
+        f"a map that is up to {furthest:.2g} off. Use --engine torch, and please report this with "
+        f"the versions that `pip list` shows."
+    )

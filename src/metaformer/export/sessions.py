@@ -1,0 +1,102 @@
+"""ONNX models made ready to run, by ONNX Runtime or by OpenVINO.
+
+Whatever the runtime, a model is a function from the input array to its outputs by name.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metaformer.io.extras import need
+
+Runtime = Literal["onnxruntime", "openvino"]
+Precision = Literal["f32", "bf16", "int8"]
+RunModel = Callable[[NDArray[Any]], dict[str, NDArray[Any]]]
+
+
+class PrecisionError(ValueError):
+    """The processor cannot compute in the precision that was asked for."""
+
+
+def compile_model(
+    model: bytes | Path, runtime: Runtime, *, precision: Precision = "f32", threads: int = 0
+) -> RunModel:
+    """Load a model.
+
+    Args:
+        model: an ONNX model, encoded or in a file; for OpenVINO also an .xml file.
+        precision: of the arithmetic that was not fixed in the file; OpenVINO can do ``bf16``.
+        threads: processors to use; 0 for as many as the runtime likes.
+
+    Raises:
+        MissingExtraError: the runtime is not installed.
+        PrecisionError: this processor has no bf16.
+    """
+    if runtime == "onnxruntime":
+        return compile_onnxruntime(model, threads)
+    return compile_openvino(model, threads, precision)
+
+
+def compile_onnxruntime(model: bytes | Path, threads: int) -> RunModel:
+    onnxruntime = need("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    source = model if isinstance(model, bytes) else str(model)
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    names = [output.name for output in session.get_outputs()]
+
+    def run(images: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        return dict(zip(names, session.run(names, {given.name: images}), strict=True))
+
+    return run
+
+
+def compile_openvino(model: bytes | Path, threads: int, precision: Precision) -> RunModel:
+    openvino = need("openvino")
+    settings: dict[str, Any] = {
+        # Without this OpenVINO computes in bf16 wherever the processor can, and scores move.
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    core = openvino.Core()
+    if precision == "bf16":
+        check_bf16(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    network = core.read_model(model)
+    compiled = core.compile_model(network, "CPU", settings)
+    names = [output.get_any_name() for output in compiled.outputs]
+    one_at_a_time = threading.Lock()
+
+    def run(images: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        with one_at_a_time:
+            results = compiled(np.ascontiguousarray(images))
+            return {name: np.array(results[name]) for name in names}
+
+    return run
+
+
+def check_bf16(capabilities: Sequence[str]) -> None:
+    """Raises: PrecisionError: the processor has no bf16.
+
+    OpenVINO then computes in float32 without a word, and a measurement would find no cost.
+    """
+    if "BF16" not in capabilities:
+        raise PrecisionError(
+            f"this processor cannot compute in bf16 (OpenVINO names {', '.join(capabilities)}), so "
+            f"what bf16 costs cannot be measured here. Export on a machine like the one that will "
+            f"run the model, or use --precision f32."
+        )
+
+
+def versions(runtime: Runtime) -> dict[str, str]:
+    """Installed versions of what an exported file was made and checked with."""
+    return {name: str(need(name).__version__) for name in ("onnx", runtime)}

@@ -1,0 +1,1 @@
+"""Scoring folders, archives, videos and watched folders."""

@@ -1,0 +1,231 @@
+"""A folder watched for new images: each is scored once, when it has stopped growing.
+
+Entries, one JSON object each, by their ``event`` (``docs/watch.md`` has all fields):
+
+* ``start``: a watch began, with which detector;
+* ``score``: an image and its verdict;
+* ``unreadable``: a file that was no image even after the time of grace;
+* ``drift``: the scores have changed (``inference/drift.py``).
+
+The record is all the state there is: it says what has been scored and what the drift test has seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from metaformer.detection.detector import Detector
+from metaformer.inference.drift import DriftTest
+from metaformer.inference.folder_poller import Arrival, Arrivals, as_it_is, version_digest
+from metaformer.inference.scores.json_lines import Record
+from metaformer.inference.webhook import Webhook
+from metaformer.io.images import ImageError, read_image
+
+LOOKING_SHARE = 0.2
+"""Looking at a folder of very many files takes this share of the time at most."""
+
+Entry = dict[str, Any]
+
+
+@dataclass
+class Watched:
+    """What a watch did; counts are of this run."""
+
+    scored: int = 0
+    anomalous: int = 0
+    unreadable: int = 0
+    drifts: int = 0
+    known: int = 0
+    """Images of earlier runs, in the record."""
+    interrupted: bool = False
+
+
+class Watch:
+    """Scores what arrives in ``folder``.
+
+    Args:
+        record: where entries are written, and read from at the start.
+        webhook: gets every entry but ``start``, too.
+        recursive: sub-folders too.
+        poll: seconds from one look to the next, at least.
+        grace: seconds that a file may be unreadable before that is recorded.
+        drift_rate: false drift warnings an image, on average at most; None for no test.
+        on_entry: called with each entry when it has been recorded.
+        tell: called with a line when the folder cannot be listed, and when it can again.
+
+    Raises:
+        ValueError: a time is not positive, or the rate is not in (0, 1).
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        folder: Path,
+        record: Record,
+        *,
+        webhook: Webhook | None = None,
+        recursive: bool = False,
+        poll: float = 1.0,
+        grace: float = 10.0,
+        drift_rate: float | None = 1e-4,
+        on_entry: Callable[[Entry], None] = lambda entry: None,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        if not poll > 0 or not grace >= 0:
+            raise ValueError(
+                f"poll must be above 0 seconds and grace not below, got {poll}, {grace}."
+            )
+        self.detector = detector
+        self.folder = folder
+        self.poll, self.grace = poll, grace
+        self.result = Watched()
+        self._record, self._webhook = record, webhook
+        self._test = None if drift_rate is None else DriftTest(drift_rate)
+        self._known: set[bytes] = set()  # about 80 bytes an image
+        self._unreadable_since: dict[Arrival, float] = {}
+        self._arrivals = Arrivals(folder, recursive, lambda a: a.digest in self._known)
+        self._on_entry, self._tell = on_entry, tell
+
+    def run(self, stop: threading.Event, *, once: bool = False) -> Watched:
+        """Watch until ``stop`` is set, or with ``once`` until what is there has been scored.
+
+        Raises:
+            OutputFolderError: the record cannot be used.
+            OSError: it cannot be written to; or the folder cannot be listed at the first look.
+        """
+        with self._record as record:
+            self._replay()
+            start = {"event": "start", "detector": fingerprint(self.detector), "time": now()}
+            record.write(start)
+            self._on_entry(start)
+            self._warn_of_drift()  # a kill may have come between a score and its warning
+            is_first, is_listed = True, True
+            while not stop.is_set():
+                began = time.monotonic()
+                arrivals = []
+                try:
+                    arrivals = self._arrivals.look()
+                    if not is_listed:
+                        self._tell(f"{self.folder}: there again.")
+                    is_listed = True
+                except OSError as error:
+                    if is_first or once:
+                        raise
+                    if is_listed:
+                        self._tell(f"{error} Trying again.")
+                    is_listed = False
+                is_first = False
+                there = self._unreadable_since.keys() & set(arrivals)
+                self._unreadable_since = {a: self._unreadable_since[a] for a in there}
+                pause = max(self.poll, (time.monotonic() - began) / LOOKING_SHARE)
+                unfinished = self._arrivals.growing
+                for arrival in arrivals:
+                    if stop.is_set():
+                        break
+                    unfinished += not self._score(arrival)
+                if once and not unfinished and not stop.is_set():
+                    return self.result
+                stop.wait(pause)
+        self.result.interrupted = True
+        return self.result
+
+    def _replay(self) -> None:
+        """Take up what earlier runs have recorded."""
+        detector = None
+        for entry in self._record.read():
+            if entry["event"] in ("score", "unreadable"):
+                self._known.add(version_digest(entry["path"], entry["size"], entry["mtime_ns"]))
+                self.result.known += 1
+            if self._test is None:
+                continue
+            if entry["event"] == "score":
+                self._test.update(entry["raw_score"])
+            elif entry["event"] == "drift":
+                self._test.restart()
+            elif entry["event"] == "start":
+                if detector not in (None, entry["detector"]):
+                    self._test.restart()  # scores of two detectors cannot be compared
+                detector = entry["detector"]
+        if self._test is not None and detector not in (None, fingerprint(self.detector)):
+            self._test.restart()
+
+    def _score(self, arrival: Arrival) -> bool:
+        """Score one settled file; False if it is left for another look."""
+        try:
+            pixels = read_image(arrival.path, white_level=self.detector.made["white_level"])
+        except ImageError as error:
+            if as_it_is(arrival.path, arrival.name) != arrival:
+                return False  # gone, or still being written
+            since = self._unreadable_since.setdefault(arrival, time.monotonic())
+            if time.monotonic() - since < self.grace:
+                return False
+            self.result.unreadable += 1
+            self._finish(arrival, {"event": "unreadable", "reason": error.reason})
+            return True
+        if as_it_is(arrival.path, arrival.name) != arrival:
+            return False  # what was read may be half of one version and half of another
+        prediction = self.detector.predict_pixels(pixels, arrival.name)
+        self.result.scored += 1
+        self.result.anomalous += prediction.is_anomalous
+        kind = self.detector.calibration.p_value_kind
+        self._finish(arrival, {"event": "score", **prediction.to_dict(), "p_value_kind": kind})
+        if self._test is not None:
+            self._test.update(prediction.raw_score)
+            self._warn_of_drift()
+        return True
+
+    def _finish(self, arrival: Arrival, entry: Entry) -> None:
+        version = {"path": arrival.name, "size": arrival.size, "mtime_ns": arrival.mtime_ns}
+        self._write({"event": entry["event"], **version, "time": now(), **entry})
+        self._known.add(arrival.digest)
+
+    def _warn_of_drift(self) -> None:
+        if self._test is None or (drift := self._test.drift) is None:
+            return
+        move = "risen" if drift.direction == "up" else "fallen"
+        message = (
+            f"the scores have {move}, about {drift.since} images ago: median raw score "
+            f"{drift.before:.4g} before, {drift.after:.4g} since. Look at light, lens, camera and "
+            f"material; the threshold may not hold any more."
+        )
+        self._test.restart()
+        self.result.drifts += 1
+        self._write(
+            {
+                "event": "drift",
+                "time": now(),
+                "rate": self._test.rate,
+                "direction": drift.direction,
+                "images": drift.images,
+                "since": drift.since,
+                "median_before": drift.before,
+                "median_after": drift.after,
+                "message": message,
+            }
+        )
+
+    def _write(self, entry: Entry) -> None:
+        self._record.write(entry)
+        if self._webhook is not None:
+            self._webhook.post(entry)
+        self._on_entry(entry)
+
+
+def fingerprint(detector: Detector) -> str:
+    """Of what raw scores depend on: how the detector was made, its threshold aside."""
+    _, settings = detector.adapted.state()
+    return hashlib.sha256(
+        json.dumps([detector.made, settings], sort_keys=True).encode()
+    ).hexdigest()
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,1 @@
+"""Bytes in and out: images, folders, archives, files that are written whole or not at all."""

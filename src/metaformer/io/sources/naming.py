@@ -1,0 +1,88 @@
+"""What an image of a run is called, and where its heat map goes.
+
+A name says where the image is and stays the same from run to run, so that a run can go on after a
+stop: ``photos/001.png``, ``monday.zip/line 3/001.png``, ``belt.mp4#frame=120``,
+``s3://bucket/001.png``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path, PurePosixPath
+
+from metaformer.io.folders import IMAGE_SUFFIXES, is_visible
+
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg")
+LONGEST_PART = 180
+"""Bytes of one part of a map's path; file systems take 255, and endings are added."""
+ELSEWHERE = "elsewhere"
+"""Folder of maps of images outside the folder that a run was started for."""
+
+
+def is_address(source: str) -> bool:
+    """``s3://bucket/key`` rather than a path."""
+    return "://" in source
+
+
+def is_archive(source: str) -> bool:
+    return source.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def is_video(source: str) -> bool:
+    return source.lower().endswith(VIDEO_SUFFIXES)
+
+
+def is_image_name(path: str) -> bool:
+    """An image by its ending, no part of the path hidden; ``path`` is relative, with slashes."""
+    parts = PurePosixPath(path).parts
+    return (
+        bool(parts)
+        and PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
+        and all(is_visible(part) or part == ".." for part in parts)
+    )
+
+
+def absolute(path: str) -> str:
+    """From the root of the file system, without ``..``; links are left as they are.
+
+    Told from the text alone: ``Path.resolve`` would ask the disk for each of a million images.
+    """
+    return os.path.abspath(path)  # noqa: PTH100
+
+
+def as_text(name: str) -> str:
+    """The name as valid Unicode; bytes that are no text, which file names may hold, escaped."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def name_digest(name: str) -> bytes:
+    """12 bytes that stand for a name: a million of them in memory weigh 80 MB, no more."""
+    return hashlib.blake2b(as_text(name).encode(), digest_size=12).digest()
+
+
+def map_path(name: str, root: str) -> str:
+    """Where the map of the image ``name`` goes inside ``maps/``, with slashes.
+
+    Local images keep their place below ``root``; others go under the scheme of their address or
+    under ``elsewhere``, so that no two images share a map.
+    """
+    if is_address(name):
+        scheme, _, rest = name.partition("://")
+        parts = [scheme, *rest.split("/")]
+    else:
+        path = Path(absolute(name))
+        inside = path.is_relative_to(root)
+        parts = list(path.relative_to(root).parts) if inside else [ELSEWHERE, *path.parts[1:]]
+    parts = [shorten(part) for part in parts if part not in ("", ".", "..")]
+    return "/".join(parts) + ".png"
+
+
+def shorten(part: str) -> str:
+    """``part`` if a file system takes it with an ending added, else its start and a digest."""
+    encoded = os.fsencode(part)
+    if len(encoded) <= LONGEST_PART:
+        return part
+    digest = hashlib.blake2b(encoded, digest_size=8).hexdigest()
+    return f"{as_text(part)[: LONGEST_PART // 4]}~{digest}"

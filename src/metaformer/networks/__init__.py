@@ -1,0 +1,1 @@
+"""The neural networks, one module a file, and their shipped weights."""

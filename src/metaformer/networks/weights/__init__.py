@@ -1,0 +1,1 @@
+"""Shipped weights, each with a card that says how it was made."""

@@ -1,0 +1,1 @@
+"""Few-shot episodes made of unlabelled photos."""

@@ -1,0 +1,1 @@
+"""Meta-training (MAML) of the autoencoder and the transformer."""

@@ -1,0 +1,125 @@
+"""Configuration of the meta-training: one YAML key per field."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metaformer.detection.pixel.universal_model import UniversalConfig
+from metaformer.networks.autoencoder import AutoencoderConfig
+from metaformer.training.episodes.episodes import EpisodeConfig
+from metaformer.training.universal.losses import LossWeights
+
+NESTED = {"model": UniversalConfig, "losses": LossWeights}
+
+
+@dataclass(frozen=True)
+class MetaConfig:
+    """Values are ours; those of MAML++ are named."""
+
+    data: Path
+    """Folder of photos as ``PhotoPool`` reads it."""
+    output: Path
+    """Folder for the checkpoint, the log and the exported weights."""
+    start: Path | None = None
+    """Weights of a plainly pre-trained A, or of an earlier model, to begin from."""
+    model: UniversalConfig = field(default_factory=UniversalConfig)
+    losses: LossWeights = field(default_factory=LossWeights)
+    side: int = 128
+    """Side of the episodes' images, a multiple of 128."""
+    shots: tuple[int, ...] = (1, 2, 4)
+    queries: tuple[int, int] = (3, 4)
+    wide_share: float = 0.0
+    """Share of the steps whose images have twice the side, and at most two to a support."""
+    novel_share: float = 0.0
+    """Share of the episodes whose anomalies are real photos and not synthetic defects."""
+    meta_batch: int = 4
+    """Episodes a step, over all processes together."""
+    steps: int = 1000
+    inner_steps: int = 3
+    inner_lr: float = 1e-3
+    """Start of the learned inner rates; 0 with ``rate_lr`` 0 is training without adaptation."""
+    outer_lr: float = 3e-4
+    rate_lr: float = 1e-4
+    """Outer learning rate of the inner rates."""
+    warm_up: int = 50
+    first_order_share: float = 1.0
+    """Share of the steps, from the start, that are first order; 1 is first order throughout."""
+    multi_step_share: float = 0.1
+    """Share of the steps over which the multi-step loss fades."""
+    clip: float = 1.0
+    ema: float = 0.995
+    bfloat16: bool = False
+    """Convolutions of A in bfloat16 autocast; weights, T and optimiser stay float32. Half the time
+    on processors that have bfloat16 (AVX-512 BF16 or AMX), ten times as long on those without."""
+    only_transformer: bool = False
+    """A, its rates and the map before T stay as they are; T alone learns."""
+    seed: int = 0
+    threads: int = 1
+    workers: int = 1
+    """Threads that make episodes ahead of their use."""
+    log_every: int = 10
+    validate_every: int = 200
+    validation_episodes: int = 24
+    checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        if self.side % 128 or self.side < 128:
+            raise ValueError(f"side: found {self.side}; accepted are multiples of 128.")
+        if self.meta_batch < 1 or self.steps < 1:
+            raise ValueError(
+                f"meta_batch, steps: found {self.meta_batch}, {self.steps}; accepted are 1 and "
+                f"more."
+            )
+
+        if not 0 <= self.novel_share <= 1:
+            raise ValueError(f"novel_share: found {self.novel_share}; accepted are 0 to 1.")
+
+    def episodes(self, step: int) -> EpisodeConfig:
+        """What the episodes of a step are made of."""
+        # Evenly spread, so that a resumed run has the same steps wide.
+        if int((step + 1) * self.wide_share) > int(step * self.wide_share):
+            few = tuple(shots for shots in self.shots if shots <= 2) or (2,)
+            return EpisodeConfig(resolution=2 * self.side, shots=few, queries=self.queries)
+        return EpisodeConfig(resolution=self.side, shots=self.shots, queries=self.queries)
+
+    @staticmethod
+    def from_yaml(path: Path | str) -> MetaConfig:
+        """Raises ValueError that names an unknown or missing key."""
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        known = {f.name for f in fields(MetaConfig)}
+        if not isinstance(content, dict) or set(content) - known or {"data", "output"} - {*content}:
+            raise ValueError(
+                f"{path}: needs keys data and output; known: {', '.join(sorted(known))}."
+            )
+        for name in ("data", "output", "start"):
+            if content.get(name) is not None:
+                content[name] = Path(content[name])
+        for name in ("shots", "queries"):
+            if name in content:
+                content[name] = tuple(content[name])
+        for name, kind in NESTED.items():
+            if name in content:
+                content[name] = _nested(kind, content[name], path)
+        return MetaConfig(**content)
+
+
+def _nested(kind: type[Any], content: Any, path: Path | str) -> Any:
+    known = {f.name for f in fields(kind)}
+    if not isinstance(content, dict) or set(content) - known:
+        raise ValueError(f"{path}: {kind.__name__} has keys {', '.join(sorted(known))} only.")
+    if "autoencoder" in content:
+        inner = _nested(AutoencoderConfig, content["autoencoder"], path)
+        content = {**content, "autoencoder": inner}
+    return kind(**content)
+
+
+def describe(config: MetaConfig) -> dict[str, Any]:
+    """JSON-able, without the folders of the machine it runs on."""
+    content = asdict(config)
+    del content["data"], content["output"]
+    content["start"] = None if config.start is None else config.start.name
+    return content

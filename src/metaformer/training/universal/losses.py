@@ -1,0 +1,131 @@
+"""The outer loss of an episode: A rebuilds what is normal, T finds what is not. Ours.
+
+No human label is used: the defects are synthetic, and each defective query has a clean twin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metaformer.detection.pixel.inner_rates import InnerRates
+from metaformer.detection.pixel.losses import image_logits, location_loss, ranking_loss
+from metaformer.detection.pixel.universal_model import (
+    FINE,
+    Finding,
+    Reading,
+    UniversalModel,
+    know,
+    read,
+    respond,
+)
+from metaformer.networks.instance_prior import InstancePrior
+from metaformer.training.universal.maml import Weights, adapt, read_task, reconstruct
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What counts how much. Ours; 0 leaves a part out."""
+
+    rebuild: float = 1.0
+    """A's reconstruction of the good twin, mean squared error in [-1, 1]."""
+    refine: float = 0.5
+    """T's refined reconstruction of the good twin, mean absolute error."""
+    locate: float = 1.0
+    """Focal and dice loss of the map against the defects' mask."""
+    first: float = 0.5
+    """The same for the map before T, which shapes A's features."""
+    rank: float = 0.5
+    """Defective queries must score above clean ones."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One episode as tensors; images in [-1, 1]."""
+
+    support: Tensor
+    """(K, 3, H, W)."""
+    query: Tensor
+    """(Q, 3, H, W)."""
+    clean_query: Tensor
+    """(Q, 3, H, W): the queries without their defects."""
+    masks: Tensor
+    """(Q, H, W) in {0, 1}."""
+
+
+def episode_loss(
+    model: UniversalModel,
+    prior: InstancePrior,
+    rates: InnerRates,
+    task: Task,
+    *,
+    loss_weights: LossWeights,
+    step_weights: list[float],
+    second_order: bool,
+    bfloat16: bool,
+    only_transformer: bool = False,
+) -> dict[str, Tensor]:
+    """Parts of the outer loss of one task, each weighted; their sum is the loss.
+
+    Args:
+        step_weights: of the reconstruction after each inner step (multi-step loss of MAML++);
+            T reads the state after the last one.
+        bfloat16: A's convolutions in bfloat16 autocast.
+        only_transformer: no gradient reaches A and the rates; a third of the time is saved.
+    """
+    # An image that is anomalous all over holds nothing of its good twin that could be rebuilt.
+    twinned = task.masks.flatten(1).amin(1) == 0  # (Q,)
+    good = task.clean_query[twinned]
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        history = adapt(model.autoencoder, rates, task.support, second_order=second_order).weights
+        early = [
+            weight
+            * F.mse_loss(
+                reconstruct(model.autoencoder, fast, task.support, task.query[twinned]).float(),
+                good,
+            )
+            for weight, fast in zip(step_weights[:-1], history[1:-1], strict=True)
+            if weight and not only_transformer
+        ]
+    with torch.set_grad_enabled(not only_transformer):
+        support, query = read_episode(model, prior, history[-1], task, bfloat16=bfloat16)
+    assert query.rebuilt is not None
+    rebuild = step_weights[-1] * F.mse_loss(query.rebuilt[twinned], good)
+    losses = {"rebuild": loss_weights.rebuild * (rebuild + sum(early))}
+    if loss_weights != LossWeights(loss_weights.rebuild, 0, 0, 0, 0):
+        finding = model.find(query, know([support]))
+        assert finding.refined is not None
+        refined = F.l1_loss(finding.refined[twinned], good)
+        losses["refine"] = loss_weights.refine * refined
+        losses |= defect_losses(model, finding, task, loss_weights)
+    return losses
+
+
+def read_episode(
+    model: UniversalModel, prior: InstancePrior, weights: Weights, task: Task, *, bfloat16: bool
+) -> tuple[Reading, Reading]:
+    """Support and queries of a task, as A with fast ``weights`` and P say of them."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        passes = read_task(model.autoencoder, weights, task.support, task.query)
+        responses = [respond(prior, images).float() for images in (task.support, task.query)]
+    return (
+        read(task.support, passes.support_stages, passes.support_rebuilt, responses[0]),
+        read(task.query, passes.query_stages, passes.query_rebuilt, responses[1]),
+    )
+
+
+def defect_losses(
+    model: UniversalModel, finding: Finding, task: Task, loss_weights: LossWeights
+) -> dict[str, Tensor]:
+    """Losses of the maps before and after T, weighted."""
+    target = F.avg_pool2d(task.masks[:, None], FINE)[:, 0]  # (Q, H / 4, W / 4) in [0, 1]
+    logits = model.logits(finding.anomaly)
+    is_defective = task.masks.flatten(1).amax(1) > 0  # (Q,)
+    return {
+        "locate": loss_weights.locate * location_loss(logits, target),
+        "first": loss_weights.first * location_loss(model.logits(finding.first), target),
+        "rank": loss_weights.rank * ranking_loss(image_logits(logits), is_defective),
+    }

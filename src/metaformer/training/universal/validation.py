@@ -1,0 +1,97 @@
+"""What held-out episodes say of a model in training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metaformer.detection.pixel.inner_rates import InnerRates
+from metaformer.detection.pixel.losses import image_logits
+from metaformer.detection.pixel.universal_model import FINE, UniversalModel, know
+from metaformer.networks.instance_prior import InstancePrior
+from metaformer.training.auroc import auroc
+from metaformer.training.episodes.episodes import Episode
+from metaformer.training.universal.losses import Task, read_episode
+from metaformer.training.universal.maml import adapt, adaptation_gain
+
+
+def validate(
+    model: UniversalModel,
+    prior: InstancePrior,
+    rates: InnerRates,
+    episodes: Iterable[Episode],
+    *,
+    bfloat16: bool = True,
+) -> dict[str, float | None]:
+    """Adaptation gain, and how well defects are found; means over episodes.
+
+    The gain is the loss on clean queries before the inner steps minus after. AUROC is within an
+    episode, so that scores need not be comparable between products; ``first`` is the map before
+    T. An episode without both kinds of queries, or of pixels, is left out of that mean, which is
+    None if none is left. Queries that are anomalous all over count for images only.
+    """
+    gains, found = [], []
+    for drawn in episodes:
+        task = to_task(drawn)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            gains.append(adaptation_gain(model.autoencoder, rates, task.support, task.clean_query))
+        found.append(find_defects(model, prior, rates, task, bfloat16=bfloat16))
+    before, after = torch.tensor(gains, dtype=torch.float64).unbind(1)
+    gain = before - after
+    means = {}
+    for name in found[0] if found else ():
+        known = [one[name] for one in found if not np.isnan(one[name])]
+        means[name] = float(np.mean(known)) if known else None
+    return {
+        "before": float(before.mean()),
+        "after": float(after.mean()),
+        "gain": float(gain.mean()),
+        "gain_std": float(gain.std(correction=0)),
+        **means,
+        "episodes": len(gains),
+    }
+
+
+def find_defects(
+    model: UniversalModel,
+    prior: InstancePrior,
+    rates: InnerRates,
+    task: Task,
+    *,
+    bfloat16: bool,
+) -> dict[str, float]:
+    """AUROC of images and pixels in one task, after T and before."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        fast = adapt(model.autoencoder, rates, task.support, second_order=False).weights[-1]
+    with torch.no_grad():
+        support, query = read_episode(model, prior, fast, task, bfloat16=bfloat16)
+        finding = model.find(query, know([support]))
+    pixels = task.masks[:, FINE // 2 :: FINE, FINE // 2 :: FINE].numpy() > 0.5
+    images = task.masks.flatten(1).amax(1).numpy() > 0.5
+    if bool((task.masks.flatten(1).amin(1) > 0).any()):  # whole images: image metrics only
+        pixels = pixels & False
+    result = {}
+    for prefix, anomaly in (("", finding.anomaly), ("first_", finding.first)):
+        result[f"{prefix}image_auroc"] = auroc(images, image_logits(anomaly).numpy())
+        result[f"{prefix}pixel_auroc"] = auroc(pixels.ravel(), anomaly.flatten().numpy())
+    return result
+
+
+def to_task(episode: Episode) -> Task:
+    """uint8 images -> tensors in [-1, 1]."""
+    return Task(
+        to_tensor(episode.support),
+        to_tensor(episode.query),
+        to_tensor(episode.clean_query),
+        torch.from_numpy(episode.masks).float(),
+    )
+
+
+def to_tensor(images: NDArray[np.uint8]) -> Tensor:
+    """uint8 (N, H, W, 3) -> (N, 3, H, W) in [-1, 1], channels last in memory."""
+    tensor = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return tensor.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,232 @@
+"""The pixel preset: adapting helps, and a score depends on its image and the support alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import metaformer.detection.pixel.finetuning as pixel_long
+import metaformer.detection.pixel.fitting as pixel_fit
+from metaformer.detection.pixel.config import PixelConfig
+from metaformer.detection.pixel.fitting import (
+    check_loss,
+    fit,
+    fit_long,
+    read_support,
+    shifted,
+    squeezed,
+)
+from metaformer.detection.pixel.inner_rates import InnerRates
+from metaformer.detection.pixel.preset import AdaptedPixel, PixelModel, padded
+from metaformer.detection.pixel.universal_model import UniversalModel
+from metaformer.detection.pixel.universal_weights import UniversalWeightsError
+from metaformer.networks.instance_prior import InstancePrior
+
+CONFIG = PixelConfig(resolution=128)
+
+
+def stripes(shift: int, *, spot: bool = False, width: int = 144) -> Tensor:
+    """(1, 3, 96, width) in [0, 1]: a regular pattern, with a blob if ``spot``."""
+    columns = ((torch.arange(width) + shift) % 12 < 6).float() * 0.6 + 0.2
+    image = columns.expand(1, 3, 96, width).clone()
+    if spot:
+        image[:, :, 40:56, 60:76] = torch.tensor([0.9, 0.1, 0.1])[:, None, None]
+    return image
+
+
+@pytest.fixture(scope="module")
+def model() -> PixelModel:
+    torch.manual_seed(0)
+    universal = UniversalModel()
+    rates = InnerRates(universal.autoencoder, 2, 0.05)
+    prior = InstancePrior().eval().requires_grad_(False)
+    return PixelModel(CONFIG, universal, rates.requires_grad_(False), prior)
+
+
+@pytest.fixture(scope="module")
+def adapted(model: PixelModel) -> AdaptedPixel:
+    return model.adapt([model.prepare(stripes(s)) for s in range(3)], seed=0)
+
+
+def test_padding_is_cut_off_again(model: PixelModel, adapted: AdaptedPixel) -> None:
+    prepared = model.prepare(stripes(0))
+    assert prepared.pixels.shape == (1, 3, 96, 144), "nothing is rebuilt, so nothing padded"
+    assert prepared.response is None, "T has no say in the fast mode"
+    assert adapted.anomaly_map(prepared).shape == (96 // 4, 144 // 4)
+    with_gap = PixelModel(replace(CONFIG, gap=True), model.universal, model.rates, model.prior)
+    prepared = with_gap.prepare(stripes(0))
+    assert prepared.pixels.shape == (1, 3, 128, 256)
+    found = with_gap.adapt([prepared], seed=0)
+    assert found.anomaly_map(prepared).shape == (96 // 4, 144 // 4)
+
+
+def test_a_spot_stands_out(model: PixelModel, adapted: AdaptedPixel) -> None:
+    raw = adapted.anomaly_map(model.prepare(stripes(5, spot=True)))
+    inside = raw[10:14, 15:19].mean()
+    outside = torch.cat([raw[:, :10].flatten(), raw[:, 26:].flatten()]).mean()
+    assert inside > 1.5 * outside
+
+
+def test_same_seed_same_detector(model: PixelModel, adapted: AdaptedPixel) -> None:
+    again = model.adapt([model.prepare(stripes(s)) for s in range(3)], seed=0)
+    query = model.prepare(stripes(7, spot=True))
+    assert torch.equal(adapted.anomaly_map(query), again.anomaly_map(query))
+
+
+def test_adapting_leaves_the_universal_weights_alone(model: PixelModel) -> None:
+    before = {name: t.clone() for name, t in model.universal.state_dict().items()}
+    fitted = model.adapt([model.prepare(stripes(0))], seed=1).universal
+    for name, tensor in model.universal.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    moved = [not torch.equal(t, before[name]) for name, t in fitted.state_dict().items()]
+    assert any(moved)
+
+
+def test_adapting_lowers_the_reconstruction_error(model: PixelModel) -> None:
+    images = [squeezed(model.prepare(stripes(s)).pixels) for s in range(3)]
+    fitted = fit(model.universal, model.rates, images, torch.Generator())
+
+    @torch.no_grad()
+    def error(universal: UniversalModel) -> float:
+        moments, _ = read_support(universal.autoencoder, images, torch.Generator())
+        x = squeezed(model.prepare(stripes(7)).pixels)
+        return float(F.mse_loss(universal.autoencoder(x, moments), x))
+
+    assert error(fitted) < error(model.universal)
+
+
+def test_the_pass_for_the_moments_is_the_reading_by_them(model: PixelModel) -> None:
+    autoencoder = model.universal.autoencoder
+    images = [padded(stripes(s, width=w) * 2 - 1) for s, w in ((0, 144), (1, 96), (2, 144))]
+    moments, passes = read_support(autoencoder, images, torch.Generator())
+    assert sorted(passes) == [0, 1, 2]
+    for i, image in enumerate(images):
+        with torch.no_grad():
+            stages, rebuilt, _ = autoencoder.read(image, moments)
+        for one, other in zip([*stages, rebuilt], [*passes[i][0], passes[i][1]], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    of_encoder, fewer = read_support(autoencoder, images, torch.Generator(), rebuild=False)
+    assert of_encoder.keys() == {f"encoder.{i}" for i in range(4)}
+    for name, (mean, variance) in of_encoder.items():
+        torch.testing.assert_close(mean, moments[name][0], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(variance, moments[name][1], rtol=1e-3, atol=1e-4)
+    for i, (stages, rebuilt) in fewer.items():
+        assert rebuilt is None
+        for one, other in zip(stages, passes[i][0][:4], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_state_restores_the_same_map(model: PixelModel, adapted: AdaptedPixel) -> None:
+    tensors, settings = adapted.state()
+    restored = AdaptedPixel.from_state(tensors, settings)
+    query = model.prepare(stripes(2, spot=True))
+    assert torch.equal(restored.anomaly_map(query), adapted.anomaly_map(query))
+
+
+def test_the_gap_has_a_share_only_where_asked(model: PixelModel, adapted: AdaptedPixel) -> None:
+    """And has it in files from before it could be left out, which do not name it."""
+    with_gap = PixelModel(replace(CONFIG, gap=True), model.universal, model.rates, model.prior)
+    other = with_gap.adapt([with_gap.prepare(stripes(s)) for s in range(3)], seed=0)
+    assert adapted.known is not None and other.known is not None
+    assert len(adapted.known.typical) == 3 and len(other.known.typical) == 4
+    query = with_gap.prepare(stripes(2, spot=True))
+    raw = other.anomaly_map(query)
+    without = adapted.anomaly_map(model.prepare(stripes(2, spot=True)))
+    assert not torch.allclose(raw, without, rtol=0.01)
+    tensors, settings = other.state()
+    del settings["config"]["gap"]
+    assert torch.equal(AdaptedPixel.from_state(tensors, settings).anomaly_map(query), raw)
+
+
+def test_a_left_out_image_is_not_in_the_memory(model: PixelModel) -> None:
+    odd = model.prepare(stripes(0, spot=True))
+    adapted = model.adapt([model.prepare(stripes(s)) for s in (0, 1)] + [odd], seed=0)
+    known = adapted.anomaly_map(odd)[10:14, 15:19].mean()
+    left_out = adapted.left_out_maps({2}, seed=0)[2][10:14, 15:19].mean()
+    assert left_out > 1.5 * known
+
+
+def test_sizes_may_be_mixed_and_the_memory_grows(model: PixelModel) -> None:
+    support = [model.prepare(stripes(0)), model.prepare(stripes(1, width=96))]
+    adapted = model.adapt(support, seed=0)
+    more = adapted.extended([model.prepare(stripes(2))], earlier=2, seed=0)
+    assert adapted.known is not None and more.known is not None
+    assert more.known.images == 3
+    for level, memory in adapted.known.memory.items():
+        assert len(memory) <= len(more.known.memory[level]) <= CONFIG.max_tokens
+    assert torch.isfinite(more.anomaly_map(support[1])).all()
+
+
+def test_aligned_a_shift_that_a_memory_forgives_is_found(model: PixelModel) -> None:
+    """Half the stripes moved by six pixels: every patch is one of the support's."""
+    aligned = PixelModel(replace(CONFIG, aligned=True), model.universal, model.rates, model.prior)
+    adapted = aligned.adapt([aligned.prepare(stripes(0)) for _ in range(2)], seed=0)
+    moved = stripes(0)
+    moved[:, :, 48:] = stripes(6)[:, :, 48:]
+    raw = adapted.anomaly_map(aligned.prepare(moved))
+    assert raw[14:, 2:-2].mean() > 3 * raw[:10, 2:-2].mean()
+    tensors, settings = adapted.state()
+    restored = AdaptedPixel.from_state(tensors, settings)
+    assert torch.equal(restored.anomaly_map(aligned.prepare(moved)), raw)
+    more = adapted.extended([aligned.prepare(moved)], earlier=2, seed=0)
+    assert more.anomaly_map(aligned.prepare(moved))[14:, 2:-2].mean() < 0.5 * raw[14:, 2:-2].mean()
+    assert len(more.known.templates) == 3  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_long_training_keeps_the_best(model: PixelModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixel_long, "STEPS", 4)
+    monkeypatch.setattr(pixel_long, "CHECK_EVERY", 2)
+    config = replace(CONFIG, mode="long", long_steps=2)
+    long = PixelModel(config, model.universal, model.rates, model.prior)
+    support = [long.prepare(stripes(s)) for s in range(2)]
+    adapted = long.adapt(support, seed=0)
+    losses = pixel_long.train_transformer(adapted, support, seed=1)
+    assert len(losses) == 3
+    assert not any(p.requires_grad for p in adapted.universal.parameters())
+
+
+def test_long_fitting_keeps_a_at_its_best(
+    model: PixelModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stops when images left out are rebuilt no better, and goes back to the best."""
+    monkeypatch.setattr(pixel_fit, "LONG_CHECK_EVERY", 2)
+    images = [squeezed(stripes(s, width=96) * 2 - 1) for s in range(4)]
+    autoencoder = fit(model.universal, model.rates, images, torch.Generator()).autoencoder
+    losses = fit_long(autoencoder, images, 12, torch.Generator().manual_seed(0))
+    assert min(losses) < losses[0]
+    order = torch.randperm(4, generator=torch.Generator().manual_seed(0)).tolist()
+    left_out, others = [images[order[0]]], [images[i] for i in order[1:]]
+    assert check_loss(autoencoder, others, left_out) == min(losses)
+    assert not any(p.requires_grad for p in autoencoder.parameters())
+
+    monkeypatch.setattr(pixel_fit, "LONG_RATE", 10.0)  # never a gain: two checks, then it stops
+    before = {name: t.clone() for name, t in autoencoder.state_dict().items()}
+    assert len(fit_long(autoencoder, images, 12, torch.Generator().manual_seed(0))) == 3
+    assert all(torch.equal(t, before[name]) for name, t in autoencoder.state_dict().items())
+
+
+def test_an_image_is_squeezed_to_the_nearest_sides() -> None:
+    for sides, expected in {
+        (288, 224): (256, 256),
+        (96, 144): (128, 128),
+        (256, 128): (256, 128),
+    }.items():
+        image = torch.rand(1, 3, *sides) * 2 - 1
+        assert squeezed(image).shape[2:] == expected
+        assert float(squeezed(image).mean()) == pytest.approx(float(image.mean()), abs=0.02)
+
+
+def test_an_image_is_shifted_within_reach() -> None:
+    image = torch.arange(32.0).expand(1, 3, 32, 32)
+    found = {int(shifted(image, torch.Generator().manual_seed(s))[0, 0, 0, 16]) for s in range(60)}
+    assert min(found) >= 8 and max(found) <= 24 and len(found) > 10
+
+
+def test_missing_weights_are_named(tmp_path: object) -> None:
+    with pytest.raises(UniversalWeightsError, match="universal weights cannot be used"):
+        PixelModel.from_pretrained(folder=tmp_path)  # type: ignore[arg-type]

@@ -1,0 +1,383 @@
+"""Adding normal images to a detector that exists."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from metaformer.cli import app
+from metaformer.detection.adaptation import prepare
+from metaformer.detection.detector import Detector, Metaformer
+from metaformer.detection.detector_file import DetectorFileError
+from metaformer.detection.extension import shrinkage
+from metaformer.detection.feature.adapted import AdaptedFeature
+from metaformer.detection.feature.preset import FeatureModel
+from metaformer.detection.nearest_neighbors import merge_samples
+from metaformer.detection.pixel.config import PixelConfig
+from metaformer.detection.pixel.preset import PixelModel
+from metaformer.detection.preprocessing import to_tensor
+from metaformer.detection.scoring.anomaly_map import image_score, smooth
+from metaformer.detection.support_set import DuplicateSupportWarning, OddSupportWarning
+from metaformer.io.images import ImageError
+from metaformer.networks.patch_metric import ALL_READINGS
+from tests.helpers import boards
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::metaformer.detection.support_set.OddSupportWarning"
+)
+"""Boards vary more than they should; which of them stand out is not the point here."""
+
+GOOD = [boards.good(seed) for seed in range(8)]
+
+
+def capped(max_tokens: int, *, aligned: bool = False) -> Metaformer:
+    model = boards.universal().model
+    assert isinstance(model, FeatureModel)
+    config = replace(model.config, max_tokens=max_tokens, aligned=aligned, learned=not aligned)
+    return Metaformer(FeatureModel(config, model.backbone), "feature")
+
+
+def memory(detector: Detector) -> dict[int, torch.Tensor]:
+    return detector.adapted.memory
+
+
+def assert_same(first: Detector, second: Detector) -> None:
+    for level, tokens in memory(first).items():
+        assert torch.equal(tokens, memory(second)[level])
+    assert first.calibration == second.calibration
+    for name in ("support", "support_scores", "seed", "white_level", "preset"):
+        assert first.made[name] == second.made[name]
+    for seed in (100, 101):
+        for pixels in (boards.good(seed), boards.defective(seed)):
+            assert first.predict(pixels).raw_score == second.predict(pixels).raw_score
+
+
+# With all tokens in the memory
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+@pytest.mark.parametrize("aligned", [False, True])
+def test_extending_is_adapting_to_all_at_once(first, aligned, tmp_path):
+    """Bit for bit, the detector having been written and read in between."""
+    universal = capped(20_000, aligned=aligned)
+    names = [boards.write_png(tmp_path / f"{i}.png", GOOD[i]) for i in range(5)]
+    universal.adapt(names[:first], seed=3).save(tmp_path / "d.metaformer")
+    extended = Detector.load(tmp_path / "d.metaformer").extended_with(names[first:])
+    assert_same(extended, universal.adapt(names, seed=3))
+    assert [a["calibration"] for a in extended.made["additions"]] == ["recomputed"]
+
+
+def test_images_of_other_sizes_are_added_exactly(tmp_path):
+    images = [boards.good(0, height=64, width=96), boards.good(1), boards.good(2, width=200)]
+    universal = boards.universal()
+    detector = universal.adapt(images[:2])
+    detector.save(tmp_path / "d")
+    extended = Detector.load(tmp_path / "d").extended_with(images[2:])
+    # All are worked at by what the first two said of sizes.
+    sizes = detector.model.config
+    assert (
+        sizes.usual_side is not None
+        and sizes.usual_side != universal.adapt(images).model.config.usual_side
+    )
+    whole = Metaformer(universal.model.with_config(sizes), "feature").adapt(images)
+    assert whole.model.config == extended.model.config == sizes
+    for level, tokens in memory(extended).items():
+        assert torch.equal(tokens, memory(whole)[level])
+    assert extended.calibration == whole.calibration
+
+
+def test_extending_past_the_cap_is_adapting_at_once_too():
+    universal = capped(400)  # two images have 288 tokens at the finer level
+    first = universal.adapt(GOOD[:2])
+    assert first.adapted.grids is not None
+    extended = first.extended_with(GOOD[2:6])
+    whole = universal.adapt(GOOD[:6])
+    assert len(memory(extended)["8"]) == 400 and extended.adapted.grids is None
+    assert all(torch.equal(t, memory(whole)[level]) for level, t in memory(extended).items())
+    assert extended.calibration == whole.calibration
+
+
+def test_one_by_one_is_all_at_once():
+    detector = boards.universal().adapt(GOOD[:1])
+    for image in GOOD[1:4]:
+        detector = detector.extended_with([image])
+    assert detector.calibration == boards.universal().adapt(GOOD[:4]).calibration
+    assert [a["first"] for a in detector.made["additions"]] == [1, 2, 3]
+
+
+def test_the_detector_extended_is_not_changed():
+    detector = boards.detector()
+    before = json.dumps(detector.made), detector.calibration
+    detector.extended_with(GOOD[5:])
+    assert (json.dumps(detector.made), detector.calibration) == before
+
+
+# With a memory that was cut
+
+
+def test_the_cap_is_kept_and_the_draw_is_the_same_each_time():
+    detector = capped(200).adapt(GOOD[:3], seed=1)
+    assert detector.adapted.grids is None
+    first, again = (detector.extended_with(GOOD[3:]) for _ in range(2))
+    assert len(memory(first)["8"]) == 200
+    assert all(torch.equal(t, memory(again)[level]) for level, t in memory(first).items())
+    old = {row.numpy().tobytes() for row in memory(detector)["8"]}
+    kept = sum(row.numpy().tobytes() in old for row in memory(first)["8"])
+    assert 45 <= kept <= 105  # three images of eight: 75 of 200
+    assert first.made["additions"][0]["calibration"] == "estimated"
+
+
+def test_aligned_grids_stay_within_the_cap():
+    detector = capped(300, aligned=True).adapt(GOOD[:3])  # two grids of 144 fit
+    extended = detector.extended_with(GOOD[3:])
+    assert memory(extended)["8"].shape[0] == 2
+    assert extended.adapted.grids is None
+
+
+def support_scores(detector: Detector) -> list[float]:
+    return [score["raw_score"] for score in detector.made["support_scores"]]
+
+
+def test_earlier_scores_are_lowered_alike_and_new_ones_are_out_of_sample():
+    detector = capped(200).adapt(GOOD[:3])
+    extended = detector.extended_with(GOOD[3:])
+    scores, earlier = support_scores(extended), support_scores(detector)
+    assert tuple(sorted(scores)) == extended.calibration.normal_scores
+    assert "estimated" in extended.info()["guarantee"]
+    assert "estimated" not in detector.info()["guarantee"]
+    factors = [new / old for new, old in zip(scores[:3], earlier, strict=True)]
+    assert factors == pytest.approx([factors[0]] * 3) and 0.3 < factors[0] <= 1
+    # Nothing of an image is in the memory that it is scored against.
+    alone = detector.extended_with(GOOD[3:4])
+    tokens = prepare(detector.model, GOOD[3])
+    joined = alone.adapted.read(tokens, detector.adapted.distances(tokens))
+    config = detector.model.config
+    raw = image_score(smooth(joined, config.sigma)[0], config.score_share)
+    assert support_scores(alone) == [*earlier, raw]
+
+
+def test_scores_shrink_by_the_median_and_never_grow():
+    assert shrinkage([1.0, 2.0, 4.0], [0.9, 1.2, 1.0]) == pytest.approx(0.6)
+    assert shrinkage([1.0, 1.0], [1.3, 1.1]) == 1
+    assert shrinkage([0.5], [0.5]) == 1
+    assert shrinkage([0.0, 0.0], [0.0, 0.0]) == 0
+
+
+def test_a_file_without_grids_is_extended_by_estimate(tmp_path):
+    """Kept in files since there are extensions."""
+    boards.detector().save(tmp_path / "new")
+    with safe_open(tmp_path / "new", framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = file.metadata()
+    kept = {name for name in tensors if name.startswith("grids")}
+    assert kept == {f"grids.{name}" for name in ALL_READINGS}
+    older = {name: t for name, t in tensors.items() if not name.startswith("grids")}
+    place = boards.detector().adapted.same_place  # without grids the memory does not tell it
+    older |= {"same_place.fine": place.fine, "same_place.raw": place.raw.contiguous()}
+    del older["memory.raw"]
+    save_file(older, tmp_path / "old", metadata=header)
+    detector = Detector.load(tmp_path / "old")
+    assert detector.predict(GOOD[7]).raw_score == boards.detector().predict(GOOD[7]).raw_score
+    extended = detector.extended_with(GOOD[3:])
+    assert extended.made["additions"][0]["calibration"] == "estimated"
+    # The memory has room, so it is whole: only the earlier images' scores are estimates.
+    whole = boards.detector().extended_with(GOOD[3:])
+    for level, tokens in memory(extended).items():
+        assert torch.equal(tokens, memory(whole)[level])
+    estimated, recomputed = support_scores(extended), support_scores(whole)
+    # The order of the rows differs, and sums with it.
+    assert estimated[3:] == pytest.approx(recomputed[3:], rel=1e-4)
+    assert np.mean(estimated[:3]) < np.mean(support_scores(boards.detector()))
+
+    for name, change in {"grids.8": tensors["grids.8"] + 1, "grids.16": torch.ones(3)}.items():
+        save_file({**tensors, name: change}, tmp_path / "odd", metadata=header)
+        with pytest.raises(DetectorFileError, match=name):
+            Detector.load(tmp_path / "odd")
+
+
+def test_one_image_of_a_cut_memory_needs_two_more(tmp_path):
+    detector = capped(100).adapt(GOOD[:1])
+    with pytest.raises(ValueError, match="Add two or more"):
+        detector.extended_with(GOOD[1:2])
+    extended = detector.extended_with(GOOD[1:4])
+    assert extended.calibration.rule == "tail" and len(extended.calibration.normal_scores) == 3
+    assert [score["index"] for score in extended.made["support_scores"]] == [1, 2, 3]
+    more = extended.extended_with(GOOD[4:6])
+    assert len(more.calibration.normal_scores) == 5
+
+
+def test_the_pixel_preset_keeps_its_weights_and_takes_in_features(tmp_path):
+    model = PixelModel.from_pretrained(PixelConfig(resolution=96, max_tokens=1000))
+    detector = Metaformer(model, "pixel").adapt(GOOD[:2])
+    detector.save(tmp_path / "d")
+    extended = Detector.load(tmp_path / "d").extended_with(GOOD[2:4])
+    before, after = (d.adapted.universal.state_dict() for d in (detector, extended))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    kept, earlier = (d.adapted.known.memory[4] for d in (extended, detector))
+    assert len(kept) == 1000 and not torch.equal(kept, earlier)
+    assert len(extended.calibration.normal_scores) == 4
+    assert extended.made["additions"][0]["calibration"] == "estimated"
+    extended.save(tmp_path / "e")
+    again = Detector.load(tmp_path / "e")
+    assert again.predict(GOOD[5]).raw_score == extended.predict(GOOD[5]).raw_score
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.integers(1, 6), st.integers(0, 10_000))
+def test_more_memory_never_raises_a_score(count, seed):
+    """Why earlier scores are lowered, and never raised: however distances are joined, which changes
+    a little with the number of images."""
+    model = boards.universal().model
+    tokens = [model.prepare(to_tensor(boards.good(seed + i), (96, 96))) for i in range(count + 1)]
+    query = model.prepare(to_tensor(boards.defective(seed), (96, 96)))
+
+    more, less = model.adapt(tokens, seed=0), model.adapt(tokens[:-1], seed=0)
+
+    def score(memory: AdaptedFeature) -> float:
+        raw = more.read(query, memory.distances(query))
+        return image_score(smooth(raw, model.config.sigma)[0], model.config.score_share)
+
+    # The matrix product rounds differently with other sizes.
+    assert score(more) <= score(less) + 1e-6
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 30),
+    st.integers(0, 30),
+    st.integers(1, 20),
+    st.integers(0, 99),
+    st.integers(0, 9),
+)
+def test_merged_samples_are_rows_of_both_within_the_cap(old, new, most, more, seed):
+    old = min(old, most)
+    rows = torch.arange(old + new, dtype=torch.float32)[:, None]
+    merged = merge_samples(
+        rows[:old],
+        rows[old:],
+        stands_for=old + more,
+        most=most,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    assert len(merged) <= min(most, old + new)
+    assert len(set(merged[:, 0].tolist())) == len(merged) and bool((merged.diff(dim=0) > 0).all())
+    if old + new <= most:
+        assert torch.equal(merged, rows)
+    elif old == most:
+        assert len(merged) == most
+
+
+def test_a_merged_sample_is_fair():
+    """Each row that a full memory stands for is as likely to stay as a new one."""
+    counts = []
+    for seed in range(300):
+        merged = merge_samples(
+            torch.zeros(50, 1),
+            torch.ones(100, 1),
+            stands_for=300,
+            most=50,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        counts.append(float(merged.sum()))
+    assert np.mean(counts) == pytest.approx(12.5, abs=0.6)  # 100 of 400; standard error 0.17
+
+
+# What is recorded, what is refused
+
+
+def test_additions_are_recorded_and_duplicates_left_out(tmp_path):
+    paths = [boards.write_png(tmp_path / f"part {i}.png", GOOD[i]) for i in range(6)]
+    detector = boards.universal().adapt(paths[:3], seed=5)
+    with pytest.warns(DuplicateSupportWarning, match=r"part 2\.png, copy\.png"):
+        copy = boards.write_png(tmp_path / "copy.png", GOOD[3])
+        extended = detector.extended_with([paths[2], paths[3], copy, paths[4]])
+    assert [image["name"] for image in extended.made["support"]] == [
+        "part 0.png", "part 1.png", "part 2.png", "part 3.png", "part 4.png",
+    ]  # fmt: skip
+    assert extended.made["support"][4]["sha256"] == hashlib.sha256(GOOD[4].tobytes()).hexdigest()
+    (addition,) = extended.made["additions"]
+    assert (addition["first"], addition["count"], addition["seed"]) == (3, 2, 5)
+    assert addition["made"] >= detector.made["made"] and "torch" in addition["versions"]
+    assert len(extended.made["support_scores"]) == 5
+
+    extended.save(tmp_path / "d")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = Detector.load(tmp_path / "d").extended_with(paths[5:])
+    assert [a["first"] for a in again.info()["additions"]] == [3, 5]
+
+
+def test_nothing_new_is_an_error(tmp_path):
+    detector = boards.detector()
+    with pytest.raises(ValueError, match="of the 2 images given, none is new"):
+        detector.extended_with([GOOD[0], GOOD[1]])
+    with pytest.raises(ValueError, match="nothing to add"):
+        detector.extended_with([])
+    with pytest.raises(ImageError, match="no images in this folder"):
+        detector.extended_with(tmp_path)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        detector.extended_with(GOOD[4:5], false_alarm_rate=1.0)
+
+
+def test_the_rate_stays_unless_another_is_asked():
+    detector = boards.detector().with_false_alarm_rate(0.3)
+    assert detector.extended_with(GOOD[4:]).calibration.false_alarm_rate == 0.3
+    other = detector.extended_with(GOOD[4:], false_alarm_rate=0.2)
+    assert other.calibration.false_alarm_rate == 0.2
+    assert other.calibration.rule == "rank"  # three images could not promise it, seven can
+
+
+def test_an_odd_new_image_is_named():
+    detector = boards.universal().adapt(GOOD[:5])
+    with pytest.warns(OddSupportWarning, match="image 5"):
+        detector.extended_with([boards.defective(3, "77000005")])
+
+
+# The command
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_the_command_extends(tmp_path):
+    first = boards.write_good(tmp_path / "first", 3)
+    more = boards.write_good(tmp_path / "more", 3, seed=2)  # one of them again
+    base, new = tmp_path / "a.metaformer", tmp_path / "b.metaformer"
+    assert run("adapt", first, "-o", base, "--resolution", 96).exit_code == 0
+    content = base.read_bytes()
+    done = run("adapt", "--add", base, more, "-o", new)
+    assert done.exit_code == 0, done.output
+    assert "adapted to 5 normal images" in done.stdout and "2 of them new" in done.stdout
+    assert "the same pixels" in done.stderr and done.stderr.count("\n") == 1
+    assert base.read_bytes() == content
+    info = json.loads(run("info", new).stdout)
+    assert [a["count"] for a in info["additions"]] == [2]
+
+    same = run("adapt", "--add", new, more, "-o", new, "--quiet")
+    assert same.exit_code == 1 and "none is new" in same.stderr
+    in_place = boards.write_good(tmp_path / "yet more", 1, seed=9)
+    printed = run("adapt", "--add", new, in_place, "-o", new, "--json", "--false-alarm-rate", "0.2")
+    assert json.loads(printed.stdout)["calibration"]["false_alarm_rate"] == 0.2
+    assert len(Detector.load(new).made["additions"]) == 2
+
+
+@pytest.mark.parametrize(
+    "option", [["--resolution", "128"], ["--seed", "0"], ["--aligned"], ["--preset", "feature"]]
+)
+def test_what_the_detector_settles_cannot_be_asked_for(option, tmp_path):
+    boards.detector().save(tmp_path / "d")
+    done = run("adapt", "--add", tmp_path / "d", tmp_path, "-o", tmp_path / "e", *option)
+    assert done.exit_code == 1 and option[0] in done.stderr and "--add" in done.stderr
+    assert not (tmp_path / "e").exists()
