@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,6 +51,13 @@ def predict(
     ] = 1,
     false_alarm_rate: Annotated[
         float | None, typer.Option(help="Another rate than the detector was made with.")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="What is known of the images, as CSV: file,label[,mask]; unless given, folders "
+            "named good, test/<kind> and masks beside the images are understood.",
+        ),
     ] = None,
     scores_format: Annotated[
         ScoresFormatName | None,
@@ -99,6 +107,7 @@ def predict(
 ) -> None:
     """Score images and mark their defects. Stopped and started again, it goes on."""
     with clear_errors():
+        from metaformer.data.datasets.truth import LabelTable, Outcomes
         from metaformer.inference.report.overlays import format_score
         from metaformer.io.folders import describe_omissions
         from metaformer.io.sources.shards import NotScored, Sources, shards
@@ -114,6 +123,8 @@ def predict(
                 raise ValueError("a Ray job computes with PyTorch. Leave out --engine.")
             if workers is not None:
                 raise ValueError("a Ray job has one image a processor. Leave out --workers.")
+            if labels is not None:
+                raise ValueError("a Ray job writes no report. Leave out --labels.")
             if backbone_weights is not None:
                 raise ValueError(
                     "a Ray job has no --backbone-weights: set METAFORMER_WEIGHTS on every machine."
@@ -140,6 +151,7 @@ def predict(
             raise ValueError(f"{', '.join(arguments)}: no images in this folder. {advice}".strip())
         if not recursive and not quiet:
             note_sub_folders(arguments)
+        table = None if labels is None else LabelTable(labels)
         predictions: list[dict[str, Any]] = []
         worst: list[tuple[float, str]] = []  # of this run, a heap, the lowest score first
         computed_by = "torch"
@@ -189,9 +201,14 @@ def predict(
                     write_report=report,
                     overwrite=overwrite,
                     workers=workers,
+                    truth=table,
                     on_image=on_image,
                     on_step=on_step,
                 )
+    outcomes = getattr(result, "outcomes", Outcomes())
+    if table is not None and (unused := table.unused()):
+        names = ", ".join(unused[:3]) + (" ..." if len(unused) > 3 else "")
+        typer.echo(f"{labels}: of no image scored, {len(unused)}: {names}", err=True)
     if as_json:
         listed = [{"path": name, "reason": reason} for name, reason in result.failures]
         summary = {
@@ -200,6 +217,7 @@ def predict(
             "of_earlier_runs": result.resumed,
             "interrupted": result.interrupted,
             "engine": computed_by,
+            "truth": asdict(outcomes) if outcomes.describe() else None,
             "failed": result.failed,
             "passed_over": result.passed_over,
             "failures": listed,
@@ -222,6 +240,10 @@ def predict(
         images_scored = f"{result.scored} image{'' if result.scored == 1 else 's'} scored"
         omitted = f", {result.failed} not scored" if result.failed else ""
         typer.echo(f"{images_scored}{earlier}, {result.anomalous} anomalous{omitted}.")
+        if table is not None:
+            typer.echo(table.describe())
+        if described := outcomes.describe():
+            typer.echo(described)
         for score, name in sorted(worst, key=lambda flagged: (-flagged[0], flagged[1])):
             typer.echo(f"  {format_score(score)}  {name}")
         if worst and result.anomalous > len(worst):

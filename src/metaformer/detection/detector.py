@@ -3,60 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metaformer.detection.adaptation import (
-    Adapted,
-    Model,
-    adapt_to_support,
-    at_working_size,
-    has_views,
-    prepare,
-    prepare_views,
-    raw_maps,
-)
+from metaformer.detection.adaptation import adapt_to_support, at_working_size, prepare
 from metaformer.detection.detector_file import (
     DetectorFileError,
     read_detector_file,
     write_detector_file,
 )
 from metaformer.detection.extension import Earlier, extend
-from metaformer.detection.feature.config import ALIGNED, PLAIN, SHIPPED, FeatureConfig
-from metaformer.detection.feature.preset import FeatureModel
-from metaformer.detection.feature.scale import fit_to_sizes
-from metaformer.detection.feature.state import adapted_from_state
-from metaformer.detection.pixel.config import Mode, PixelConfig
-from metaformer.detection.pixel.preset import AdaptedPixel, PixelModel
+from metaformer.detection.feature.config import SHIPPED
+from metaformer.detection.pixel.config import Mode
+from metaformer.detection.preset import Adapted, Preset
+from metaformer.detection.presets import PresetName, make_preset, restore_preset
 from metaformer.detection.scoring.anomaly_map import image_score, to_image_size
-from metaformer.detection.scoring.calibration import Calibration, check_rate
+from metaformer.detection.scoring.calibration import Calibration, check_rate, guarantee_of
 from metaformer.detection.scoring.prediction import Prediction
 from metaformer.detection.scoring.regions import find_regions
 from metaformer.detection.support_set import (
     ImageSource,
+    SupportRecord,
     choose_white_level,
     describe_source,
-    digest_of,
     support_sources,
-    warn_about_duplicates,
     warn_about_odd,
     when_and_with_what,
 )
-from metaformer.io.images import pixels_of, read_image
+from metaformer.detection.support_thumbnails import (
+    GoodExample,
+    nearest,
+    take_from,
+    to_tensors,
+)
+from metaformer.io.images import read_image
 from metaformer.io.workers import side_by_side
 from metaformer.networks.backbone_weights import BackboneError
 from metaformer.networks.instance_prior import InstancePrior, load_prior
-from metaformer.networks.timm_backbone import level_settings, load_timm_backbone
-
-Preset = Literal["feature", "pixel"]
-PRESETS: tuple[Preset, ...] = ("feature", "pixel")
 
 
 class Metaformer:
@@ -67,14 +57,14 @@ class Metaformer:
     >>> detector.predict("photos/new/0017.jpg").score
     """
 
-    def __init__(self, model: Model, preset: Preset) -> None:
+    def __init__(self, model: Preset[Any], preset: PresetName) -> None:
         self.model = model
         self.preset = preset
 
     @classmethod
     def from_pretrained(
         cls,
-        preset: Preset = "feature",
+        preset: PresetName = "feature",
         *,
         resolution: int | None = None,
         aligned: bool = False,
@@ -109,26 +99,17 @@ class Metaformer:
                 preset, weights that cannot be used, or a ``BackboneError``: the backbone or its
                 weights cannot be used.
         """
-        if resolution is not None and not 64 <= resolution <= 2048:
-            raise ValueError(f"resolution must lie between 64 and 2048 pixels, got {resolution}.")
-        changes: dict[str, Any] = {} if resolution is None else {"resolution": resolution}
-        if preset == "feature":
-            if mode != "fast" or universal_weights is not None:
-                raise ValueError("mode and universal_weights are of the pixel preset.")
-            file = None if backbone_weights is None else Path(backbone_weights)
-            if backbone == SHIPPED:
-                config = replace(ALIGNED if aligned else FeatureConfig(), **changes)
-                return cls(FeatureModel.from_pretrained(config, backbone_weights=file), preset)
-            network = load_timm_backbone(backbone, weights=file, download=download)
-            config = replace(PLAIN, aligned=aligned, **(level_settings(network) | changes))
-            return cls(FeatureModel(config, network), preset)
-        if preset == "pixel":
-            if backbone != SHIPPED or backbone_weights is not None:
-                raise ValueError("the pixel preset has no backbone; choose the feature preset.")
-            pixel = PixelConfig(mode=mode, aligned=aligned, **changes)
-            folder = None if universal_weights is None else Path(universal_weights)
-            return cls(PixelModel.from_pretrained(pixel, folder), preset)
-        raise ValueError(f'no preset "{preset}": choose {" or ".join(PRESETS)}.')
+        model = make_preset(
+            preset,
+            resolution=resolution,
+            aligned=aligned,
+            backbone=backbone,
+            backbone_weights=None if backbone_weights is None else Path(backbone_weights),
+            download=download,
+            mode=mode,
+            universal_weights=None if universal_weights is None else Path(universal_weights),
+        )
+        return cls(model, preset)
 
     def adapt(
         self,
@@ -162,41 +143,35 @@ class Metaformer:
         check_rate(false_alarm_rate)
         sources = support_sources(images)
         white_level = choose_white_level(white_level, None, sources)
-        model = fit_to_sizes(
-            self.model,
-            (pixels_of(source) for source in sources),
-            lambda i: read_image(sources[i], white_level=white_level),
-        )
-        digests: list[str] = []
+        record = SupportRecord()
 
         def read_each() -> Iterator[NDArray[np.uint8]]:
-            for source in sources:
+            for i, source in enumerate(sources):
                 pixels = read_image(source, white_level=white_level)
-                digests.append(digest_of(pixels))
-                yield pixels
+                if record.take_in(describe_source(source, i), pixels):
+                    yield pixels
 
         result = adapt_to_support(
-            model,
+            self.model,
             read_each(),
             count=len(sources),
             false_alarm_rate=false_alarm_rate,
             seed=seed,
             on_step=on_step,
         )
-        names = [describe_source(source, i) for i, source in enumerate(sources)]
         made = {
             "preset": self.preset,
             "seed": seed,
             "white_level": white_level,
-            "support": [
-                {"name": name, "sha256": digest}
-                for name, digest in zip(names, digests, strict=True)
-            ],
+            "support": record.images,
             "support_scores": [asdict(score) for score in result.support_scores],
             **when_and_with_what(),
         }
-        warn_about_odd(result.support_scores, names)
-        return Detector(model, result.adapted, result.calibration, made)
+        record.warn()
+        warn_about_odd(result.support_scores, [image["name"] for image in record.images])
+        return Detector(
+            self.model, result.adapted, result.calibration, made, tuple(record.thumbnails)
+        )
 
     def response_map(self, image: ImageSource) -> NDArray[np.float32]:
         """The response map R of an image: where its object is, as P sees it.
@@ -225,14 +200,21 @@ class Detector:
     """A model adapted to one product, with its threshold. Made by ``Metaformer.adapt``."""
 
     def __init__(
-        self, model: Model, adapted: Adapted, calibration: Calibration, made: dict[str, Any]
+        self,
+        model: Preset[Any],
+        adapted: Adapted[Any],
+        calibration: Calibration,
+        made: dict[str, Any],
+        thumbnails: tuple[bytes, ...] = (),
     ) -> None:
         self.model = model
         self.adapted = adapted
         self.calibration = calibration
         self.made = made
+        self.thumbnails = thumbnails
+        """Small JPEGs of the first support images, in their order; for reports alone."""
         self.engine: Callable[[Tensor], Tensor] | None = None
-        """(1, 3, H, W) at the working size -> (1, h, w) raw map; None for PyTorch. See
+        """(N, 3, H, W) at the working size -> (N, h, w) raw maps; None for PyTorch. See
         ``metaformer.export.backends``."""
 
     def predict(self, image: ImageSource) -> Prediction:
@@ -251,7 +233,12 @@ class Detector:
 
     def predict_pixels(self, pixels: NDArray[np.uint8], path: str | None = None) -> Prediction:
         """``predict`` for an image already read, (H, W, 3) uint8 RGB."""
-        raw, raw_pixels = self.score_pixels(pixels)
+        return self.judge(*self.score_pixels(pixels), path)
+
+    def judge(
+        self, raw: float, raw_pixels: NDArray[np.float32], path: str | None = None
+    ) -> Prediction:
+        """The verdict on an image from its raw score and raw (H, W) map; see ``score_pixels``."""
         calibration = self.calibration
         is_anomalous = raw >= calibration.threshold
         anomaly_map = calibration.map(raw_pixels)
@@ -271,11 +258,11 @@ class Detector:
     def score_pixels(self, pixels: NDArray[np.uint8]) -> tuple[float, NDArray[np.float32]]:
         """Raw score and raw (H, W) map of an image (H, W, 3) uint8 RGB, before calibration."""
         if self.engine is None:
-            grids = raw_maps(self.model, self.adapted, prepare(self.model, pixels))  # (M, h, w)
+            grid = self.adapted.anomaly_map(prepare(self.model, pixels))  # (h, w)
         else:
-            grids = self.engine(at_working_size(self.model, pixels))[0]
-        score = image_score(grids[0], self.model.config.score_share)
-        return score, to_image_size(grids[-1], pixels.shape)
+            grid = self.engine(at_working_size(self.model, pixels))[0]
+        score = image_score(grid, self.model.config.score_share)
+        return score, to_image_size(grid, pixels.shape)
 
     def predict_many(
         self, images: Iterable[ImageSource], *, workers: int = 1
@@ -291,7 +278,7 @@ class Detector:
     def with_false_alarm_rate(self, rate: float) -> Detector:
         """The same detector with the threshold for another rate; nothing is computed anew."""
         calibration = self.calibration.with_false_alarm_rate(rate)
-        same = Detector(self.model, self.adapted, calibration, self.made)
+        same = Detector(self.model, self.adapted, calibration, self.made, self.thumbnails)
         same.engine = self.engine
         return same
 
@@ -306,9 +293,8 @@ class Detector:
         """A new detector that knows more normal images; the earlier ones are not needed.
 
         With the ``feature`` preset and a memory below its cap the result is that of adapting to
-        all images at once, bit for bit; unless images come in many sizes, for all are worked at by
-        what this detector's first ones said of that (``detection/feature/scale.py``). Otherwise
-        what the earlier images would score now is estimated. ``info()["additions"]`` says which of
+        all images at once, bit for bit. Otherwise what the earlier images would score now is
+        estimated. ``info()["additions"]`` says which of
         the two it was, and ``docs/decisions/02-extension.md`` what each can promise.
 
         Args:
@@ -327,43 +313,29 @@ class Detector:
         check_rate(rate)
         sources = support_sources(images)
         white_level = choose_white_level(white_level, self.made["white_level"], sources)
-        support = list(self.made["support"])
-        known = {image["sha256"] for image in support}
-        prepared, views, duplicates = [], [], []
+        record = SupportRecord(self.made["support"], self.thumbnails)
+        count = len(record.images)
+        prepared = []
         for i, source in enumerate(sources):
             pixels = read_image(source, white_level=white_level)
-            name, digest = describe_source(source, len(support)), digest_of(pixels)
-            if digest in known:
-                duplicates.append(name)
-            else:
-                known.add(digest)
-                support.append({"name": name, "sha256": digest})
-                prepared.append(prepare(self.model, pixels))
-                if has_views(self.model, len(support)):
-                    views.append(prepare_views(self.model, pixels))
+            if record.take_in(describe_source(source, len(record.images)), pixels):
+                prepared.append(prepare(self.model, pixels, support_size=count + len(sources)))
             on_step(i + 1, len(sources) + 1)
         if not prepared:
             raise ValueError(
                 f"nothing to add: of the {len(sources)} images given, none is new to the detector. "
                 f"Give other normal images."
             )
-        warn_about_duplicates(duplicates)
+        record.warn()
         earlier = Earlier(
             self.adapted,
             self.calibration,
             tuple(score["raw_score"] for score in self.made["support_scores"]),
-            len(self.made["support"]),
+            count,
         )
         seed = self.made["seed"]
-        result, how = extend(
-            self.model,
-            earlier,
-            prepared,
-            views if has_views(self.model, len(support)) else [],
-            false_alarm_rate=rate,
-            seed=seed,
-            on_step=lambda done, total: on_step(len(sources) + done, len(sources) + total),
-        )
+        result, how = extend(earlier, prepared, false_alarm_rate=rate, seed=seed)
+        on_step(len(sources) + 1, len(sources) + 1)
         addition = {
             "first": earlier.count,
             "count": len(prepared),
@@ -374,20 +346,27 @@ class Detector:
         made = {
             **self.made,
             "white_level": white_level,
-            "support": support,
+            "support": record.images,
             "support_scores": [asdict(score) for score in result.support_scores],
             "additions": [*self.made.get("additions", []), addition],
         }
-        warn_about_odd(result.support_scores, [image["name"] for image in support])
-        return Detector(self.model, result.adapted, result.calibration, made)
+        warn_about_odd(result.support_scores, [image["name"] for image in record.images])
+        return Detector(
+            self.model, result.adapted, result.calibration, made, tuple(record.thumbnails)
+        )
+
+    def nearest_good(self, pixels: NDArray[np.uint8]) -> GoodExample | None:
+        """The support image that looks most like an image (H, W, 3) uint8 RGB, as a thumbnail.
+
+        None if the detector holds no thumbnails, as files of earlier versions do.
+        """
+        names = [support["name"] for support in self.made["support"]]
+        return nearest(self.thumbnails[: len(names)], names, pixels)
 
     @property
     def guarantee(self) -> str:
         """What the threshold promises, for people; how it was extended is taken into account."""
-        text = self.calibration.guarantee
-        if any(a["calibration"] == "estimated" for a in self.made.get("additions", [])):
-            text += " What earlier images would score now is estimated, so this holds roughly."
-        return text
+        return guarantee_of(self.calibration, self.made.get("additions", []))
 
     def info(self) -> dict[str, Any]:
         """How the detector was made and what its threshold promises, ready for JSON."""
@@ -413,7 +392,7 @@ class Detector:
             "settings": settings,
             "calibration": self.calibration.to_dict(),
         }
-        write_detector_file(Path(path), header, tensors)
+        write_detector_file(Path(path), header, tensors | to_tensors(self.thumbnails))
 
     @classmethod
     def load(cls, path: Path | str, *, backbone_weights: Path | str | None = None) -> Detector:
@@ -432,15 +411,12 @@ class Detector:
         """
         header, tensors = read_detector_file(Path(path))
         file = None if backbone_weights is None else Path(backbone_weights)
-        adapted: Adapted
         try:
+            thumbnails = take_from(tensors)
             made = header["made"]
-            if made["preset"] == "feature":
-                adapted = adapted_from_state(tensors, header["settings"], backbone_weights=file)
-            elif made["preset"] == "pixel":
-                adapted = AdaptedPixel.from_state(tensors, header["settings"])
-            else:
-                raise ValueError(f"unknown preset {made['preset']!r}")
+            model, adapted = restore_preset(
+                made["preset"], tensors, header["settings"], backbone_weights=file
+            )
             calibration = Calibration.from_dict(header["calibration"])
         except BackboneError as error:
             raise DetectorFileError(f"{path}: {error}") from error
@@ -449,4 +425,4 @@ class Detector:
                 f"{path}: a detector file with something missing or wrong inside ({error!r}). It "
                 f"is damaged, or was changed by hand; adapt again."
             ) from error
-        return cls(adapted.model, adapted, calibration, made)
+        return cls(model, adapted, calibration, made, thumbnails)

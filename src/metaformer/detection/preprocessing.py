@@ -15,8 +15,6 @@ from torch import Tensor
 
 MAX_ASPECT = 8.0
 """Beyond this ratio of sides an image is squeezed along its longer side, to bound the cost."""
-MOST_ENLARGED, LEAST_ENLARGED = 2**0.5, 0.5
-"""Whatever its size, an image takes at most twice the time and memory of a usual one."""
 
 
 def working_size(height: int, width: int, resolution: float, multiple: int) -> tuple[int, int]:
@@ -31,13 +29,6 @@ def working_size(height: int, width: int, resolution: float, multiple: int) -> t
         max(1, round(wanted_height / multiple)) * multiple,
         max(1, round(wanted_width / multiple)) * multiple,
     )
-
-
-def enlarged(height: int, width: int, side: float, kept: float) -> float:
-    """How many times the usual resolution an image is worked at, if one of ``side``^2 pixels is at
-    just that: with ``kept`` 0 all have one area, with 1 one scale, in between in logarithms."""
-    times = ((height * width) ** 0.5 / side) ** kept
-    return float(min(max(times, LEAST_ENLARGED), MOST_ENLARGED))
 
 
 def to_tensor(image: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:

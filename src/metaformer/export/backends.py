@@ -18,11 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaformer.detection.adaptation import raw_maps
 from metaformer.detection.detector import Detector
 from metaformer.detection.scoring.anomaly_map import image_score
-from metaformer.export.onnx.anomaly_maps import UnsupportedExportError
-from metaformer.export.onnx.detector import map_model
+from metaformer.export.onnx.detector import UnsupportedExportError, map_model
 from metaformer.export.sessions import Runtime, compile_model
 from metaformer.io.images import pixels_of
 from metaformer.io.sources.shards import Files, Sources, images_in, shards
@@ -110,7 +108,13 @@ def with_engine(detector: Detector, name: str) -> Detector:
         engine = make_engine(detector, chosen)
         if chosen != "torch":
             check_engine(detector, engine, torch_engine(detector)(test_image(detector))[0])
-    same = Detector(detector.model, detector.adapted, detector.calibration, detector.made)
+    same = Detector(
+        detector.model,
+        detector.adapted,
+        detector.calibration,
+        detector.made,
+        detector.thumbnails,
+    )
     same.engine = None if engine.name == "torch" else engine
     return same
 
@@ -191,15 +195,17 @@ def make_engine(detector: Detector, name: EngineName) -> Engine:
     runtime: Runtime = name
     model = map_model(detector).SerializeToString()
     run = compile_model(model, runtime, threads=torch.get_num_threads())
-    return Engine(name, lambda images: torch.from_numpy(run(images.numpy())["raw_maps"]))
+    return Engine(name, lambda images: torch.from_numpy(run(images.numpy())["raw_maps"][:, 0]))
 
 
 def torch_engine(detector: Detector) -> Engine:
     """One image after another: that is how a detector works in PyTorch."""
 
+    module = detector.adapted.as_module()
+
+    @torch.inference_mode()
     def run(images: Tensor) -> Tensor:
-        model, adapted = detector.model, detector.adapted
-        return torch.stack([raw_maps(model, adapted, model.prepare(x[None])) for x in images])
+        return torch.cat([module(image[None]) for image in images])
 
     return Engine("torch", run)
 
@@ -215,17 +221,17 @@ def test_image(detector: Detector) -> Tensor:
     return torch.from_numpy(pixels.astype(np.float32))
 
 
-def check_engine(detector: Detector, engine: Engine, expected_maps: Tensor) -> None:
-    """Hold an engine against PyTorch's maps (M, h, w) of the test image.
+def check_engine(detector: Detector, engine: Engine, expected_map: Tensor) -> None:
+    """Hold an engine against PyTorch's map (h, w) of the test image.
 
     Raises:
         EngineError: the score or the map is another.
     """
     share = detector.model.config.score_share
-    found_maps = engine(test_image(detector))[0]
-    expected, found = image_score(expected_maps[0], share), image_score(found_maps[0], share)
+    found_map = engine(test_image(detector))[0]
+    expected, found = image_score(expected_map, share), image_score(found_map, share)
     spread = detector.calibration.spread
-    furthest = float((found_maps - expected_maps).abs().max())
+    furthest = float((found_map - expected_map).abs().max())
     # Written so that NaN is refused too.
     if (
         abs(found - expected) <= MOST_SCORE_DIFFERENCE * spread

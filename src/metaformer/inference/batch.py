@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from metaformer.data.datasets.truth import FolderTruth, Outcomes, Truth
 from metaformer.detection.detector import Detector
 from metaformer.detection.scoring.prediction import Prediction
 from metaformer.inference.report.html import NORMAL_SHARE, ReportBuilder
 from metaformer.inference.report.overlays import map_levels
+from metaformer.inference.report.settings import report_settings
 from metaformer.inference.resuming import Highest, drop_replaced, earlier_pictures, rejudged
 from metaformer.inference.scores.csv_scores import CsvScores
 from metaformer.inference.scores.failures import Failures
@@ -71,6 +72,8 @@ class BatchResult:
     """Folders and files passed over on purpose: results, recycle bins, masks; no failures."""
     passed_over_listed: tuple[tuple[str, str], ...] = ()
     """(name, reason) of the first thousand of them."""
+    outcomes: Outcomes = field(default_factory=Outcomes)
+    """Verdicts on images whose truth is known, those of earlier runs included."""
 
 
 def score_images(
@@ -83,6 +86,7 @@ def score_images(
     write_report: bool = True,
     overwrite: bool = False,
     workers: int | None = None,
+    truth: Truth | None = None,
     on_image: Callable[[str, Prediction | str], None] = lambda name, outcome: None,
     on_step: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> BatchResult:
@@ -99,6 +103,8 @@ def score_images(
             ``sources``), or ``Sources``.
         workers: how many are scored at once; None for one a processor, at most four, or for one
             where an engine computes, which has threads of its own.
+        truth: what is known of the images, for the report and the outcomes; what their folders
+            say (``truth.FolderTruth``) if None.
         on_image: called with the name of each image of this run and the prediction, or the reason
             why there is none.
         on_step: called with (images passed, images in all if that can be told); those of earlier
@@ -124,9 +130,8 @@ def score_images(
         overwrite,
         lambda row: rejudged(row, detector.calibration),
     ):
-        return _Run(detector, sources, output, root, scores, write_maps, write_report).score(
-            crew, total, on_image, on_step
-        )
+        run = _Run(detector, sources, output, root, scores, write_maps, write_report, truth)
+        return run.score(crew, total, on_image, on_step)
 
 
 class _Run:
@@ -141,7 +146,10 @@ class _Run:
         scores: CsvScores | ParquetScores,
         write_maps: bool,
         write_report: bool,
+        truth: Truth | None,
     ) -> None:
+        self.truth = truth or FolderTruth()
+        self.outcomes = Outcomes()
         self.detector, self.sources = detector, sources
         self.output, self.root, self.scores = output, root, scores
         self.write_maps, self.write_report = write_maps, write_report
@@ -192,6 +200,7 @@ class _Run:
             failures.count,
             failures.passed_over,
             tuple(failures.listed_passed_over),
+            self.outcomes,
         )
 
     def _items(self) -> Iterator[Item]:
@@ -238,7 +247,8 @@ class _Run:
         if self._is_resumed:
             self._scored_now.add(name_digest(name))
         if self.write_report:
-            self.report.add(pixels, prediction)
+            known = self.truth(name)
+            self.report.add(pixels, prediction, truth=known, find_good=self.detector.nearest_good)
         return prediction
 
     def _count(self) -> tuple[int, int, int]:
@@ -248,6 +258,7 @@ class _Run:
         for row in self.scores.read():
             scored += 1
             anomalous += row.is_anomalous
+            self.outcomes.add(self.truth(row.path), row.is_anomalous)
             if not self._is_resumed or name_digest(row.path) in self._scored_now:
                 continue
             resumed += 1
@@ -256,7 +267,12 @@ class _Run:
                 self._add_line(without)
         rows = pictured.rows()
         for pixels, prediction in earlier_pictures(rows, self.sources, self.output, self.detector):
-            self.report.add(pixels, prediction)
+            self.report.add(
+                pixels,
+                prediction,
+                truth=self.truth(prediction.path or ""),
+                find_good=self.detector.nearest_good,
+            )
             del rows[prediction.path or ""]
         for row in rows.values():
             self._add_line(row)
@@ -264,7 +280,11 @@ class _Run:
 
     def _add_line(self, row: ScoreRow) -> None:
         self.report.add_scored(
-            row.path, score=row.score, p_value=row.p_value, is_anomalous=row.is_anomalous
+            row.path,
+            score=row.score,
+            p_value=row.p_value,
+            is_anomalous=row.is_anomalous,
+            truth=self.truth(row.path),
         )
 
 
@@ -297,25 +317,3 @@ def write_map(target: Path, prediction: Prediction) -> None:
         rows = slice(top, top + MAP_ROWS)
         levels[rows] = map_levels(prediction.anomaly_map[rows])
     write_bytes(target, encode_levels(levels))
-
-
-def report_settings(detector: Detector) -> dict[str, Any]:
-    """What the report's settings table shows."""
-    info = detector.info()
-    calibration = detector.calibration
-    kinds = {
-        "conformal": "rank among the scores of other good images",
-        "views": "rank among views of the one image adapted to; no promise for other parts",
-    }
-    return {
-        "preset": info["preset"],
-        "false-alarm rate asked": f"{calibration.false_alarm_rate:.1%}",
-        "threshold (raw score)": f"{calibration.threshold:.6g}",
-        "what the threshold promises": info["guarantee"],
-        "p-values": kinds[calibration.p_value_kind],
-        "normal images adapted to": len(info["support"]),
-        "seed": info["seed"],
-        "made": info["made"],
-        "versions": ", ".join(f"{k} {v}" for k, v in info["versions"].items()),
-        "support_scores": [calibration.score(raw) for raw in calibration.normal_scores],
-    }

@@ -2,218 +2,183 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import replace
-from pathlib import Path
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from metaformer.detection.feature.adapted import METRIC, TRANSFORMER, AdaptedFeature, Rows
+from metaformer.detection.feature.adapted import STATE_VERSION, FeatureImage, from_support
 from metaformer.detection.feature.config import SHIPPED, FeatureConfig
-from metaformer.detection.feature.position_gaussian import GRID, Places
-from metaformer.detection.feature.position_memory import SamePlace
-from metaformer.detection.feature.preset import FeatureModel
-from metaformer.networks.patch_metric import FINE, POOLED, Shares, metric_from_tensors
-from metaformer.networks.patch_transformer import SeenImage, transformer_from_tensors
+from metaformer.detection.feature.memory_bank import POOLED, MemoryBank
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""What version 1 standardised pixels by. The shipped backbone was trained on other values, which
+version 2 takes."""
 
 
-def adapted_from_state(
-    tensors: dict[str, Tensor],
-    settings: dict[str, Any],
-    *,
-    backbone_weights: Path | None = None,
-) -> AdaptedFeature:
-    """What ``AdaptedFeature.state`` gave, made into the same again: equal scores to the last bit.
+@dataclass(frozen=True)
+class Restored:
+    """The parts of an adapted model."""
+
+    config: FeatureConfig
+    bank: MemoryBank | None
+    support: dict[int, FeatureImage]
+    count: int
+
+    def check(self, channels: Mapping[int, int]) -> None:
+        """Raises: ValueError: shapes do not fit a backbone with these channels by stride."""
+        expected = {str(level): channels[level] for level in self.config.levels}
+        expected[POOLED] = sum(expected.values())
+        for index, image in self.support.items():
+            for level, grid in image.features.items():
+                if grid.ndim != 4 or len(grid) != 1 or grid.shape[1] != expected[str(level)]:
+                    raise ValueError(
+                        f"support.{index}.{level} has shape {tuple(grid.shape)}, needed is "
+                        f"(1, {expected[str(level)]}, h, w)"
+                    )
+        rows = {} if self.bank is None else self.bank.rows
+        for name, of_name in rows.items():
+            if of_name.ndim != 2 or of_name.shape[1] != expected[name] or not len(of_name):
+                raise ValueError(
+                    f"bank.{name} has shape {tuple(of_name.shape)}, needed is (N, {expected[name]})"
+                )
+
+
+def restore(tensors: dict[str, Tensor], settings: dict[str, Any]) -> Restored:
+    """The parts of what ``AdaptedFeature.state`` gave.
 
     Raises:
         ValueError, KeyError, TypeError: something is missing or does not fit.
-        BackboneError: the weights of another backbone cannot be used.
     """
-    stored: dict[str, Any] = {  # JSON has no tuples
-        k: tuple(v) if isinstance(v, list) else v for k, v in settings["config"].items()
-    }
-    stored["maps"] = maps_of(stored)
-    # What earlier versions did not know.
-    unknown: dict[str, Any] = {
-        "learned": False,
-        "places": 0,
-        "compared_tokens": sys.maxsize,
-        "means": False,
-        "averaged_tokens": 4 * stored.get("compared_tokens", 0),
-        "own": 0.0,
-    }
-    config = FeatureConfig(**(unknown | stored))
+    version = settings.get("version", 1)
+    if version == 1:
+        return restore_version_1(tensors, settings)
+    if version != STATE_VERSION:
+        raise ValueError(f"version {version} of the feature preset is not known here")
+    config = FeatureConfig(**with_tuples(settings["config"]))
     if config.backbone != SHIPPED and not isinstance(config.backbone_sha256, str):
         raise ValueError(f"no SHA-256 of the weights of {config.backbone}")
-    metric, transformer = None, None
-    if config.learned:
-        metric = metric_from_tensors(under(METRIC, tensors))
-    if config.corrects:
-        transformer = transformer_from_tensors(under(TRANSFORMER, tensors))
-    model = FeatureModel.from_pretrained(
-        config, backbone_weights=backbone_weights, metric=metric, transformer=transformer
-    )
-    kept = [
-        name for name in config.readings if name in config.searched or f"memory.{name}" in tensors
-    ]
-    memory = {name: tensors[f"memory.{name}"] for name in kept}
-    for name, tokens in memory.items():
-        channels, dims = model.channels(name), 4 if config.aligned else 2
-        if tokens.ndim != dims or tokens.shape[1] != channels or not tokens.numel():
-            raise ValueError(
-                f"memory.{name} has shape {tuple(tokens.shape)}, needed are {dims} dimensions "
-                f"of which the second is {channels}"
-            )
-    grids = None  # of a file written before they were kept, or of a memory cut to its cap
-    if all(f"grids.{name}" in tensors for name in config.readings):
-        grids = {name: tensors[f"grids.{name}"] for name in config.readings}
-        for name, sizes in grids.items():
-            cells = memory[name].numel() // memory[name].shape[1]
-            fits = sizes.ndim == 2 and sizes.shape[1] == 2 and bool((sizes > 0).all())
-            if not fits or int(sizes.prod(1).sum()) != cells:
-                raise ValueError(f"grids.{name} does not add up to the {cells} tokens kept")
-    views, places = views_of(tensors, model), places_of(tensors, model)
-    count = settings.get("images", 1)  # before they were written no map depended on these two
-    if not isinstance(count, int) or count < 1:
-        raise ValueError(f"images is {count!r}, needed is a number of 1 or more")
-    said = said_of_places(settings)
-    adapted = AdaptedFeature(
-        model, memory, grids, views, places, count=count, products=len(said["alignments"])
-    )
-    if config.has_same_place:
-        support = adapted.support()
-        in_place = same_place_of(tensors, model) if support is None else SamePlace.of(support)
-        if len(said["products"]) not in (0, len(in_place.fine)):
-            raise ValueError(
-                f"products are of {len(said['products'])} images, needed are {len(in_place.fine)}"
-            )
-        adapted.same_place = replace(in_place, **said)
-    if transformer is not None:
-        adapted.seen = seen_of(tensors, transformer.config.width)
-    return adapted
+    count = image_count(settings)
+    support = support_of(tensors, config)
+    if config.aligned or len(support) == count:
+        return from_images(config, support, count)
+    return Restored(config, bank_of(tensors), {}, count)
 
 
-def maps_of(stored: dict[str, Any]) -> tuple[Shares, ...]:
-    """How distances make the maps, and out of ``stored`` with what earlier versions wrote: the
-    exponents of pooled tokens, the shares of stride 32, or neither.
+def from_images(config: FeatureConfig, support: dict[int, FeatureImage], count: int) -> Restored:
+    """Raises: ValueError: there are none, or more than there should be."""
+    if not support or len(support) > count:
+        raise ValueError(f"{len(support)} support images are stored, needed are 1 to {count}")
+    if config.aligned:
+        return Restored(config, None, support, count)
+    bank = from_support(config, NO_BACKBONE, [*support.values()], seed=0).bank
+    return Restored(config, bank, support, count)
+
+
+class NoBackbone:
+    """Stands where a backbone would, while a memory bank is made of stored features."""
+
+    channels: dict[int, int] = {}  # noqa: RUF012 - empty, and never written
+
+    def __call__(self, images: Tensor, /) -> dict[int, Tensor]:
+        raise NotImplementedError
+
+
+NO_BACKBONE = NoBackbone()
+
+
+def support_of(tensors: dict[str, Tensor], config: FeatureConfig) -> dict[int, FeatureImage]:
+    """Raises: KeyError: a level of an image is missing."""
+    indices = {int(found[1]) for name in tensors if (found := re.match(r"support\.(\d+)\.", name))}
+    return {
+        i: FeatureImage(
+            {level: tensors[f"support.{i}.{level}"] for level in config.levels},
+            under(f"mirrored.{i}.", tensors),
+        )
+        for i in sorted(indices)
+    }
+
+
+def bank_of(tensors: dict[str, Tensor]) -> MemoryBank:
+    """Raises: ValueError: there is none, or an owner is missing."""
+    rows, owners = under("bank.", tensors), under("owners.", tensors)
+    sizes = {name: len(of_name) for name, of_name in rows.items()}
+    if not rows or sizes != {name: len(of_name) for name, of_name in owners.items()}:
+        raise ValueError("the memory bank is missing, or not every row of it has an owner")
+    return MemoryBank(rows, owners)
+
+
+def restore_version_1(tensors: dict[str, Tensor], settings: dict[str, Any]) -> Restored:
+    """A detector of version 1 that compared by direction alone gives the same scores.
 
     Raises:
-        TypeError, ValueError: these are no shares.
+        ValueError: it compared in the learned metric, which is gone.
     """
-    balances = stored.pop("balances", ()) or (None,)
-    contexts = stored.pop("contexts", ()) or (0.0,) * len(balances)
-    if "maps" in stored:
-        return tuple(Shares(**shares) for shares in stored["maps"])
-    return tuple(
-        Shares(pooled=balance, context=context)
-        for balance, context in zip(balances, contexts, strict=True)
+    stored = with_tuples(settings["config"])
+    if stored.get("learned", False):
+        raise ValueError(
+            "made by an earlier version, whose learned metric is gone: adapt again from the good "
+            "images, which also gives better scores"
+        )
+    backbone = stored.get("backbone", SHIPPED)
+    kept = {"resolution", "levels", "level_weights", "aligned", "reach", "sigma", "score_share"}
+    config = FeatureConfig(
+        **{"sigma": 1.0, "score_share": 0.01}
+        | {name: value for name, value in stored.items() if name in kept},
+        cosine_share=1.0,
+        cosine_floor=0.0,
+        coreset_size=stored.get("compared_tokens", 2**62),
+        max_patches=stored.get("max_tokens", 20_000),
+        mirrored_images=0,
+        backbone=backbone,
+        backbone_sha256=stored.get("backbone_sha256"),
+        input_mean=IMAGENET_MEAN,
+        input_std=IMAGENET_STD,
     )
+    count = image_count(settings)
+    memory = {level: tensors[f"memory.{level}"] for level in config.levels}
+    if config.aligned:
+        images = len(memory[config.levels[0]])
+        support = {
+            i: FeatureImage({level: grids[i : i + 1] for level, grids in memory.items()})
+            for i in range(images)
+        }
+        return Restored(config, None, support, max(count, images))
+    sizes = {level: tensors.get(f"grids.{level}") for level in config.levels}
+    if any(grid is None for grid in sizes.values()):
+        rows = {str(level): of_level for level, of_level in memory.items()}
+        owners = {name: torch.zeros(len(r), dtype=torch.long) for name, r in rows.items()}
+        return Restored(config, MemoryBank(rows, owners), {}, max(count, 2))
+    features: dict[int, dict[int, Tensor]] = {}
+    for level, of_level in memory.items():
+        grids = sizes[level]
+        assert grids is not None
+        shapes = grids.tolist()
+        if sum(h * w for h, w in shapes) != len(of_level):
+            raise ValueError(f"grids.{level} does not add up to the {len(of_level)} rows kept")
+        for i, part in enumerate(of_level.split([h * w for h, w in shapes])):
+            grid = part.T.reshape(1, -1, *shapes[i]).contiguous(memory_format=torch.channels_last)
+            features.setdefault(i, {})[level] = grid
+    support = {i: FeatureImage(of_image) for i, of_image in features.items()}
+    return from_images(config, support, len(support))
+
+
+def image_count(settings: dict[str, Any]) -> int:
+    """Raises: ValueError: it is no number of images."""
+    count = settings.get("images", 1)
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"images is {count!r}, needed is a number of 1 or more")
+    return count
+
+
+def with_tuples(stored: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
 
 
 def under(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Those whose names begin with ``start``, without it."""
     return {n[len(start) :]: t for n, t in tensors.items() if n.startswith(start)}
-
-
-def seen_of(tensors: dict[str, Tensor], width: int) -> dict[int, SeenImage]:
-    """The support images in a detector file as T sees them.
-
-    Raises:
-        ValueError: they do not add up.
-        KeyError: there are none.
-    """
-    tokens, rows = tensors["seen.tokens"], tensors["seen.rows"].tolist()
-    loudness, index = tensors["seen.loudness"].tolist(), tensors["seen.index"].tolist()
-    lengths = {len(rows), len(loudness), len(index), len(set(index))}
-    fits = tokens.ndim == 2 and tokens.shape[1] == width and sum(rows) == len(tokens)
-    if not rows or min(rows) < 1 or len(lengths) != 1 or not fits:
-        raise ValueError(
-            f"seen.tokens has shape {tuple(tokens.shape)}, needed are {sum(rows)} rows of {width} "
-            f"for {len(rows)} images"
-        )
-    return {
-        i: SeenImage(part, loud)
-        for i, part, loud in zip(index, tokens.split(rows), loudness, strict=True)
-    }
-
-
-def places_of(tensors: dict[str, Tensor], model: FeatureModel) -> Places | None:
-    """What a detector file says of places; None if nothing.
-
-    Raises:
-        ValueError: shapes or numbers do not fit.
-        KeyError: a part is missing.
-    """
-    if "places.mean" not in tensors:
-        return None
-    mean, covariances = tensors["places.mean"], tensors["places.covariances"]
-    count = int(tensors["places.count"])
-    channels, cells = model.channels(POOLED), GRID[0] * GRID[1]
-    shapes = {"mean": (cells, channels), "covariances": (cells, channels * (channels + 1) // 2)}
-    if mean.shape != shapes["mean"] or covariances.shape != shapes["covariances"]:
-        raise ValueError(
-            f"places have shapes {tuple(mean.shape)} and {tuple(covariances.shape)}, needed are "
-            f"{shapes['mean']} and {shapes['covariances']}"
-        )
-    if count < 1:
-        raise ValueError(f"places of {count} images")
-    places = Places(count, mean, covariances)
-    places.whitening  # noqa: B018 - fails here, not at the first image, if it cannot be made
-    return places
-
-
-def same_place_of(tensors: dict[str, Tensor], model: FeatureModel) -> SamePlace:
-    """What a detector file says some support images show at each place.
-
-    Raises:
-        ValueError: shapes do not fit.
-        KeyError: a part is missing.
-    """
-    fine, raw = tensors["same_place.fine"], tensors["same_place.raw"]
-    channels = model.channels(FINE)
-    if fine.ndim != 4 or fine.shape != raw.shape or fine.shape[1] != channels or not fine.numel():
-        raise ValueError(
-            f"same_place has shapes {tuple(fine.shape)} and {tuple(raw.shape)}, needed are two "
-            f"alike of 4 dimensions of which the second is {channels}"
-        )
-    return SamePlace(fine, raw)
-
-
-def said_of_places(settings: dict[str, Any]) -> dict[str, Any]:
-    """What a detector file says of products and of what places say, as ``SamePlace`` has it.
-
-    Raises:
-        ValueError: it does not add up.
-    """
-    alignment, products = settings.get("alignment", 0.0), settings.get("products", [])
-    alignments = alignment if isinstance(alignment, list) else [alignment]
-    are_shares = all(isinstance(value, float) and 0 <= value <= 1 for value in alignments)
-    if not alignments or not are_shares:
-        raise ValueError(f"alignment is {alignment!r}, needed are numbers from 0 to 1")
-    known = set(range(len(alignments)))
-    if set(products) != known and (products or len(alignments) > 1):
-        raise ValueError(f"products is {products!r}, needed are numbers from 0 to {max(known)}")
-    return {"products": tuple(products), "alignments": tuple(alignments)}
-
-
-def views_of(tensors: dict[str, Tensor], model: FeatureModel) -> list[Rows]:
-    """The views in a detector file, one for each image; none if it has none.
-
-    Raises:
-        ValueError: they do not add up.
-    """
-    by_reading = {}
-    for name in model.config.searched:
-        if f"views.{name}" not in tensors or f"view_rows.{name}" not in tensors:
-            return []
-        rows, counts = tensors[f"views.{name}"], tensors[f"view_rows.{name}"].tolist()
-        if rows.ndim != 2 or rows.shape[1] != model.channels(name) or sum(counts) != len(rows):
-            raise ValueError(
-                f"views.{name} has shape {tuple(rows.shape)}, needed are {sum(counts)} rows of "
-                f"{model.channels(name)}"
-            )
-        by_reading[name] = rows.split(counts)
-    return [
-        dict(zip(by_reading, rows, strict=True)) for rows in zip(*by_reading.values(), strict=True)
-    ]

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metaformer.data.synthetic.defects import draw_defect
+from metaformer.detection.pixel.adapted import AdaptedPixel, PreparedImage
 from metaformer.detection.pixel.fitting import train_watched
 from metaformer.detection.pixel.losses import image_logits, location_loss, ranking_loss
-from metaformer.detection.pixel.preset import AdaptedPixel, PreparedImage
 from metaformer.detection.pixel.universal_model import FINE, Known, Reading, UniversalModel, know
 from metaformer.detection.preprocessing import to_tensor
 

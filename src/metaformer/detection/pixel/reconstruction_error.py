@@ -45,7 +45,7 @@ def template_gap(images: Tensor, templates: Sequence[Tensor], reach: int) -> Ten
     each place its own way; one of another size is resampled.
     """
     height, width = images.shape[2:]
-    least = images.new_ones(len(images), height, width)
+    least = images.new_ones(images.shape[0], height, width)
     for template in templates:
         same = template.float()[None]
         if same.shape[2:] != (height, width):

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaformer.detection.nearest_neighbors import cosine_distance
+from metaformer.detection.nearest_neighbors import as_columns, nearest_distance
 from metaformer.detection.pixel.reconstruction_error import GAP_CHANNELS, gap_channels
 from metaformer.networks.autoencoder import ENCODER_CHANNELS, Autoencoder, AutoencoderConfig
 from metaformer.networks.gap_transformer import (
@@ -206,8 +206,10 @@ class UniversalModel(nn.Module):
         units = known.typical[: len(LEVELS)]
         for unit, (level, grid) in zip(units, query.features.items(), strict=True):
             cells = grid.flatten(2).transpose(1, 2).flatten(0, 1)  # (B * h * w, C)
-            distance = cosine_distance(cells, known.memory[level])
-            maps.append(distance.reshape(len(grid), *grid.shape[2:]) / unit)
+            distance = nearest_distance(
+                cells, as_columns(known.memory[level], euclidean=False), euclidean=False
+            )
+            maps.append(distance.reshape(grid.shape[0], *grid.shape[2:]) / unit)
         if query.gap is not None:
             maps.append(main_gap(query) / known.typical[-1])
         return maps
@@ -302,7 +304,13 @@ def typical_distance(images: Sequence[Tensor]) -> Tensor:
     for image in images:
         others = spread(torch.arange(len(rows) - len(image)), TYPICAL_MEMORY)
         others = others + len(image) * (others >= start)  # this image's own rows are skipped
-        distances.append(cosine_distance(spread(image, TYPICAL_QUERIES), rows[others]))
+        distances.append(
+            nearest_distance(
+                spread(image, TYPICAL_QUERIES),
+                as_columns(rows[others], euclidean=False),
+                euclidean=False,
+            )
+        )
         start += len(image)
     return torch.cat(distances).mean()
 

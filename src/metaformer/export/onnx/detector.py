@@ -1,32 +1,74 @@
-"""A whole detector as one ONNX model: camera pixels in, calibrated scores and maps out."""
+"""A whole detector as one ONNX model: camera pixels in, calibrated scores and maps out.
+
+The adapted model is traced from its one definition in PyTorch. Around it stand two small graphs
+written by hand: resizing that agrees with OpenCV to the bit, and calibration.
+"""
 
 from __future__ import annotations
 
+import io
+import logging
+import warnings
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from metaformer.detection.detector import Detector
-from metaformer.detection.feature.config import FeatureConfig
 from metaformer.detection.scoring.calibration import Calibration
-from metaformer.export.onnx.anomaly_maps import raw_maps
-from metaformer.export.onnx.graph import Graph, Value
-from metaformer.export.onnx.resize import enlarged, to_working_size
+from metaformer.export.onnx.graph import IR_VERSION, OPSET, Graph, Value
+from metaformer.export.onnx.resize import to_working_size
+from metaformer.io.extras import need
+
+
+class UnsupportedExportError(ValueError):
+    """The model has an operation that ONNX does not."""
+
+
+class WithChannel(nn.Module):
+    """(N, 3, H, W) -> (N, 1, h, w)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)[:, None]
 
 
 def map_model(detector: Detector) -> Any:
-    """From the working size to the raw maps, for use inside the package.
+    """From the working size to the raw map, for use inside the package.
 
-    ``images`` (N, 3, H, W) float32 in [0, 1], as ``preprocess.to_tensor`` makes them ->
-    ``raw_maps`` (N, M, h, w), the first to score by, the last to mark pixels.
+    ``images`` (N, 3, H, W) float32 in [0, 1], as ``preprocessing.to_tensor`` makes them ->
+    ``raw_maps`` (N, 1, h, w). Every size but 3 and 1 is free.
+
+    Raises:
+        UnsupportedExportError: ONNX lacks an operation of the model; the message names it.
     """
-    graph = Graph()
-    grids = raw_maps(graph, "images", detector.adapted)
-    joined = graph.op("Concat", *grids, axis=1) if len(grids) > 1 else grids[0]
-    return graph.model(
-        {"images": (np.float32, ("N", 3, "H", "W"))},
-        [(joined, "raw_maps", np.float32, ("N", len(grids), "h", "w"))],
-    )
+    onnx = need("onnx")
+    side = detector.model.size_multiple * 4
+    buffer = io.BytesIO()
+    free = {0: "N", 2: "H", 3: "W"}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the tracer warns of checks, which hold for every size
+        try:
+            torch.onnx.export(
+                WithChannel(detector.adapted.as_module()).eval(),
+                (torch.rand(2, 3, side, side + detector.model.size_multiple),),
+                buffer,
+                input_names=["images"],
+                output_names=["raw_maps"],
+                dynamic_axes={"images": free, "raw_maps": {0: "N", 2: "h", 3: "w"}},
+                opset_version=OPSET,
+                dynamo=False,
+            )
+        except torch.onnx.errors.UnsupportedOperatorError as error:
+            raise UnsupportedExportError(f"ONNX cannot express this model: {error}") from error
+    model = onnx.load_model_from_string(buffer.getvalue())
+    model.ir_version = IR_VERSION
+    return model
 
 
 def full_model(detector: Detector) -> Any:
@@ -35,32 +77,70 @@ def full_model(detector: Detector) -> Any:
     ``images`` (N, H, W, 3) uint8 RGB, any N, H and W -> ``raw_score`` (N), ``score`` (N) in (0, 1)
     with 0.5 at the threshold, ``is_anomalous`` (N) bool, ``anomaly_map`` (N, H, W) in (0, 1) with
     0.5 at the pixel threshold.
-    """
-    graph = Graph()
-    config = detector.model.config
-    height, width = graph.side("images", 1), graph.side("images", 2)
-    resolution = graph.numbers(config.resolution)
-    if isinstance(config, FeatureConfig) and config.usual_side is not None:
-        times = enlarged(
-            graph, height, width, config.usual_side, config.size_kept, config.shared_areas
-        )
-        resolution = graph.op("Mul", resolution, times)
-    multiple = detector.model.size_multiple
-    working = to_working_size(graph, "images", height, width, resolution, multiple)
-    grids = raw_maps(graph, working, detector.adapted)  # (N, 1, h, w) each
-    raw_score = image_score(graph, grids[0], config.score_share)
 
-    calibration = detector.calibration
+    Raises:
+        UnsupportedExportError: ONNX lacks an operation of the model; the message names it.
+    """
+    compose = need("onnx.compose")
+    core = compose.add_prefix(map_model(detector), "core_")
+    before, after = resizing(detector), calibrating(detector)
+    joined = compose.merge_models(
+        before,
+        core,
+        io_map=[("working", "core_images")],
+        outputs=["core_raw_maps", "height", "width"],
+    )
+    joined = compose.merge_models(
+        joined,
+        after,
+        io_map=[
+            ("core_raw_maps", "raw_maps"),
+            ("height", "given_height"),
+            ("width", "given_width"),
+        ],
+    )
+    joined.producer_name = "metaformer"
+    need("onnx").checker.check_model(joined, full_check=True)
+    return joined
+
+
+def resizing(detector: Detector) -> Any:
+    """``images`` -> ``working`` (N, 3, h, w) in [0, 1], and their ``height`` and ``width``."""
+    graph = Graph("resize_")
+    config, multiple = detector.model.config, detector.model.size_multiple
+    height, width = graph.side("images", 1), graph.side("images", 2)
+    working = to_working_size(
+        graph, "images", height, width, graph.numbers(config.resolution), multiple
+    )
+    return graph.model(
+        {"images": (np.uint8, ("N", "H", "W", 3))},
+        [
+            (working, "working", np.float32, ("N", 3, "h", "w")),
+            (height, "height", np.int64, (1,)),
+            (width, "width", np.int64, (1,)),
+        ],
+    )
+
+
+def calibrating(detector: Detector) -> Any:
+    """``raw_maps`` (N, 1, h, w) and the sides of the image -> what ``full_model`` gives."""
+    graph, calibration = Graph("calibrate_"), detector.calibration
+    raw_score = image_score(graph, "raw_maps", detector.model.config.score_share)
     score = calibrate(graph, raw_score, calibration.threshold, calibration)
     # The smallest float32 not below the threshold: comparing with it is comparing with the double.
     threshold = np.float32(calibration.threshold)
     if float(threshold) < calibration.threshold:  # numpy would round the double first
         threshold = np.nextafter(threshold, np.float32(np.inf))
     is_anomalous = graph.op("GreaterOrEqual", raw_score, graph.constant(threshold))
-    full = graph.op("Squeeze", graph.resize(grids[-1], height, width), graph.integers(1))
+    grid = graph.resize("raw_maps", "given_height", "given_width")
+    full = graph.op("Squeeze", grid, graph.integers(1))
     anomaly_map = calibrate(graph, full, calibration.pixel_threshold, calibration)
     return graph.model(
-        {"images": (np.uint8, ("N", "H", "W", 3))},
+        {
+            "raw_maps": (np.float32, ("N", 1, "h", "w")),
+            "given_height": (np.int64, (1,)),
+            "given_width": (np.int64, (1,)),
+        },
         [
             (raw_score, "raw_score", np.float32, ("N",)),
             (score, "score", np.float32, ("N",)),
@@ -71,7 +151,7 @@ def full_model(detector: Detector) -> Any:
 
 
 def image_score(graph: Graph, grid: Value, share: float) -> Value:
-    """(N, 1, h, w) -> (N,) mean of the highest ``share`` of cells (``preprocess.image_score``)."""
+    """(N, 1, h, w) -> (N,) mean of the highest ``share`` of cells (``anomaly_map.image_score``)."""
     cells = graph.op("Mul", graph.side(grid, 2), graph.side(grid, 3))
     count = graph.op("Mul", graph.cast(cells, np.float32), graph.numbers(share))
     count = graph.op("Max", graph.op("Round", count), graph.numbers(1))

@@ -1,7 +1,6 @@
 """A small writer of ONNX graphs: one method call adds one node and returns its output's name.
 
-The graph is written node by node rather than traced from PyTorch: every size in it stays free, the
-file holds what is needed and nothing else, and no exporter's version can change it.
+For the parts of a detector that are not traced from PyTorch.
 """
 
 from __future__ import annotations
@@ -28,7 +27,9 @@ Outputs = Sequence[tuple[Value, str, Any, Sequence[str | int]]]
 class Graph:
     """Nodes and constants, in the order they were added."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
+        """Of the names of tensors, so that graphs can be joined."""
         self.onnx = need("onnx")
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
@@ -37,7 +38,7 @@ class Graph:
     def constant(self, value: NDArray[Any] | np.float32 | Tensor) -> Value:
         """Store a tensor in the file."""
         array = value.detach().numpy() if isinstance(value, Tensor) else np.asarray(value)
-        name = f"constant_{len(self.constants)}"
+        name = f"{self.prefix}constant_{len(self.constants)}"
         self.constants.append(self.onnx.numpy_helper.from_array(np.array(array, order="C"), name))
         return name
 
@@ -57,7 +58,7 @@ class Graph:
 
     def new_name(self, kind: str) -> Value:
         self.named += 1
-        return f"{kind.lower()}_{self.named}"
+        return f"{self.prefix}{kind.lower()}_{self.named}"
 
     def describe(self, name: str, kind: Any, shape: Sequence[str | int]) -> Any:
         helper = self.onnx.helper
@@ -83,11 +84,6 @@ class Graph:
         return self.op(
             "Resize", x, "", "", sizes, mode="linear", coordinate_transformation_mode="half_pixel"
         )
-
-    def unit_length(self, x: Value) -> Value:
-        """(N, C, ...) divided by its length along C, as ``F.normalize``."""
-        length = self.op("ReduceL2", x, self.integers(1), keepdims=1)
-        return self.op("Div", x, self.op("Max", length, self.numbers(1e-12)))
 
     def model(
         self,

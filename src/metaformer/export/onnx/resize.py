@@ -10,12 +10,11 @@ OpenCV has three ways, and ``preprocess.to_tensor`` comes by all of them:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from metaformer.detection.preprocessing import LEAST_ENLARGED, MAX_ASPECT, MOST_ENLARGED
+from metaformer.detection.preprocessing import MAX_ASPECT
 from metaformer.export.onnx.graph import Graph, Value
 
 TIES_UP = 1e-3
@@ -96,22 +95,6 @@ def to_working_size(
 
     x = graph.op("Concat", average(), mix(), axis=2)
     return graph.op("Div", x, graph.numbers(255))
-
-
-def enlarged(
-    graph: Graph, height: Value, width: Value, side: float, kept: float, shared: Sequence[int]
-) -> Value:
-    """As ``preprocess.enlarged``, and 1 for images with ``shared`` numbers of pixels."""
-    area = graph.op("Mul", height, width)
-    ratio = graph.op("Sqrt", graph.cast(area, np.float32))
-    ratio = graph.op("Div", ratio, graph.numbers(side))
-    times = graph.op("Pow", ratio, graph.numbers(kept))
-    bounds = graph.numbers(LEAST_ENLARGED), graph.numbers(MOST_ENLARGED)
-    times = graph.op("Clip", times, *bounds)
-    for camera in shared:
-        is_camera = graph.op("Equal", area, graph.integers(camera))
-        times = graph.op("Where", is_camera, graph.numbers(1), times)
-    return times
 
 
 @dataclass(frozen=True)

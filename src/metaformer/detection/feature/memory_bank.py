@@ -1,0 +1,135 @@
+"""Descriptors of patches, and the memory bank of those that a support shows.
+
+PatchCore's idea (Roth et al. 2022): the patches of normal images are kept, and a patch of a new
+image is as anomalous as it is far from the nearest one kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metaformer.detection.nearest_neighbors import merge_samples
+
+POOLED = "pooled"
+"""The descriptor compared by Euclidean distance; the others are compared by direction."""
+POOL = 3
+"""Side of the neighbourhood whose mean is a pooled descriptor, in cells (PatchCore)."""
+
+Features = dict[int, Tensor]
+"""Stride -> (B, C, H / stride, W / stride)."""
+Descriptors = dict[str, Tensor]
+"""Name -> (B, C, h, w): ``POOLED``, and the strides as strings."""
+Rows = dict[str, Tensor]
+"""Name -> (N, C)."""
+
+
+def describe(features: Features, levels: Sequence[int], cosine_share: float) -> Descriptors:
+    """Features -> the descriptors that have a share in the map.
+
+    Returns:
+        For each level (B, C, h, w) of unit length over C, and ``POOLED``: the features of all
+        levels on the finest grid, averaged over 3 x 3 cells. Zeros beyond the border set the border
+        apart, as in PatchCore's published code.
+    """
+    found: Descriptors = {}
+    if cosine_share > 0:
+        found = {str(level): F.normalize(features[level], dim=1) for level in levels}
+    if cosine_share < 1:
+        finest = features[levels[0]]  # (B, C, h, w)
+        size = finest.shape[2:]
+        grids = [F.interpolate(features[s], size, mode="bilinear") for s in levels[1:]]
+        joined = torch.cat([finest, *grids], dim=1)
+        found[POOLED] = F.avg_pool2d(joined, POOL, stride=1, padding=POOL // 2)
+    return found
+
+
+def to_rows(grid: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B * h * w, C)."""
+    return grid.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+@dataclass(frozen=True)
+class MemoryBank:
+    """Descriptors of a support, and which of its images each is from."""
+
+    rows: Rows
+    owners: dict[str, Tensor]
+    """Name -> (N,) int64: index of the support image of each row."""
+
+    @classmethod
+    def of(cls, images: Sequence[Rows], *, most: int, generator: torch.Generator) -> MemoryBank:
+        """Of each image's rows, at random at most ``most`` of all of them."""
+        rows, owners = {}, {}
+        for name in images[0]:
+            joined = torch.cat([image[name] for image in images])
+            owner = torch.repeat_interleave(
+                torch.arange(len(images)), torch.tensor([len(image[name]) for image in images])
+            )
+            if len(joined) > most:
+                kept = torch.randperm(len(joined), generator=generator)[:most].sort().values
+                joined, owner = joined[kept], owner[kept]
+            rows[name], owners[name] = joined.contiguous(), owner
+        return cls(rows, owners)
+
+    def coreset(self, most: int) -> MemoryBank:
+        """At most ``most`` rows of each descriptor, drawn at random, the same every time."""
+        rows, owners = {}, {}
+        for name, all_rows in self.rows.items():
+            kept = torch.arange(len(all_rows))
+            if len(all_rows) > most:
+                generator = torch.Generator().manual_seed(0)
+                kept = torch.randperm(len(all_rows), generator=generator)[:most].sort().values
+            rows[name], owners[name] = all_rows[kept], self.owners[name][kept]
+        return MemoryBank(rows, owners)
+
+    def without(self, image: int) -> MemoryBank:
+        """What the other support images show."""
+        kept = {name: owner != image for name, owner in self.owners.items()}
+        return MemoryBank(
+            {name: rows[kept[name]] for name, rows in self.rows.items()},
+            {name: owner[kept[name]] for name, owner in self.owners.items()},
+        )
+
+    def extended(
+        self,
+        images: Sequence[Rows],
+        *,
+        earlier: int,
+        most: int,
+        generator: torch.Generator,
+    ) -> MemoryBank:
+        """With rows of more images, each as likely to be kept as any other, at most ``most``.
+
+        Args:
+            earlier: how many support images this bank stands for.
+        """
+        new = MemoryBank.of(images, most=sum(map(total_rows, images)), generator=generator)
+        rows, owners = {}, {}
+        for name, old_rows in self.rows.items():
+            # Owners travel with the rows as one more column; float64 holds them exactly.
+            old = with_owner(old_rows, self.owners[name])
+            added = with_owner(new.rows[name], new.owners[name] + earlier)
+            merged = merge_samples(
+                old,
+                added,
+                stands_for=round(earlier * len(added) / len(images)),
+                most=most,
+                generator=generator,
+            )
+            rows[name] = merged[:, :-1].float().contiguous()
+            owners[name] = merged[:, -1].long()
+        return MemoryBank(rows, owners)
+
+
+def total_rows(rows: Mapping[str, Tensor]) -> int:
+    return sum(len(of_name) for of_name in rows.values())
+
+
+def with_owner(rows: Tensor, owners: Tensor) -> Tensor:
+    """(N, C) and (N,) -> (N, C + 1) float64."""
+    return torch.cat([rows.double(), owners[:, None].double()], dim=1)

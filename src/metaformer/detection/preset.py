@@ -1,0 +1,110 @@
+"""What a preset offers: from images to features, and from a support to an adapted model.
+
+``detection/feature`` and ``detection/pixel`` fill this interface. Whoever adapts, extends, scores
+or exports asks for no more than it, so that a third preset would be one more folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+P = TypeVar("P")
+"""What a preset keeps of one image."""
+OnStep = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
+Tensors = dict[str, Tensor]
+Settings = dict[str, Any]
+"""JSON-able."""
+How = Literal["recomputed", "estimated"]
+
+
+class PresetConfig(Protocol):
+    """The settings that every preset has."""
+
+    @property
+    def resolution(self) -> int:
+        """Images are resized to about this many pixels squared, aspect kept."""
+
+    @property
+    def aligned(self) -> bool:
+        """Every image shows the part in the same place."""
+
+    @property
+    def score_share(self) -> float:
+        """The image score is the mean of this share of the highest cells of the map, at least of
+        one; 0 for the maximum."""
+
+
+class Adapted(Protocol[P]):
+    """A preset adapted to one product."""
+
+    @property
+    def config(self) -> PresetConfig: ...
+
+    def anomaly_map(self, image: P) -> Tensor:
+        """(h, w) raw map, blurred, 0 or more. It depends on this image and the support alone."""
+
+    def extend(self, new: Sequence[P], *, seed: int) -> Extension[P]:
+        """With more support images. Does not change this one.
+
+        Raises:
+            ValueError: of a lone earlier image too little was kept to compare it with a lone new
+                one.
+        """
+
+    def state(self) -> tuple[Tensors, Settings]:
+        """What a detector file stores; ``from_state`` restores the same scores bit for bit."""
+
+    def as_module(self) -> nn.Module:
+        """(N, 3, H, W) in [0, 1] at a working size -> (N, h, w) raw maps: the same computation as
+        ``anomaly_map``, traceable for export."""
+
+
+class Preset(Protocol[P]):
+    """The universal part: knows no product yet."""
+
+    @property
+    def config(self) -> PresetConfig: ...
+
+    size_multiple: int
+    """Both sides of a working size are multiples of it."""
+    view_factor: float
+    """With one support image: how many times the score of a changed view of it another good part
+    scores."""
+
+    def working_size(self, height: int, width: int) -> tuple[int, int]:
+        """Sides (H, W) that an image of these sides is resized to."""
+
+    def prepare(self, image: Tensor, *, support_size: int | None = None) -> P:
+        """Everything of one image (1, 3, H, W) in [0, 1] that needs no support.
+
+        Args:
+            support_size: the image belongs to a support of so many; None for a test image.
+        """
+
+    def adapt(self, support: Sequence[P], *, seed: int, on_step: OnStep) -> Adaptation[P]:
+        """Adapt to one or more normal images. Deterministic."""
+
+
+@dataclass(frozen=True)
+class Adaptation(Generic[P]):
+    """An adapted model, and what it takes to calibrate it."""
+
+    adapted: Adapted[P]
+    left_out: list[Tensor]
+    """(h, w) raw map of each support image by a model that has not seen it; empty with one
+    image."""
+
+
+@dataclass(frozen=True)
+class Extension(Generic[P]):
+    """An adapted model that has seen more images."""
+
+    adapted: Adapted[P]
+    left_out: list[Tensor]
+    """As in ``Adaptation``: of all images if recomputed, of the new ones if estimated."""
+    how: How

@@ -1,0 +1,64 @@
+"""The presets by name: the one place that knows which there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from metaformer.detection.feature.config import SHIPPED
+from metaformer.detection.feature.preset import FeaturePreset
+from metaformer.detection.pixel.config import Mode, PixelConfig
+from metaformer.detection.pixel.preset import PixelPreset
+from metaformer.detection.preset import Adapted, Preset, Settings, Tensors
+
+PresetName = Literal["feature", "pixel"]
+PRESETS: tuple[PresetName, ...] = ("feature", "pixel")
+
+
+def make_preset(
+    name: str,
+    *,
+    resolution: int | None,
+    aligned: bool,
+    backbone: str,
+    backbone_weights: Path | None,
+    download: bool,
+    mode: Mode,
+    universal_weights: Path | None,
+) -> Preset[Any]:
+    """See ``Metaformer.from_pretrained`` for the arguments and errors."""
+    if resolution is not None and not 64 <= resolution <= 2048:
+        raise ValueError(f"resolution must lie between 64 and 2048 pixels, got {resolution}.")
+    if name == "feature":
+        if mode != "fast" or universal_weights is not None:
+            raise ValueError("mode and universal_weights are of the pixel preset.")
+        return FeaturePreset.from_pretrained(
+            resolution=resolution,
+            aligned=aligned,
+            backbone=backbone,
+            backbone_weights=backbone_weights,
+            download=download,
+        )
+    if name == "pixel":
+        if backbone != SHIPPED or backbone_weights is not None:
+            raise ValueError("the pixel preset has no backbone; choose the feature preset.")
+        changes: dict[str, Any] = {} if resolution is None else {"resolution": resolution}
+        config = PixelConfig(mode=mode, aligned=aligned, **changes)
+        return PixelPreset.from_pretrained(config, universal_weights)
+    raise ValueError(f'no preset "{name}": choose {" or ".join(PRESETS)}.')
+
+
+def restore_preset(
+    name: str, tensors: Tensors, settings: Settings, *, backbone_weights: Path | None
+) -> tuple[Preset[Any], Adapted[Any]]:
+    """A preset and its adapted model, from what a detector file holds.
+
+    Raises:
+        ValueError, KeyError, TypeError, RuntimeError: something is missing or does not fit.
+        BackboneError: the weights of the backbone cannot be used.
+    """
+    if name == "feature":
+        return FeaturePreset.from_state(tensors, settings, backbone_weights=backbone_weights)
+    if name == "pixel":
+        return PixelPreset.from_state(tensors, settings)
+    raise ValueError(f"unknown preset {name!r}")
