@@ -10,6 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import metaformer.io.forking  # noqa: F401  # from now on forked workers can compute
+
 if TYPE_CHECKING:
     from metaformer.detection.detector import Detector, Metaformer
     from metaformer.detection.detector_file import DetectorFileError

@@ -242,11 +242,16 @@ def test_images_of_a_kind_that_is_not_read_are_not_passed_over_in_silence(detect
         (folder / name).write_bytes(b"x")
     said = "2 .heic files cannot be read here; convert"
     done = run("predict", detector_file, folder, "-o", out)
-    assert done.exit_code == 0 and done.stderr.startswith(f"warning: passed over: {said}")
+    assert done.exit_code == 3 and "1 image scored, 0 anomalous, 2 not scored." in done.stdout
+    assert done.stderr.count(".heic files cannot be read here; convert") == 2
+    assert "1 sub-folder not looked into (in). Add --recursive." in done.stderr
     done = run("predict", detector_file, folder, "-o", out, "--recursive")
-    assert "1 .dng file, 2 .heic files cannot" in done.stderr
+    assert done.exit_code == 3 and "IMG_3.dng: .dng files cannot be read" in done.stderr
+    with (out / "failures.csv").open(newline="") as file:
+        failures = {Path(row["path"]).name: row["category"] for row in csv.DictReader(file)}
+    assert failures == dict.fromkeys(("IMG_1.HEIC", "IMG_2.heic", "IMG_3.dng"), "not read")
     done = run("adapt", folder, "-o", tmp_path / "d", "--resolution", 64)
-    assert done.exit_code == 0 and f"{folder}: {said}" in done.stderr
+    assert done.exit_code == 3 and f"{folder}: {said}" in done.stderr
     (folder / "001.png").unlink()
     for command in (
         ["predict", detector_file, folder, "-o", out],
@@ -320,7 +325,51 @@ def test_what_is_not_a_detector_is_refused_in_one_line(photos, tmp_path, command
         assert done.stderr.startswith(f"error: {path}: ") and done.stderr.count("\n") == 1
 
 
+def test_predict_tells_how_the_verdicts_fare_where_the_truth_is_known(detector_file, tmp_path):
+    boards.write_good(tmp_path / "lot" / "good", 2, seed=60)
+    boards.write_png(tmp_path / "lot" / "bad" / "a.png", boards.defective(3))
+    done = run("predict", detector_file, tmp_path / "lot", "--recursive", "-o", tmp_path / "out")
+    assert "1 of 1 defective images caught, " in done.stdout
+    assert " of 2 good images flagged (where the truth is known)." in done.stdout
+    told = run(
+        "predict", detector_file, tmp_path / "lot", "--recursive", "-o", tmp_path / "out", "--json"
+    )  # nothing new to score: the truth of an earlier run is told all the same
+    truth = json.loads(told.stdout)["truth"]
+    assert (truth["caught"], truth["false_alarms"] + truth["passed"]) == (1, 2)
+
+
+def test_predict_takes_labels_and_names_those_of_no_image(detector_file, photos, tmp_path):
+    labels = tmp_path / "labels.csv"
+    names = sorted(path.name for path in photos.iterdir())
+    labels.write_text(f"file,label\n{names[0]},good\n{names[1]},scratch\nother.png,good\n")
+    done = run("predict", detector_file, photos, "-o", tmp_path / "out", "--labels", labels)
+    assert f"{labels}: labels 2 good, 1 scratch." in done.stdout
+    assert "of 1 defective images caught" in done.stdout
+    assert "of no image scored, 1: other.png" in done.stderr
+    assert "truly defective: scratch" in (tmp_path / "out" / "report.html").read_text()
+    labels.write_text("nonsense\n")
+    wrong = run("predict", detector_file, photos, "-o", tmp_path / "out", "--labels", labels)
+    assert wrong.exit_code == 1 and f"{labels}, line 1: found 'nonsense'" in wrong.stderr
+
+
 # evaluate, data
+
+
+def test_evaluate_writes_a_report_of_one_seed_with_the_truth(tmp_path):
+    data = trees.write_mvtec(tmp_path / "bracket", train=3, good=2, per_kind=1)
+    report = tmp_path / "r.html"
+    options = ["--shots", 2, "--seeds", "4,1", "--resolution", 64, "--report", report]
+    done = run("evaluate", data, *options)
+    assert done.exit_code == 0 and f"report: {report}" in done.stdout.replace("\n", "")
+    page = report.read_text()
+    content = json.loads(page.split('id="data">', 1)[1].split("</script>", 1)[0])
+    tested = sorted(str(path) for path in (data / "test").rglob("*.png"))
+    assert sorted(content["names"]) == tested
+    assert content["truths"].count(False) == 2
+    assert any(card.get("truth") for card in content["cards"].values())
+    assert "Evaluation: bracket" in page and "image_auroc" in page
+    lost = run("evaluate", data, "--report", tmp_path / "nowhere" / "r.html")
+    assert lost.exit_code == 1 and "does not exist" in lost.stderr
 
 
 def test_evaluate_prints_and_writes_the_same_results(tmp_path):
@@ -524,3 +573,22 @@ def test_ctrl_c_while_adapting_leaves_nothing(tmp_path):
     assert process.returncode == 130, errors
     assert errors == "stopped.\n"
     assert [path.name for path in tmp_path.iterdir()] == ["good"]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
+def test_names_that_the_console_cannot_show_have_escapes(detector_file, tmp_path, encoding):
+    photo = boards.write_png(tmp_path / "in" / "零件.png", boards.defective(3))
+    (photo.parent / "坏.png").write_bytes(b"no image")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "metaformer.cli", "predict"),
+            *(detector_file, photo.parent, "-o", tmp_path / "out"),
+        ],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3, done.stderr
+    assert r"\u96f6\u4ef6.png" in done.stdout and r"\u574f.png" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [Path(name).name for name in scored(tmp_path / "out")] == ["零件.png"]

@@ -24,7 +24,7 @@ from metaformer.detection.pixel.config import PixelConfig
 from metaformer.detection.pixel.preset import PixelModel
 from metaformer.detection.scoring.prediction import Prediction
 from metaformer.detection.support_set import OddSupportWarning
-from metaformer.io.images import ImageError
+from metaformer.io.images import ImageError, WhiteLevelWarning
 from tests.helpers import boards, trees
 
 
@@ -159,6 +159,27 @@ def test_a_bad_image_is_refused_by_name(detector, tmp_path):
 def test_grey_images_score_as_their_colour_copies(detector):
     grey = np.ascontiguousarray(boards.defective(2)[:, :, 0])
     assert_same(detector.predict(grey), detector.predict(np.repeat(grey[:, :, None], 3, axis=2)))
+
+
+def test_the_white_level_can_be_given_and_stays_unknown_otherwise(tmp_path):
+    eight = [boards.good(seed) for seed in range(2)]
+    plain = boards.universal().adapt(eight)
+    assert plain.info()["white_level"] is None
+    deep = boards.defective(9).astype(np.uint16) * 16  # a 12-bit camera
+    with pytest.warns(WhiteLevelWarning):
+        plain.predict(deep)
+    plain.save(tmp_path / "plain.metaformer")
+    assert Detector.load(tmp_path / "plain.metaformer").info()["white_level"] is None
+
+    told = boards.universal().adapt(eight, white_level=4080)
+    assert told.info()["white_level"] == 4080
+    assert_same(told.predict(deep), told.predict(boards.defective(9)))
+    more = plain.extended_with([boards.good(3).astype(np.uint16) * 16], white_level=4080)
+    assert more.info()["white_level"] == 4080
+    with pytest.raises(ValueError, match="the detector's is 4080"):
+        told.extended_with([boards.good(3)], white_level=1023)
+    with pytest.raises(ValueError, match="between 1 and 65535"):
+        boards.universal().adapt(eight, white_level=0)
 
 
 def test_a_16_bit_support_sets_the_white_level(tmp_path):

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from metaformer.cli.options import (
+    SOME_UNREADABLE,
     Aligned,
     AsJson,
     Backbone,
@@ -23,6 +24,7 @@ from metaformer.cli.options import (
     Resolution,
     Seed,
     UniversalWeights,
+    WhiteLevel,
     clear_errors,
     progress_bar,
 )
@@ -60,6 +62,7 @@ def adapt(
     mode: Mode = ModeName.fast,
     universal_weights: UniversalWeights = None,
     false_alarm_rate: FalseAlarmRate = 0.05,
+    white_level: WhiteLevel = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -75,6 +78,7 @@ def adapt(
                 f"{output}: a folder. Give a file, {output / 'product.metaformer'} for example."
             )
         from metaformer.detection.detector import Detector, Metaformer
+        from metaformer.io.folders import PASSED_OVER, list_omissions
 
         if add is not None:
             given = given_options(context)
@@ -87,7 +91,9 @@ def adapt(
             known = Detector.load(add, backbone_weights=backbone_weights)
             rate = false_alarm_rate if "false_alarm_rate" in given else None
             with progress_bar("adapting", quiet) as on_step:
-                detector = known.extended_with(folder, false_alarm_rate=rate, on_step=on_step)
+                detector = known.extended_with(
+                    folder, false_alarm_rate=rate, white_level=white_level, on_step=on_step
+                )
         else:
             universal = Metaformer.from_pretrained(
                 preset.value,
@@ -101,7 +107,11 @@ def adapt(
             )
             with progress_bar("adapting", quiet) as on_step:
                 detector = universal.adapt(
-                    folder, false_alarm_rate=false_alarm_rate, seed=seed, on_step=on_step
+                    folder,
+                    false_alarm_rate=false_alarm_rate,
+                    seed=seed,
+                    white_level=white_level,
+                    on_step=on_step,
                 )
         detector.save(output)
         if as_json:
@@ -111,7 +121,14 @@ def adapt(
             typer.echo(f"{output}: adapted to {count} normal image{'s' if count > 1 else ''}.")
             if add is not None:
                 typer.echo(describe_addition(detector.made["additions"][-1]))
+            if detector.made["white_level"] is not None:
+                typer.echo(f"White of 16-bit images: {detector.made['white_level']}.")
             typer.echo(detector.guarantee)
+        omitted = [o for o in list_omissions(folder) if o.category != PASSED_OVER]
+        if omitted:
+            if not quiet:
+                typer.echo(f"{len(omitted)} files of {folder} not used.", err=True)
+            raise typer.Exit(SOME_UNREADABLE)
 
 
 def given_options(context: typer.Context) -> set[str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
-import warnings
-from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,6 +51,13 @@ def predict(
     ] = 1,
     false_alarm_rate: Annotated[
         float | None, typer.Option(help="Another rate than the detector was made with.")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="What is known of the images, as CSV: file,label[,mask]; unless given, folders "
+            "named good, test/<kind> and masks beside the images are understood.",
+        ),
     ] = None,
     scores_format: Annotated[
         ScoresFormatName | None,
@@ -101,8 +107,10 @@ def predict(
 ) -> None:
     """Score images and mark their defects. Stopped and started again, it goes on."""
     with clear_errors():
+        from metaformer.data.datasets.truth import LabelTable, Outcomes
         from metaformer.inference.report.overlays import format_score
-        from metaformer.io.sources.shards import Sources, shards
+        from metaformer.io.folders import describe_omissions
+        from metaformer.io.sources.shards import NotScored, Sources, shards
 
         if engine is EngineOption.ray:
             place, engine = Place.ray, EngineOption.auto
@@ -115,6 +123,8 @@ def predict(
                 raise ValueError("a Ray job computes with PyTorch. Leave out --engine.")
             if workers is not None:
                 raise ValueError("a Ray job has one image a processor. Leave out --workers.")
+            if labels is not None:
+                raise ValueError("a Ray job writes no report. Leave out --labels.")
             if backbone_weights is not None:
                 raise ValueError(
                     "a Ray job has no --backbone-weights: set METAFORMER_WEIGHTS on every machine."
@@ -128,14 +138,20 @@ def predict(
         maps_folder = str((output / "maps").resolve())
         sources = Sources(tuple(arguments), recursive, every, maps_folder)
         check_arguments(arguments)
-        passed_over = describe_passed_over_in(arguments, recursive)
-        if next(shards(sources), None) is None:
-            advice = passed_over or (
+        if all(isinstance(shard, NotScored) for shard in shards(sources)):
+            omissions = [
+                omission
+                for shard in shards(sources)
+                if isinstance(shard, NotScored)
+                for omission in shard.omissions
+            ]
+            advice = describe_omissions(omissions) or (
                 "" if recursive else "To look into sub-folders too, add --recursive."
             )
             raise ValueError(f"{', '.join(arguments)}: no images in this folder. {advice}".strip())
-        if passed_over:
-            warnings.warn(f"passed over: {passed_over}", stacklevel=2)
+        if not recursive and not quiet:
+            note_sub_folders(arguments)
+        table = None if labels is None else LabelTable(labels)
         predictions: list[dict[str, Any]] = []
         worst: list[tuple[float, str]] = []  # of this run, a heap, the lowest score first
         computed_by = "torch"
@@ -185,9 +201,14 @@ def predict(
                     write_report=report,
                     overwrite=overwrite,
                     workers=workers,
+                    truth=table,
                     on_image=on_image,
                     on_step=on_step,
                 )
+    outcomes = getattr(result, "outcomes", Outcomes())
+    if table is not None and (unused := table.unused()):
+        names = ", ".join(unused[:3]) + (" ..." if len(unused) > 3 else "")
+        typer.echo(f"{labels}: of no image scored, {len(unused)}: {names}", err=True)
     if as_json:
         listed = [{"path": name, "reason": reason} for name, reason in result.failures]
         summary = {
@@ -196,7 +217,9 @@ def predict(
             "of_earlier_runs": result.resumed,
             "interrupted": result.interrupted,
             "engine": computed_by,
+            "truth": asdict(outcomes) if outcomes.describe() else None,
             "failed": result.failed,
+            "passed_over": result.passed_over,
             "failures": listed,
             "predictions": predictions,
         }
@@ -206,10 +229,21 @@ def predict(
     if result.failed > len(result.failures):
         more = result.failed - len(result.failures)
         typer.echo(f"not scored: {more} more, see {output / 'failures.csv'}", err=True)
+    if not quiet:
+        for name, reason in result.passed_over_listed[:SHOWN]:
+            typer.echo(f"note: {reason if name in reason else f'{name}: {reason}'}", err=True)
+        if result.passed_over > SHOWN:
+            more = result.passed_over - SHOWN
+            typer.echo(f"note: {more} more passed over, see {output / 'failures.csv'}", err=True)
     if not quiet and not as_json:
         earlier = f" ({result.resumed} of them before)" if result.resumed else ""
         images_scored = f"{result.scored} image{'' if result.scored == 1 else 's'} scored"
-        typer.echo(f"{images_scored}{earlier}, {result.anomalous} anomalous.")
+        omitted = f", {result.failed} not scored" if result.failed else ""
+        typer.echo(f"{images_scored}{earlier}, {result.anomalous} anomalous{omitted}.")
+        if table is not None:
+            typer.echo(table.describe())
+        if described := outcomes.describe():
+            typer.echo(described)
         for score, name in sorted(worst, key=lambda flagged: (-flagged[0], flagged[1])):
             typer.echo(f"  {format_score(score)}  {name}")
         if worst and result.anomalous > len(worst):
@@ -248,12 +282,21 @@ def check_arguments(arguments: list[str]) -> None:
         raise FileNotFoundError(f"{', '.join(missing)}: no such file or folder. Check the path.")
 
 
-def describe_passed_over_in(arguments: list[str], recursive: bool) -> str:
-    """Says which images of the folders named are of a kind that is not read; empty if none."""
-    from metaformer.io.folders import count_passed_over, describe_passed_over
+def note_sub_folders(arguments: list[str]) -> None:
+    """Say which folders inside those named are not looked into."""
+    from metaformer.io.folders import folder_passed_over, is_results, list_folders
 
-    counts: Counter[str] = Counter()
     for name in arguments:
-        if "://" not in name and Path(name).is_dir():
-            counts.update(count_passed_over(name, recursive=recursive))
-    return describe_passed_over(counts)
+        if "://" in name or not Path(name).is_dir():
+            continue
+        left = [
+            path.name
+            for path in list_folders(name)
+            if not folder_passed_over(path.name) and not is_results(str(path))
+        ]
+        if left:
+            listed = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+            count = f"{len(left)} sub-folder{'' if len(left) == 1 else 's'}"
+            typer.echo(
+                f"note: {name}: {count} not looked into ({listed}). Add --recursive.", err=True
+            )

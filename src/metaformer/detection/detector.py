@@ -25,18 +25,25 @@ from metaformer.detection.pixel.config import Mode
 from metaformer.detection.preset import Adapted, Preset
 from metaformer.detection.presets import PresetName, make_preset, restore_preset
 from metaformer.detection.scoring.anomaly_map import image_score, to_image_size
-from metaformer.detection.scoring.calibration import Calibration, check_rate
+from metaformer.detection.scoring.calibration import Calibration, check_rate, guarantee_of
 from metaformer.detection.scoring.prediction import Prediction
 from metaformer.detection.scoring.regions import find_regions
 from metaformer.detection.support_set import (
     ImageSource,
     SupportRecord,
+    choose_white_level,
     describe_source,
     support_sources,
     warn_about_odd,
     when_and_with_what,
 )
-from metaformer.io.images import guess_white_level, read_image
+from metaformer.detection.support_thumbnails import (
+    GoodExample,
+    nearest,
+    take_from,
+    to_tensors,
+)
+from metaformer.io.images import read_image
 from metaformer.io.workers import side_by_side
 from metaformer.networks.backbone_weights import BackboneError
 from metaformer.networks.instance_prior import InstancePrior, load_prior
@@ -110,6 +117,7 @@ class Metaformer:
         *,
         false_alarm_rate: float = 0.05,
         seed: int = 0,
+        white_level: int | None = None,
         on_step: Callable[[int, int], None] = lambda done, total: None,
     ) -> Detector:
         """Adapt to a product from normal images.
@@ -120,6 +128,8 @@ class Metaformer:
                 ``Detector.calibration.guarantee`` for what their number can promise.
             false_alarm_rate: share of good parts that may be flagged.
             seed: of everything random in adaptation.
+            white_level: value of 16-bit images that means white, 1 to 65535 (12-bit cameras: 4095);
+                guessed from the images if None, unknown if none of them is 16-bit.
             on_step: called with (steps done, steps in all).
 
         Returns:
@@ -128,11 +138,11 @@ class Metaformer:
 
         Raises:
             ImageError: an image cannot be read, or the folder holds none.
-            ValueError: no images, or a rate outside (0, 1).
+            ValueError: no images, a rate outside (0, 1), or a white level outside 1 to 65535.
         """
         check_rate(false_alarm_rate)
         sources = support_sources(images)
-        white_level = guess_white_level(sources)
+        white_level = choose_white_level(white_level, None, sources)
         record = SupportRecord()
 
         def read_each() -> Iterator[NDArray[np.uint8]]:
@@ -159,7 +169,9 @@ class Metaformer:
         }
         record.warn()
         warn_about_odd(result.support_scores, [image["name"] for image in record.images])
-        return Detector(self.model, result.adapted, result.calibration, made)
+        return Detector(
+            self.model, result.adapted, result.calibration, made, tuple(record.thumbnails)
+        )
 
     def response_map(self, image: ImageSource) -> NDArray[np.float32]:
         """The response map R of an image: where its object is, as P sees it.
@@ -193,11 +205,14 @@ class Detector:
         adapted: Adapted[Any],
         calibration: Calibration,
         made: dict[str, Any],
+        thumbnails: tuple[bytes, ...] = (),
     ) -> None:
         self.model = model
         self.adapted = adapted
         self.calibration = calibration
         self.made = made
+        self.thumbnails = thumbnails
+        """Small JPEGs of the first support images, in their order; for reports alone."""
         self.engine: Callable[[Tensor], Tensor] | None = None
         """(N, 3, H, W) at the working size -> (N, h, w) raw maps; None for PyTorch. See
         ``metaformer.export.backends``."""
@@ -218,7 +233,12 @@ class Detector:
 
     def predict_pixels(self, pixels: NDArray[np.uint8], path: str | None = None) -> Prediction:
         """``predict`` for an image already read, (H, W, 3) uint8 RGB."""
-        raw, raw_pixels = self.score_pixels(pixels)
+        return self.judge(*self.score_pixels(pixels), path)
+
+    def judge(
+        self, raw: float, raw_pixels: NDArray[np.float32], path: str | None = None
+    ) -> Prediction:
+        """The verdict on an image from its raw score and raw (H, W) map; see ``score_pixels``."""
         calibration = self.calibration
         is_anomalous = raw >= calibration.threshold
         anomaly_map = calibration.map(raw_pixels)
@@ -258,7 +278,7 @@ class Detector:
     def with_false_alarm_rate(self, rate: float) -> Detector:
         """The same detector with the threshold for another rate; nothing is computed anew."""
         calibration = self.calibration.with_false_alarm_rate(rate)
-        same = Detector(self.model, self.adapted, calibration, self.made)
+        same = Detector(self.model, self.adapted, calibration, self.made, self.thumbnails)
         same.engine = self.engine
         return same
 
@@ -267,6 +287,7 @@ class Detector:
         images: Path | str | Sequence[ImageSource],
         *,
         false_alarm_rate: float | None = None,
+        white_level: int | None = None,
         on_step: Callable[[int, int], None] = lambda done, total: None,
     ) -> Detector:
         """A new detector that knows more normal images; the earlier ones are not needed.
@@ -280,6 +301,7 @@ class Detector:
             images: as for ``Metaformer.adapt``, read with this detector's white level. Those whose
                 pixels it has seen are left out, with a ``DuplicateSupportWarning``.
             false_alarm_rate: share of good parts that may be flagged; this detector's if None.
+            white_level: as for ``Metaformer.adapt``, where this detector's is not known.
             on_step: called with (steps done, steps in all).
 
         Raises:
@@ -290,11 +312,12 @@ class Detector:
         rate = self.calibration.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
         check_rate(rate)
         sources = support_sources(images)
-        record = SupportRecord(self.made["support"])
+        white_level = choose_white_level(white_level, self.made["white_level"], sources)
+        record = SupportRecord(self.made["support"], self.thumbnails)
         count = len(record.images)
         prepared = []
         for i, source in enumerate(sources):
-            pixels = read_image(source, white_level=self.made["white_level"])
+            pixels = read_image(source, white_level=white_level)
             if record.take_in(describe_source(source, len(record.images)), pixels):
                 prepared.append(prepare(self.model, pixels, support_size=count + len(sources)))
             on_step(i + 1, len(sources) + 1)
@@ -322,20 +345,28 @@ class Detector:
         }
         made = {
             **self.made,
+            "white_level": white_level,
             "support": record.images,
             "support_scores": [asdict(score) for score in result.support_scores],
             "additions": [*self.made.get("additions", []), addition],
         }
         warn_about_odd(result.support_scores, [image["name"] for image in record.images])
-        return Detector(self.model, result.adapted, result.calibration, made)
+        return Detector(
+            self.model, result.adapted, result.calibration, made, tuple(record.thumbnails)
+        )
+
+    def nearest_good(self, pixels: NDArray[np.uint8]) -> GoodExample | None:
+        """The support image that looks most like an image (H, W, 3) uint8 RGB, as a thumbnail.
+
+        None if the detector holds no thumbnails, as files of earlier versions do.
+        """
+        names = [support["name"] for support in self.made["support"]]
+        return nearest(self.thumbnails[: len(names)], names, pixels)
 
     @property
     def guarantee(self) -> str:
         """What the threshold promises, for people; how it was extended is taken into account."""
-        text = self.calibration.guarantee
-        if any(a["calibration"] == "estimated" for a in self.made.get("additions", [])):
-            text += " What earlier images would score now is estimated, so this holds roughly."
-        return text
+        return guarantee_of(self.calibration, self.made.get("additions", []))
 
     def info(self) -> dict[str, Any]:
         """How the detector was made and what its threshold promises, ready for JSON."""
@@ -361,7 +392,7 @@ class Detector:
             "settings": settings,
             "calibration": self.calibration.to_dict(),
         }
-        write_detector_file(Path(path), header, tensors)
+        write_detector_file(Path(path), header, tensors | to_tensors(self.thumbnails))
 
     @classmethod
     def load(cls, path: Path | str, *, backbone_weights: Path | str | None = None) -> Detector:
@@ -381,6 +412,7 @@ class Detector:
         header, tensors = read_detector_file(Path(path))
         file = None if backbone_weights is None else Path(backbone_weights)
         try:
+            thumbnails = take_from(tensors)
             made = header["made"]
             model, adapted = restore_preset(
                 made["preset"], tensors, header["settings"], backbone_weights=file
@@ -393,4 +425,4 @@ class Detector:
                 f"{path}: a detector file with something missing or wrong inside ({error!r}). It "
                 f"is damaged, or was changed by hand; adapt again."
             ) from error
-        return cls(model, adapted, calibration, made)
+        return cls(model, adapted, calibration, made, thumbnails)

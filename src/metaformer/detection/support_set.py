@@ -18,8 +18,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from metaformer.io.folders import count_passed_over, describe_passed_over
-from metaformer.io.images import IMAGE_SUFFIXES, ImageError, list_images
+from metaformer.detection.support_thumbnails import MOST as MOST_THUMBNAILS
+from metaformer.detection.support_thumbnails import make_thumbnail
+from metaformer.io.folders import describe_omissions, list_omissions
+from metaformer.io.images import IMAGE_SUFFIXES, ImageError, guess_white_level, list_images
+from metaformer.io.pixels import check_white_level
 
 ODD_DISTANCE = 4.0
 """Robust standard deviations above the median at which a support image is called odd."""
@@ -38,7 +41,7 @@ class OddSupportWarning(UserWarning):
 
 
 class PassedOverWarning(UserWarning):
-    """Some files of a folder are images of a kind that is not read."""
+    """Some files of a folder are not used: of a kind that is not read, pipes, masks."""
 
 
 class DuplicateSupportWarning(UserWarning):
@@ -55,9 +58,13 @@ class SupportRecord:
     does (ours).
     """
 
-    def __init__(self, images: Sequence[dict[str, Any]] = ()) -> None:
+    def __init__(
+        self, images: Sequence[dict[str, Any]] = (), thumbnails: Sequence[bytes] = ()
+    ) -> None:
         self.images = list(images)
         """Name, SHA-256 of the pixels and signature of each, ready for JSON."""
+        self.thumbnails = list(thumbnails)
+        """Small JPEGs of the first ``MOST_THUMBNAILS``, in their order; for reports alone."""
         self.copies: list[str] = []
         """Of what was not taken in: its name, and whose copy it is."""
 
@@ -68,6 +75,9 @@ class SupportRecord:
             if image["sha256"] == digest or are_copies(signature, image.get("signature")):
                 self.copies.append(f"{name} (a copy of {image['name']})")
                 return False
+        # A file of an earlier version has none: later ones would stand for other images.
+        if len(self.thumbnails) == len(self.images) < MOST_THUMBNAILS:
+            self.thumbnails.append(make_thumbnail(pixels))
         hexed = signature.round().astype(np.uint8).tobytes().hex()
         self.images.append({"name": name, "sha256": digest, "signature": hexed})
         return True
@@ -109,7 +119,7 @@ def support_sources(images: Path | str | Sequence[ImageSource]) -> Sequence[Imag
     if not isinstance(images, (str, Path)):
         return list(images)
     sources = list_images(images)
-    passed_over = describe_passed_over(count_passed_over(images))
+    passed_over = describe_omissions(list_omissions(images))
     if not sources:
         endings = ", ".join(sorted(IMAGE_SUFFIXES))
         advice = passed_over or "Give the folder that holds the normal images itself."
@@ -119,6 +129,26 @@ def support_sources(images: Path | str | Sequence[ImageSource]) -> Sequence[Imag
     if passed_over:
         warnings.warn(f"{images}: {passed_over}", PassedOverWarning, stacklevel=3)
     return sources
+
+
+def choose_white_level(
+    given: int | None, known: int | None, images: Sequence[ImageSource]
+) -> int | None:
+    """The white level to read ``images`` with: the one given, or known, or guessed; None: unknown.
+
+    Raises:
+        ValueError: it is not in 1..65535, or another one is known.
+        ImageError: an image to guess from cannot be read.
+    """
+    if given is None:
+        return guess_white_level(images) if known is None else known
+    check_white_level(given)
+    if known is not None and given != known:
+        raise ValueError(
+            f"white_level is {given}, but the detector's is {known} and cannot change: its images "
+            f"were read with it. Adapt anew."
+        )
+    return given
 
 
 def describe_source(source: ImageSource, index: int) -> str:
