@@ -105,6 +105,8 @@ def support_of(tensors: dict[str, Tensor], config: FeatureConfig) -> dict[int, F
 def in_backbone_layout(grid: Tensor) -> Tensor:
     """(1, C, h, w) with channels last, as the backbone gives it: sums over channels round
     differently in another layout, and scores would differ in their last bits."""
+    if grid.ndim != 4:  # refused later, with its name
+        return grid
     return grid.contiguous(memory_format=torch.channels_last)
 
 
