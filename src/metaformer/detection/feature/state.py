@@ -98,11 +98,19 @@ def support_of(tensors: dict[str, Tensor], config: FeatureConfig) -> dict[int, F
     indices = {int(found[1]) for name in tensors if (found := re.match(r"support\.(\d+)\.", name))}
     return {
         i: FeatureImage(
-            {level: tensors[f"support.{i}.{level}"] for level in config.levels},
+            {level: in_backbone_layout(tensors[f"support.{i}.{level}"]) for level in config.levels},
             under(f"mirrored.{i}.", tensors),
         )
         for i in sorted(indices)
     }
+
+
+def in_backbone_layout(grid: Tensor) -> Tensor:
+    """(1, C, h, w) with channels last, as the backbone gives it: sums over channels round
+    differently in another layout, and scores would differ in their last bits."""
+    if grid.ndim != 4:  # refused later, with its name
+        return grid
+    return grid.contiguous(memory_format=torch.channels_last)
 
 
 def bank_of(tensors: dict[str, Tensor]) -> MemoryBank:
@@ -163,8 +171,8 @@ def restore_version_1(tensors: dict[str, Tensor], settings: dict[str, Any]) -> R
         if sum(h * w for h, w in shapes) != len(of_level):
             raise ValueError(f"grids.{level} does not add up to the {len(of_level)} rows kept")
         for i, part in enumerate(of_level.split([h * w for h, w in shapes])):
-            grid = part.T.reshape(1, -1, *shapes[i]).contiguous(memory_format=torch.channels_last)
-            features.setdefault(i, {})[level] = grid
+            grid = part.T.reshape(1, -1, *shapes[i])
+            features.setdefault(i, {})[level] = in_backbone_layout(grid)
     support = {i: FeatureImage(of_image) for i, of_image in features.items()}
     return from_images(config, support, len(support))
 
