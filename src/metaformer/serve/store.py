@@ -241,7 +241,7 @@ def computed_by(detector: Detector, engine: ServeEngine) -> Detector:
     if engine == "torch":
         return detector
     from metaformer.export.backends import with_engine
-    from metaformer.export.onnx.anomaly_maps import UnsupportedExportError
+    from metaformer.export.onnx.detector import UnsupportedExportError
 
     try:
         return with_engine(detector, engine)
