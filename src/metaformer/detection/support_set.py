@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
+from metaformer.detection.support_thumbnails import MOST as MOST_THUMBNAILS
+from metaformer.detection.support_thumbnails import make_thumbnail
 from metaformer.io.folders import count_passed_over, describe_passed_over
 from metaformer.io.images import IMAGE_SUFFIXES, ImageError, list_images
 
@@ -55,9 +57,13 @@ class SupportRecord:
     does (ours).
     """
 
-    def __init__(self, images: Sequence[dict[str, Any]] = ()) -> None:
+    def __init__(
+        self, images: Sequence[dict[str, Any]] = (), thumbnails: Sequence[bytes] = ()
+    ) -> None:
         self.images = list(images)
         """Name, SHA-256 of the pixels and signature of each, ready for JSON."""
+        self.thumbnails = list(thumbnails)
+        """Small JPEGs of the first ``MOST_THUMBNAILS``, in their order; for reports alone."""
         self.copies: list[str] = []
         """Of what was not taken in: its name, and whose copy it is."""
 
@@ -68,6 +74,9 @@ class SupportRecord:
             if image["sha256"] == digest or are_copies(signature, image.get("signature")):
                 self.copies.append(f"{name} (a copy of {image['name']})")
                 return False
+        # A file of an earlier version has none: later ones would stand for other images.
+        if len(self.thumbnails) == len(self.images) < MOST_THUMBNAILS:
+            self.thumbnails.append(make_thumbnail(pixels))
         hexed = signature.round().astype(np.uint8).tobytes().hex()
         self.images.append({"name": name, "sha256": digest, "signature": hexed})
         return True

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,17 @@ class Method(Protocol):
         """Adapt to normal images (H, W, 3) uint8 RGB. Nothing may be kept from an earlier fit."""
 
 
+class ScoredSample(NamedTuple):
+    """One test image of an evaluation, for those who look on."""
+
+    seed: int
+    sample: Sample
+    image: Image
+    score: float
+    anomaly_map: AnomalyMap
+    fitted: FittedMethod
+
+
 def evaluate(
     data: Path | str | Category | Sequence[Category],
     method: Method,
@@ -81,6 +92,7 @@ def evaluate(
     test_limit: int | None = None,
     batch_size: int = 8,
     quiet: bool = False,
+    on_scored: Callable[[ScoredSample], None] = lambda scored: None,
 ) -> dict[str, Any]:
     """Evaluate ``method`` on one category or on several.
 
@@ -97,6 +109,7 @@ def evaluate(
             the set's share of defective ones; for quick looks, and written in the results.
         batch_size: images read and scored at a time.
         quiet: no progress bar.
+        on_scored: called with each test image when it has been scored.
 
     Returns:
         ``preset, settings, shots, seeds, resolution, per_seed, mean, std, mean_ci, kinds, seconds,
@@ -104,10 +117,10 @@ def evaluate(
         (paths relative to the category), all metrics and ``image_auroc_ci`` (bootstrap over
         images). ``mean_ci`` has that interval of the mean, and Wilson's of ``recall``,
         ``false_alarm_rate`` and ``recall_at_5`` (``threshold_metrics``); ``kinds`` says what is
-        flagged of each kind of image. ``std`` is the sample standard deviation over seeds, None with one seed. A metric
-        that cannot be computed is None and ``undefined`` says why. With several categories there
-        is also ``categories`` (name -> the same keys), and the upper level is the plain mean over
-        the categories that define a metric.
+        flagged of each kind of image. ``std`` is the sample standard deviation over seeds, None
+        with one seed. A metric that cannot be computed is None and ``undefined`` says why. With
+        several categories there is also ``categories`` (name -> the same keys), and the upper
+        level is the plain mean over the categories that define a metric.
 
     Raises:
         DatasetError: the folder is no data set, or a category has fewer than ``shots`` images.
@@ -156,7 +169,15 @@ def evaluate(
             samples = tests[category.name]
             runs = [
                 _run_seed(
-                    category, samples, method, shots, seed, batch_size, advance, fitted.get(seed)
+                    category,
+                    samples,
+                    method,
+                    shots,
+                    seed,
+                    batch_size,
+                    advance,
+                    on_scored,
+                    fitted.get(seed),
                 )
                 for seed in seeds
             ]
@@ -198,6 +219,7 @@ def _run_seed(
     seed: int,
     batch_size: int,
     advance: Callable[[int], None],
+    on_scored: Callable[[ScoredSample], None],
     fitted_to_all: tuple[FittedMethod, float] | None,
 ) -> SeedRun:
     jobs: list[tuple[list[Path], Sequence[Sample]]]  # (support, what is scored after it)
@@ -224,7 +246,8 @@ def _run_seed(
             outputs = fitted.score(images)
             predict_seconds.append((time.perf_counter() - start) / len(batch))
             check_outputs(outputs, images, batch, method.name)
-            for sample, (score, anomaly_map) in zip(batch, outputs, strict=True):
+            for sample, image, (score, anomaly_map) in zip(batch, images, outputs, strict=True):
+                on_scored(ScoredSample(seed, sample, image, score, anomaly_map, fitted))
                 scores.append(score)
                 if flagged is not None and isinstance(fitted, HasThreshold):
                     flagged.append(score >= fitted.threshold)
