@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.accuracy.baselines.feature_cache import keep_features
 from benchmarks.accuracy.methods import METHODS, USUAL
-from benchmarks.accuracy.report import UNIFIED, order, report
+from benchmarks.accuracy.report import LISTED, UNIFIED, order, report
 from metaformer.data.datasets.loading import Category, load_categories
 from metaformer.evaluation.protocol import Method, Shots, evaluate, save_results
 from metaformer.io.atomic_files import write_text
@@ -124,7 +124,8 @@ def numbers_of_images(text: str) -> list[Shots]:
 
 def is_same(result: dict[str, Any], method: Method, options: argparse.Namespace) -> bool:
     return bool(
-        result["settings"] == json.loads(json.dumps(method.settings))
+        result["mean"].keys() >= set(LISTED)  # or it is of an earlier version
+        and result["settings"] == json.loads(json.dumps(method.settings))
         and result["seeds"] == options.seeds
         and result["test_limit"] == options.limit
     )

@@ -23,6 +23,7 @@ from metaformer.detection.feature.config import (
 from metaformer.detection.feature.preset import FeaturePreset
 from metaformer.evaluation.detector_method import DetectorMethod
 from metaformer.evaluation.protocol import Method
+from metaformer.networks.efficientnet import load_backbone
 
 CONTROL = "nearest-patch"
 EVERY_PATCH = 2**30
@@ -34,9 +35,9 @@ ALIGNED = FeatureConfig(aligned=True, levels=ALIGNED_LEVELS, level_weights=ALIGN
 
 
 @cache
-def backbone_of(levels: tuple[int, ...]) -> Any:
+def backbone_of(levels: tuple[int, ...]) -> Any:  # a module that is a ``Backbone`` as well
     """The shipped backbone down to these levels, shared by all methods that ask for them."""
-    return remembering(FeaturePreset.of(FeatureConfig(levels=levels)).backbone, min(levels))
+    return remembering(load_backbone(max(levels)), min(levels))
 
 
 def feature(name: str, config: FeatureConfig) -> DetectorMethod:
