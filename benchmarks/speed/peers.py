@@ -5,7 +5,8 @@ OpenVINO meets OpenVINO.
 
     python -m benchmarks.speed.peers CATEGORY_FOLDER --output benchmarks/results/peers_speed.json
     python -m benchmarks.speed.peers CATEGORY_FOLDER --skip-tight \\
-        --methods metaformer,nearest-patch,patchcore-256,pixel --output benchmarks/results/speed.json
+        --methods metaformer,nearest-patch,patchcore-256,pixel \\
+        --output benchmarks/results/speed.json
 
 The second command, which README's table comes from, needs nothing beside this package.
 
