@@ -48,7 +48,7 @@ def map_model(detector: Detector) -> Any:
     """
     onnx = need("onnx")
     side = detector.model.size_multiple * 4
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()  # torch types it as a path, and takes both
     free = {0: "N", 2: "H", 3: "W"}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
