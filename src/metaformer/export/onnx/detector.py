@@ -57,7 +57,7 @@ def map_model(detector: Detector) -> Any:
             torch.onnx.export(
                 WithChannel(detector.adapted.as_module()).eval(),
                 (torch.rand(2, 3, side, side + detector.model.size_multiple),),
-                buffer,  # type: ignore[arg-type]  # the tracing exporter takes a buffer
+                buffer,  # the tracing exporter takes a buffer
                 input_names=["images"],
                 output_names=["raw_maps"],
                 dynamic_axes={"images": free, "raw_maps": {0: "N", 2: "h", 3: "w"}},
