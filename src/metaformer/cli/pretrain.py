@@ -81,7 +81,22 @@ def pretrain_transformer(
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Meta-train T of the feature preset on tasks made from unlabelled photos."""
+    """Meta-train the transformer T, which corrects the anomaly map, on tasks made from photos."""
+    with clear_errors():
+        from metaformer.training.transformer.config import TransformerTrainingConfig
+        from metaformer.training.transformer.train import train_transformer
+
+        settings = TransformerTrainingConfig.from_yaml(config)
+        typer.echo(train_transformer(settings, resume=resume, quiet=quiet))
+
+
+@app.command("patch-transformer", hidden=True)
+def pretrain_patch_transformer(
+    config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Meta-train the earlier T of the feature preset on tasks made from unlabelled photos."""
     with clear_errors():
         from metaformer.training.metric.config import MetricConfig
         from metaformer.training.metric.train_transformer import train_transformer

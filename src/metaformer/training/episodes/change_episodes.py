@@ -1,0 +1,212 @@
+"""Episodes of the transformer T: views that move by themselves, and anomalies that are changes.
+
+Half of the anomalies change objects (taken away, put in, of another kind, without a part), half are
+defects of texture and structure; a share are whole images of something else, blank frames and half
+lost ones. Areas are log-uniform, as in MetaUAS (Gao 2024) views of support and query are turned and
+scaled independently. Episode ``index`` of a seed is a pure function of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from metaformer.data.synthetic.defects import DefectConfig, draw_defect
+from metaformer.training.episodes.arrangements import FAULTS, Arrangement, arrangement
+from metaformer.training.episodes.episodes import (
+    MAKERS,
+    MOVES,
+    Episode,
+    EpisodeConfig,
+    Film,
+    TaskKind,
+    draw_film,
+)
+from metaformer.training.episodes.frame_changes import blank_frame, half_lost, object_change
+from metaformer.training.episodes.photo_pool import PhotoPool
+from metaformer.training.episodes.product_samplers import Image, Product
+
+Mask = NDArray[np.bool_]
+Draw = Callable[[Generator, int], tuple[Image, Mask | None]]
+"""A good specimen with a number, and where its object is if that is known."""
+
+
+@dataclass(frozen=True)
+class ChangeConfig:
+    """All shares and ranges are ours but for the turn and the scale (MetaUAS)."""
+
+    sides: tuple[int, ...] = (192, 192, 192, 256)
+    """Sides of the images of an episode, in pixels, drawn with equal chance."""
+    shots: tuple[int, ...] = (1, 2, 4, 8)
+    queries: int = 8
+    clean_share: float = 0.35
+    area: tuple[float, float] = (0.0003, 0.3)
+    """Of an anomaly, as a share of the image; log-uniform."""
+    turn: float = 30.0
+    """Largest turn of a view, degrees either way; an episode's own largest is uniform below it."""
+    scale: tuple[float, float] = (0.95, 1.05)
+    blank_share: float = 0.04
+    half_lost_share: float = 0.03
+    novel_share: float = 0.06
+    """Shares of the anomalies that are blank, half lost, whole images of something else."""
+    object_share: float = 0.5
+    """Of the other anomalies, changes of objects; the rest are defects."""
+    weights: tuple[tuple[TaskKind, float], ...] = (
+        ("arrangement", 0.22),
+        ("surface", 0.22),
+        ("views", 0.12),
+        ("scene", 0.13),
+        ("part", 0.17),
+        ("tiles", 0.08),
+        ("goods", 0.06),
+    )
+
+
+@dataclass(frozen=True)
+class Pose:
+    """How much views of an episode move."""
+
+    turn: float
+    scale: tuple[float, float]
+    shift: float
+
+    def draw(self, rng: Generator, size: int) -> NDArray[np.float64]:
+        middle = ((size - 1) / 2, (size - 1) / 2)
+        moved = cv2.getRotationMatrix2D(
+            middle, rng.uniform(-self.turn, self.turn), rng.uniform(*self.scale)
+        )
+        moved[:, 2] += rng.uniform(-self.shift, self.shift, 2) * size
+        return np.asarray(moved, np.float64)
+
+
+def move(image: Image, pose: NDArray[np.float64]) -> Image:
+    """The image seen from another pose; what comes into view is mirrored."""
+    size = image.shape[0]
+    border = cv2.BORDER_REFLECT_101
+    return cv2.warpAffine(image, pose, (size, size), borderMode=border).astype(np.uint8, copy=False)
+
+
+def move_mask(mask: Mask, pose: NDArray[np.float64]) -> Mask:
+    return move((mask * np.uint8(255)).astype(np.uint8), pose) > 127
+
+
+def change_episode(pool: PhotoPool, config: ChangeConfig, seed: int, index: int) -> Episode:
+    """Episode ``index`` of ``seed``."""
+    rng = np.random.default_rng((seed, index, 3))
+    size = int(config.sides[rng.integers(len(config.sides))])
+    shots = int(config.shots[rng.integers(len(config.shots))])
+    kinds = [(k, w) for k, w in config.weights if w > 0 and (k != "goods" or pool.sociable)]
+    shares = np.array([weight for _, weight in kinds])
+    kind = kinds[int(rng.choice(len(kinds), p=shares / shares.sum()))][0]
+    film = draw_film(rng, EpisodeConfig(), size)
+    product: Product | Arrangement
+    draw: Draw
+    if kind == "arrangement":
+        product, other = arrangement(pool, rng, size), arrangement(pool, rng, size)
+        draw, draw_other = _of_arrangement(product), _of_arrangement(other)
+    else:
+        product, other_product = (MAKERS[kind](pool, rng, size) for _ in range(2))
+        draw, draw_other = _of_product(product), _of_product(other_product)
+    loose = rng.random() > 0.25
+    pose = Pose(
+        turn=config.turn * rng.random() if loose else 0.5,
+        scale=config.scale if loose else (0.995, 1.005),
+        shift=0.03 * rng.random() if loose else 0.002,
+    )
+    defects = DefectConfig(count=(1, 2), area=config.area)
+    if isinstance(product, Product) and not product.regular:
+        defects = replace(defects, kinds=tuple(k for k in defects.kinds if k not in MOVES))
+    donors = [pool.image(int(i)) for i in rng.integers(len(pool), size=3)]
+
+    def view(image: Image, moved: NDArray[np.float64]) -> Image:
+        return film.load(move(image, moved))
+
+    support = [
+        film.expose(view(draw(rng, n)[0], pose.draw(rng, size)), rng)[0] for n in range(shots)
+    ]
+    is_clean = rng.random(config.queries) < config.clean_share
+    is_clean[:2] = (True, False)  # one of either at least
+    queries, clean_queries, masks = [], [], []
+    for number, clean in enumerate(is_clean, start=shots):
+        moved = pose.draw(rng, size)
+        if clean:
+            image = view(draw(rng, number)[0], moved)
+            seen, _ = film.expose(image, rng)
+            found = seen, seen, np.zeros((size, size), bool)
+        else:
+            donor = donors[int(rng.integers(len(donors)))]
+            found = _anomaly(
+                rng, config, film, product, draw, draw_other, donor, defects, number, moved
+            )
+            is_clean[number - shots] = not found[2].any()  # moved out of the view
+            if is_clean[number - shots]:
+                found = found[0], found[0], found[2]
+        queries.append(found[1])
+        clean_queries.append(found[0])
+        masks.append(found[2])
+    return Episode(
+        support=np.stack(support),
+        query=np.stack(queries),
+        clean_query=np.stack(clean_queries),
+        masks=np.stack(masks),
+        is_clean=is_clean,
+        product=product.name,
+        kind=kind,
+    )
+
+
+def _anomaly(
+    rng: Generator,
+    config: ChangeConfig,
+    film: Film,
+    product: Product | Arrangement,
+    draw: Draw,
+    draw_other: Draw,
+    donor: Image,
+    defects: DefectConfig,
+    number: int,
+    moved: NDArray[np.float64],
+) -> tuple[Image, Image, Mask]:
+    """A query without and with its anomaly as the camera sees both, and the mask."""
+    good, foreground = draw(rng, number)
+    side = good.shape[0]
+    choice = rng.random()
+    if choice < config.blank_share:
+        seen, _ = film.expose(film.load(move(good, moved)), rng)
+        return seen, blank_frame(rng, seen), np.ones((side, side), bool)
+    choice -= config.blank_share
+    if choice < config.half_lost_share:
+        seen, _ = film.expose(film.load(move(good, moved)), rng)
+        changed, mask = half_lost(rng, seen)
+        return seen, changed, mask
+    choice -= config.half_lost_share
+    if choice < config.novel_share:
+        bad, mask = draw_other(rng, number)[0], np.ones((side, side), bool)
+    elif rng.random() < config.object_share:
+        if isinstance(product, Arrangement):
+            fault = FAULTS[int(rng.integers(len(FAULTS)))]
+            good, bad, mask = product.change(rng, number, fault)
+        else:
+            found = object_change(rng, good, donor, foreground, config.area)
+            bad, mask = found or draw_defect(
+                good, rng, donor=donor, foreground=foreground, config=defects
+            )
+    else:
+        bad, mask = draw_defect(good, rng, donor=donor, foreground=foreground, config=defects)
+    seen_good, seen_bad = film.expose(
+        film.load(move(good, moved)), rng, film.load(move(bad, moved))
+    )
+    return seen_good, seen_bad, move_mask(mask, moved)
+
+
+def _of_product(product: Product) -> Draw:
+    return lambda rng, number: product.draw(rng, number, True)
+
+
+def _of_arrangement(made: Arrangement) -> Draw:
+    return lambda rng, number: (made.draw(rng, number), None)
