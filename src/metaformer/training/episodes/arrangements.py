@@ -69,9 +69,7 @@ class Arrangement:
     def draw(self, rng: Generator, number: int) -> Image:
         return self.change(rng, number, None)[0]
 
-    def change(
-        self, rng: Generator, number: int, fault: str | None
-    ) -> tuple[Image, Image, Mask]:
+    def change(self, rng: Generator, number: int, fault: str | None) -> tuple[Image, Image, Mask]:
         """(S, S, 3) good and faulty, and the mask of what differs. ``fault`` None draws none."""
         canvas = self.ground.draw(rng, number, True)[0].copy()
         chosen = int(rng.integers(len(self.slots)))
@@ -174,8 +172,10 @@ def arrangement(pool: PhotoPool, rng: Generator, size: int) -> Arrangement:
         for c in range(columns)
     ]
     places = [grid[i] for i in rng.permutation(len(grid))]
-    free = places[-1] if len(places) > 2 else (
-        float(rng.uniform(0.15, 0.85) * size), float(rng.uniform(0.1, 0.9) * size)
+    free = (
+        places[-1]
+        if len(places) > 2
+        else (float(rng.uniform(0.15, 0.85) * size), float(rng.uniform(0.1, 0.9) * size))
     )
     taken = places[:-1] if len(places) > 2 and rng.random() < 0.6 else places
     kinds = 1 if rng.random() < 0.6 else int(rng.integers(2, 4))
@@ -225,7 +225,10 @@ def printed_sort(pool: PhotoPool, rng: Generator, side: int) -> tuple[str, Sort]
     if len(ys):  # the outline fills its sprite
         top, left = int(ys.min()), int(xs.min())
         reach = max(8, int(max(np.ptp(ys), np.ptp(xs))) + 1)
-        face = resize_image(np.ascontiguousarray(face[top : top + reach, left : left + reach]),
-                            (side, side))
-        matte = cv2.resize(matte[top : top + reach, left : left + reach], (side, side))
-    return name, Sort((Sprite(face, matte.astype(np.uint8, copy=False)),), False)
+        face = resize_image(
+            np.ascontiguousarray(face[top : top + reach, left : left + reach]), (side, side)
+        )
+        matte = np.asarray(
+            cv2.resize(matte[top : top + reach, left : left + reach], (side, side)), np.uint8
+        )
+    return name, Sort((Sprite(face, matte),), False)

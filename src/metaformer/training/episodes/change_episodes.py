@@ -31,6 +31,9 @@ from metaformer.training.episodes.frame_changes import blank_frame, half_lost, o
 from metaformer.training.episodes.photo_pool import PhotoPool
 from metaformer.training.episodes.product_samplers import Image, Product
 
+LEAST_VISIBLE = 2.0
+"""Grey levels that an anomaly changes on average, or it is none."""
+
 Mask = NDArray[np.bool_]
 Draw = Callable[[Generator, int], tuple[Image, Mask | None]]
 """A good specimen with a number, and where its object is if that is known."""
@@ -77,11 +80,10 @@ class Pose:
 
     def draw(self, rng: Generator, size: int) -> NDArray[np.float64]:
         middle = ((size - 1) / 2, (size - 1) / 2)
-        moved = cv2.getRotationMatrix2D(
-            middle, rng.uniform(-self.turn, self.turn), rng.uniform(*self.scale)
-        )
+        turn, scale = rng.uniform(-self.turn, self.turn), rng.uniform(*self.scale)
+        moved = np.asarray(cv2.getRotationMatrix2D(middle, turn, scale), np.float64)
         moved[:, 2] += rng.uniform(-self.shift, self.shift, 2) * size
-        return np.asarray(moved, np.float64)
+        return moved
 
 
 def move(image: Image, pose: NDArray[np.float64]) -> Image:
@@ -93,6 +95,12 @@ def move(image: Image, pose: NDArray[np.float64]) -> Image:
 
 def move_mask(mask: Mask, pose: NDArray[np.float64]) -> Mask:
     return move((mask * np.uint8(255)).astype(np.uint8), pose) > 127
+
+
+def is_visible(good: Image, bad: Image, mask: Mask) -> bool:
+    """False for an anomaly that moved out of the view, or that light too strong has washed out."""
+    difference = np.abs(bad[mask].astype(np.int16) - good[mask])
+    return bool(mask.any() and difference.mean() >= LEAST_VISIBLE)
 
 
 def change_episode(pool: PhotoPool, config: ChangeConfig, seed: int, index: int) -> Episode:
@@ -143,9 +151,9 @@ def change_episode(pool: PhotoPool, config: ChangeConfig, seed: int, index: int)
             found = _anomaly(
                 rng, config, film, product, draw, draw_other, donor, defects, number, moved
             )
-            is_clean[number - shots] = not found[2].any()  # moved out of the view
-            if is_clean[number - shots]:
-                found = found[0], found[0], found[2]
+            if not is_visible(*found):
+                is_clean[number - shots] = True
+                found = found[0], found[0], np.zeros((size, size), bool)
         queries.append(found[1])
         clean_queries.append(found[0])
         masks.append(found[2])

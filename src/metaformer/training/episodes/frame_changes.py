@@ -101,7 +101,10 @@ def inserted(
     # the donor whole, or a piece of it, brought to the size of the shape
     share = np.exp(rng.uniform(np.log(0.15), 0))
     rows, columns = (max(4, int(share * s)) for s in donor.shape[:2])
-    y, x = int(rng.integers(donor.shape[0] - rows + 1)), int(rng.integers(donor.shape[1] - columns + 1))
+    y, x = (
+        int(rng.integers(donor.shape[0] - rows + 1)),
+        int(rng.integers(donor.shape[1] - columns + 1)),
+    )
     piece = cv2.resize(
         donor[y : y + rows, x : x + columns], (width, height), interpolation=cv2.INTER_AREA
     )

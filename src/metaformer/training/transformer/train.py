@@ -198,9 +198,7 @@ def train_step(
     run.optimiser.step()
     keep = min(config.average, (step + 1) / (step + 10))
     with torch.no_grad():
-        for mean, new in zip(
-            run.average.parameters(), run.transformer.parameters(), strict=True
-        ):
+        for mean, new in zip(run.average.parameters(), run.transformer.parameters(), strict=True):
             mean.lerp_(new, 1 - keep)
     return sums
 
