@@ -218,10 +218,8 @@ class GapTransformer(nn.Module):
         self.fine_conv_2 = nn.Conv2d(fine, fine, 3, padding=1)
         self.narrow = nn.Conv2d(fine, 16, 1)
         self.out_conv = nn.Conv2d(16, 16, 3, padding=1)
-        self.out = nn.Conv2d(16, 1, 1)
+        self.out = nn.Conv2d(16, 1, 1, bias=False)  # the mean is taken off anyway
         nn.init.zeros_(self.out.weight)
-        assert self.out.bias is not None
-        nn.init.zeros_(self.out.bias)
 
     def forward(
         self,
@@ -271,6 +269,9 @@ class GapTransformer(nn.Module):
         y = y + self.fine_conv_2(F.gelu(y))
         y = F.interpolate(self.narrow(F.gelu(y)), scale_factor=2, mode="bilinear")
         raw = self.out(F.gelu(self.out_conv(y)))  # (B, 1, 2 h, 2 w)
+        # A correction says where to look within the image. The level of the image is the core's:
+        # what T would add to it differs between good images, and lost images their order.
+        raw = raw - raw.mean((2, 3), keepdim=True)
         return bounded(raw, enlarged(log_core), support.loudest)
 
     def _patches(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from metaformer.data.synthetic.defects import DefectConfig, draw_defect
+from metaformer.data.synthetic.defects import DefectConfig, DefectKind, draw_defect
 from metaformer.training.episodes.arrangements import FAULTS, Arrangement, arrangement
 from metaformer.training.episodes.episodes import (
     MAKERS,
@@ -29,8 +29,25 @@ from metaformer.training.episodes.episodes import (
 )
 from metaformer.training.episodes.frame_changes import blank_frame, half_lost, object_change
 from metaformer.training.episodes.photo_pool import PhotoPool
-from metaformer.training.episodes.product_samplers import Image, Product
+from metaformer.training.episodes.product_samplers import (
+    Image,
+    Product,
+    Specimen,
+    pick,
+    surface,
+)
 
+MARKS: tuple[DefectKind, ...] = (
+    "stain",
+    "tone",
+    "foreign_texture",
+    "scratch",
+    "crack",
+    "cut_paste",
+    "noise",
+    "illumination",
+)
+"""Kinds of defects that may be normal marks of a product."""
 LEAST_VISIBLE = 2.0
 """Grey levels that an anomaly changes on average, or it is none."""
 
@@ -59,6 +76,14 @@ class ChangeConfig:
     """Shares of the anomalies that are blank, half lost, whole images of something else."""
     object_share: float = 0.5
     """Of the other anomalies, changes of objects; the rest are defects."""
+    mark_share: float = 0.4
+    """Of the episodes, those whose good specimens have marks of one kind at places of their own:
+    what the support shows is normal, however much it looks like a defect."""
+    varied_share: float = 0.4
+    """Of the surfaces, those of several photos of one kind that need not look alike, as good
+    pieces of asphalt do not."""
+    marks: tuple[int, int] = (2, 6)
+    mark_area: tuple[float, float] = (0.0005, 0.02)
     weights: tuple[tuple[TaskKind, float], ...] = (
         ("arrangement", 0.22),
         ("surface", 0.22),
@@ -97,6 +122,56 @@ def move_mask(mask: Mask, pose: NDArray[np.float64]) -> Mask:
     return move((mask * np.uint8(255)).astype(np.uint8), pose) > 127
 
 
+def varied_surface(pool: PhotoPool, rng: Generator, size: int) -> Product:
+    """Patches of up to eight photos of one kind of material, at one scale."""
+    material = pool.of_domain["material"]
+    if not material:
+        return MAKERS["surface"](pool, rng, size)
+    kind = pool.photos[pick(rng, material)].kind
+    members = pool.of_kind[kind]
+    chosen = [members[int(i)] for i in rng.permutation(len(members))[:8]]
+    state = int(rng.integers(2**32))
+    made: dict[int, Product] = {}
+
+    def draw(rng: Generator, number: int, is_query: bool) -> Specimen:
+        index = chosen[int(rng.integers(len(chosen)))]
+        if index not in made:
+            made[index] = surface(pool, np.random.default_rng(state), size, index)
+        return made[index].draw(rng, number, is_query)
+
+    return Product(kind, draw, regular=False)
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What all specimens of a product have at places of their own."""
+
+    config: DefectConfig
+    donor: Image
+
+    def on(self, image: Image, rng: Generator) -> Image:
+        return draw_defect(image, rng, donor=self.donor, config=self.config)[0]
+
+
+def draw_marks(rng: Generator, config: ChangeConfig, pool: PhotoPool) -> Marks | None:
+    if rng.random() >= config.mark_share:
+        return None
+    kind = MARKS[int(rng.integers(len(MARKS)))]
+    least = int(rng.integers(config.marks[0], config.marks[1] + 1))
+    low, high = np.log(config.mark_area)
+    area = float(np.exp(rng.uniform(low, high)))
+    made = DefectConfig(kinds=(kind,), count=(least, least + 1), area=(area / 2, area))
+    return Marks(made, pool.image(int(rng.integers(len(pool)))))
+
+
+def _with_marks(draw: Draw, marks: Marks) -> Draw:
+    def marked(rng: Generator, number: int) -> tuple[Image, Mask | None]:
+        image, foreground = draw(rng, number)
+        return marks.on(image, rng), foreground
+
+    return marked
+
+
 def is_visible(good: Image, bad: Image, mask: Mask) -> bool:
     """False for an anomaly that moved out of the view, or that light too strong has washed out."""
     difference = np.abs(bad[mask].astype(np.int16) - good[mask])
@@ -118,7 +193,9 @@ def change_episode(pool: PhotoPool, config: ChangeConfig, seed: int, index: int)
         product, other = arrangement(pool, rng, size), arrangement(pool, rng, size)
         draw, draw_other = _of_arrangement(product), _of_arrangement(other)
     else:
-        product, other_product = (MAKERS[kind](pool, rng, size) for _ in range(2))
+        varied = kind == "surface" and rng.random() < config.varied_share
+        make = varied_surface if varied else MAKERS[kind]
+        product, other_product = (make(pool, rng, size) for _ in range(2))
         draw, draw_other = _of_product(product), _of_product(other_product)
     loose = rng.random() > 0.25
     pose = Pose(
@@ -130,6 +207,11 @@ def change_episode(pool: PhotoPool, config: ChangeConfig, seed: int, index: int)
     if isinstance(product, Product) and not product.regular:
         defects = replace(defects, kinds=tuple(k for k in defects.kinds if k not in MOVES))
     donors = [pool.image(int(i)) for i in rng.integers(len(pool), size=3)]
+    marks = draw_marks(rng, config, pool)
+    if marks is not None:
+        draw = _with_marks(draw, marks)
+        others = tuple(k for k in defects.kinds if k not in marks.config.kinds)
+        defects = replace(defects, kinds=others)
 
     def view(image: Image, moved: NDArray[np.float64]) -> Image:
         return film.load(move(image, moved))
@@ -149,7 +231,7 @@ def change_episode(pool: PhotoPool, config: ChangeConfig, seed: int, index: int)
         else:
             donor = donors[int(rng.integers(len(donors)))]
             found = _anomaly(
-                rng, config, film, product, draw, draw_other, donor, defects, number, moved
+                rng, config, film, product, draw, draw_other, donor, defects, marks, number, moved
             )
             if not is_visible(*found):
                 is_clean[number - shots] = True
@@ -177,6 +259,7 @@ def _anomaly(
     draw_other: Draw,
     donor: Image,
     defects: DefectConfig,
+    marks: Marks | None,
     number: int,
     moved: NDArray[np.float64],
 ) -> tuple[Image, Image, Mask]:
@@ -199,6 +282,9 @@ def _anomaly(
         if isinstance(product, Arrangement):
             fault = FAULTS[int(rng.integers(len(FAULTS)))]
             good, bad, mask = product.change(rng, number, fault)
+            if marks is not None:  # at the same places of both
+                seed = int(rng.integers(2**32))
+                good, bad = (marks.on(x, np.random.default_rng(seed)) for x in (good, bad))
         else:
             found = object_change(rng, good, donor, foreground, config.area)
             bad, mask = found or draw_defect(

@@ -47,7 +47,7 @@ def pixel_loss(logits: Tensor, shares: Tensor) -> Tensor:
         is_bad, is_good = share > ANOMALOUS, share < NORMAL
         if not bool(is_bad.any()) and bool((share > 0).any()):
             is_bad = share >= share.max()  # smaller than a cell
-        if bool(is_bad.any()):
+        if bool(is_bad.any()) and not bool(is_bad.all()):  # of a whole image there is no order
             positive.append(F.softplus(-logit[is_bad]).mean())
         if bool(is_good.any()):
             losses = F.softplus(logit[is_good])
