@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from metaformer.export.onnx.anomaly_maps import feature_maps
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -23,7 +24,6 @@ from metaformer.cli import app
 from metaformer.detection.adaptation import prepare
 from metaformer.detection.detector_file import read_detector_file, write_detector_file
 from metaformer.export.backends import fastest_engine
-from metaformer.export.onnx.anomaly_maps import feature_maps
 from metaformer.export.onnx.graph import Graph
 from metaformer.networks.backbone_weights import BackboneError, digest
 from metaformer.networks.efficientnet import load_backbone

@@ -35,7 +35,8 @@ class Restored:
         expected = {str(level): channels[level] for level in self.config.levels}
         expected[POOLED] = sum(expected.values())
         for index, image in self.support.items():
-            for level, grid in image.features.items():
+            for level in self.config.levels:
+                grid = image.features[level]
                 if grid.ndim != 4 or len(grid) != 1 or grid.shape[1] != expected[str(level)]:
                     raise ValueError(
                         f"support.{index}.{level} has shape {tuple(grid.shape)}, needed is "
@@ -144,6 +145,7 @@ def restore_version_1(tensors: dict[str, Tensor], settings: dict[str, Any]) -> R
         coreset_size=stored.get("compared_tokens", 2**62),
         max_patches=stored.get("max_tokens", 20_000),
         mirrored_images=0,
+        transformer=False,
         backbone=backbone,
         backbone_sha256=stored.get("backbone_sha256"),
         input_mean=IMAGENET_MEAN,
