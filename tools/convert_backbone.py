@@ -8,7 +8,9 @@ runs the publisher's own network and ours on the photos and prints how far apart
 writes what ``tests/networks/test_efficientnet.py`` holds our features against. With the photos of
 the Grocery Store data set, whose folders are named by what they show, it also prints how often the
 publisher's network names the right class, for each of two ways to standardise its input: the one
-that is right most often is the one it was trained on. The only place in the project where a pickle is read, and only with ``weights_only=True``.
+that is right most often is the one it was trained on.
+
+The only place in the project where a pickle is read, and only with ``weights_only=True``.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def flange(seed: int) -> Image:
     (192, 256, 3)."""
     rng = np.random.default_rng(seed)
     image = rng.integers(90, 110, (192, 256, 3), dtype=np.uint8)
-    x, y = (int(v) for v in (128, 96) + rng.integers(-6, 7, 2))
+    x, y = (int(v) for v in np.array([128, 96]) + rng.integers(-6, 7, 2))
     cv2.circle(image, (x, y), 60, (170, 150, 60), -1)
     cv2.circle(image, (x, y), 18, (60, 60, 140), -1)
     for i in range(6):

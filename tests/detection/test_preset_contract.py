@@ -104,8 +104,7 @@ def test_adapting_is_deterministic(kind):
     image = query(kind)
     assert torch.equal(again.adapted.anomaly_map(image), before.adapted.anomaly_map(image))
     assert all(
-        torch.equal(one, other)
-        for one, other in zip(again.left_out, before.left_out, strict=True)
+        torch.equal(one, other) for one, other in zip(again.left_out, before.left_out, strict=True)
     )
 
 

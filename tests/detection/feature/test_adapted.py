@@ -75,9 +75,10 @@ def test_a_support_image_is_at_distance_zero_of_itself(backbone, aligned):
         own, other = distances(adapted, image), distances(adapted, query(model))
         for name, found in own.items():
             # Not quite zero: a difference of rounded numbers, for lengths under a root.
-            assert float(found.max()) < (0.02 if name == POOLED else 1e-4) * float(
-                other[name].max()
-            ) + 1e-5
+            assert (
+                float(found.max())
+                < (0.02 if name == POOLED else 1e-4) * float(other[name].max()) + 1e-5
+            )
 
 
 def test_distances_are_to_the_nearest_of_all_support_patches(backbone):
@@ -191,9 +192,7 @@ def test_settings_out_of_range_are_refused(change):
 
 def test_a_real_defect_stands_out_where_it_is(backbone):
     model = preset(backbone)
-    good = prepared(
-        model, [boards.good(seed, "77000005") for seed in range(3)], support_size=3
-    )
+    good = prepared(model, [boards.good(seed, "77000005") for seed in range(3)], support_size=3)
     adapted = adapted_to(model, good)
     defective, normal = (
         adapted.anomaly_map(prepared(model, [make(50, "77000005")])[0])
@@ -228,9 +227,7 @@ def test_a_small_support_is_also_known_mirrored(backbone):
 
 
 def test_a_larger_support_is_not_mirrored_nor_an_aligned_one(backbone):
-    few, many = (
-        adapted_to(preset(backbone), support(preset(backbone), count)) for count in (8, 9)
-    )
+    few, many = (adapted_to(preset(backbone), support(preset(backbone), count)) for count in (8, 9))
     assert few.bank is not None and many.bank is not None
     assert len(few.bank.rows["8"]) == 2 * 8 * 144
     assert len(many.bank.rows["8"]) == 9 * 144
@@ -285,9 +282,7 @@ def test_what_is_normal_elsewhere_is_found_only_by_place(backbone):
     for by_place in (False, True):
         model = preset(backbone, replace(ALIGNED, aligned=by_place))
         adapted = adapted_to(model, prepared(model, normal, support_size=3))
-        whole, changed = (
-            adapted.anomaly_map(image) for image in prepared(model, [right, wrong])
-        )
+        whole, changed = (adapted.anomaly_map(image) for image in prepared(model, [right, wrong]))
         ratios[by_place] = float(changed[4:12, 4:12].mean() / whole.mean())
     assert ratios[True] > 1.5 * ratios[False]
 
