@@ -29,7 +29,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from metaformer.detection.detector import PRESETS, Detector, Metaformer
+from metaformer.detection.detector import Detector, Metaformer
+from metaformer.detection.presets import PRESETS
 from metaformer.evaluation.aggregate import machine
 from metaformer.evaluation.protocol import save_results
 from metaformer.export.backends import installed_engines, make_engine, test_image, with_engine
@@ -37,8 +38,8 @@ from metaformer.inference.allocator import keep_freed_memory
 from metaformer.io.atomic_files import write_text
 from metaformer.io.images import list_images, read_image
 from metaformer.networks.autoencoder import Autoencoder
-from metaformer.networks.gap_transformer import GapTransformer, GapTransformerConfig
 from metaformer.networks.instance_prior import load_prior
+from metaformer.networks.pixel_transformer import GapTransformer, GapTransformerConfig
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 Clock = Callable[[], float]

@@ -45,7 +45,7 @@ def maps_by_the_others(images) -> list[torch.Tensor]:
     for i, image in enumerate(prepared):
         others = [other for j, other in enumerate(prepared) if j != i]
         adapted = model.adapt(others, seed=0, on_step=lambda done, total: None).adapted
-        maps.append(adapted.anomaly_map(image))
+        maps.append(adapted.anomaly_maps(image))
     return maps
 
 
@@ -82,7 +82,7 @@ def test_from_any_number_of_images_defects_score_higher(count, rule):
     assert calibration.threshold > calibration.center > 0
 
     def raw(image) -> float:
-        grid = result.adapted.anomaly_map(prepare(model, image))
+        grid = result.adapted.anomaly_maps(prepare(model, image))
         return image_score(grid, model.config.score_share)
 
     good = [raw(boards.good(seed)) for seed in range(100, 104)]
@@ -261,7 +261,7 @@ def test_a_threshold_from_views_leaves_room_for_other_parts():
     result = adapt(support(1))
     share = model.config.score_share
     views = views_of(model, boards.good(0), 0)
-    raw = [image_score(result.adapted.anomaly_map(view), share) for view in views]
+    raw = [image_score(result.adapted.anomaly_maps(view), share) for view in views]
     scaled = sorted(model.view_factor * each for each in raw)
     assert list(result.calibration.normal_scores) == pytest.approx(scaled, rel=1e-5)
     assert model.view_factor > 1

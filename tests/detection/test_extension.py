@@ -158,7 +158,7 @@ def test_earlier_scores_are_lowered_alike_and_new_ones_are_out_of_sample():
     roomy = without_images(boards.detector())
     alone = roomy.extended_with(GOOD[3:4])
     raw = image_score(
-        roomy.adapted.anomaly_map(prepare(roomy.model, GOOD[3])), roomy.model.config.score_share
+        roomy.adapted.anomaly_maps(prepare(roomy.model, GOOD[3])), roomy.model.config.score_share
     )
     assert support_scores(alone) == [*support_scores(roomy), pytest.approx(raw, rel=1e-5)]
 

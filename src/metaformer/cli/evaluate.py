@@ -53,7 +53,8 @@ def evaluate(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a preset on a labelled set: image and pixel metrics over several supports."""
+    """Measure a preset on a labelled set: defects caught, good images flagged, image and pixel
+    metrics, over several supports."""
     with clear_errors():
         number = parse_shots(shots)
         seed_list = parse_seeds(seeds)

@@ -1,4 +1,4 @@
-"""Training what is shipped: ``pretrain prior``, ``autoencoder``, ``universal``, ``metric`` and
+"""Training what is shipped: ``pretrain prior``, ``autoencoder``, ``universal`` and
 ``transformer``."""
 
 from __future__ import annotations
@@ -61,29 +61,16 @@ def pretrain_universal(
         typer.echo(meta_train(MetaConfig.from_yaml(config), resume=resume, quiet=quiet))
 
 
-@app.command("metric")
-def pretrain_metric(
-    config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
-    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
-    quiet: Quiet = False,
-) -> None:
-    """Meta-train the metric of the feature preset on tasks made from unlabelled photos."""
-    with clear_errors():
-        from metaformer.training.metric.config import MetricConfig
-        from metaformer.training.metric.train import train_metric
-
-        typer.echo(train_metric(MetricConfig.from_yaml(config), resume=resume, quiet=quiet))
-
-
 @app.command("transformer")
 def pretrain_transformer(
     config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Meta-train T of the feature preset on tasks made from unlabelled photos."""
+    """Meta-train the transformer T, which corrects the anomaly map, on tasks made from photos."""
     with clear_errors():
-        from metaformer.training.metric.config import MetricConfig
-        from metaformer.training.metric.train_transformer import train_transformer
+        from metaformer.training.transformer.config import TransformerTrainingConfig
+        from metaformer.training.transformer.train import train_transformer
 
-        typer.echo(train_transformer(MetricConfig.from_yaml(config), resume=resume, quiet=quiet))
+        settings = TransformerTrainingConfig.from_yaml(config)
+        typer.echo(train_transformer(settings, resume=resume, quiet=quiet))

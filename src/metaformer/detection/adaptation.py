@@ -28,6 +28,8 @@ the model, and views of a 24-megapixel photo would take gigabytes."""
 PIXEL_FALSE_ALARM_RATE = 0.002
 """Share of normal pixels that may lie above the pixel threshold. Pixels are marked on images
 already found anomalous, so this sets how tight the outline is and not how often one is drawn."""
+LEAST_RATE = 1e-3
+"""A frame that does not show the product is flagged at every rate from this on."""
 ALIGNED_MOVES = 0.1
 """How much less views move where parts stand in the same place."""
 
@@ -79,7 +81,9 @@ def adapt_to_support(
         return calibrated(done.adapted, done.left_out, false_alarm_rate)
     # Another part differs from this one by more than a changed view of it does.
     views = views_of(preset, image, seed)
-    maps = [preset.view_factor * done.adapted.anomaly_map(view) for view in views]
+    maps = [preset.view_factor * done.adapted.anomaly_maps(view) for view in views]
+    if done.adapted.frame is not None:
+        done.adapted.frame.allow([done.adapted.frame_distance(view) for view in views])
     on_step(2, 2)
     calibration = calibrate(
         scores_of(done.adapted, maps),
@@ -87,14 +91,24 @@ def adapt_to_support(
         pixel_threshold=pixel_threshold_of(maps),
         from_views=True,
     )
+    set_frame_level(done.adapted, calibration)
     return Calibrated(done.adapted, calibration, ())
 
 
 def calibrated(adapted: Adapted[P], left_out: Sequence[Tensor], rate: float) -> Calibrated:
-    """With the threshold that left-out maps (h, w) of two or more support images give."""
+    """With the threshold that left-out maps (M, h, w) of two or more support images give."""
     scores = scores_of(adapted, left_out)
     calibration = calibrate(scores, rate, pixel_threshold=pixel_threshold_of(left_out))
+    set_frame_level(adapted, calibration)
     return Calibrated(adapted, calibration, judge_support(scores))
+
+
+def set_frame_level(adapted: Adapted[P], calibration: Calibration) -> None:
+    """A frame that does not show the product is flagged at any false-alarm rate in use, and every
+    pixel of it is marked."""
+    if adapted.frame is not None:
+        strict = calibration.with_false_alarm_rate(LEAST_RATE).threshold
+        adapted.frame.level = max(strict, calibration.threshold, calibration.pixel_threshold)
 
 
 def views_of(preset: Preset[P], image: Image, seed: int) -> list[P]:
@@ -107,13 +121,13 @@ def views_of(preset: Preset[P], image: Image, seed: int) -> list[P]:
 
 
 def scores_of(adapted: Adapted[P], maps: Sequence[Tensor]) -> list[float]:
-    """Raw image scores of raw maps (h, w)."""
-    return [image_score(grid, adapted.config.score_share) for grid in maps]
+    """Raw image scores of images' raw maps (M, h, w)."""
+    return [image_score(grids[0], adapted.config.score_share) for grids in maps]
 
 
 def pixel_threshold_of(maps: Sequence[Tensor]) -> float:
-    """What ``PIXEL_FALSE_ALARM_RATE`` of the pixels of normal images' maps (h, w) reach."""
-    pixels = torch.cat([grid.flatten() for grid in maps])
+    """What ``PIXEL_FALSE_ALARM_RATE`` of the pixels of normal images' maps (M, h, w) reach."""
+    pixels = torch.cat([grids[-1].flatten() for grids in maps])
     kept = max(1, round(PIXEL_FALSE_ALARM_RATE * len(pixels)))
     return float(pixels.topk(kept).values[-1])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from metaformer.detection.feature.adapted import STATE_VERSION, FeatureImage, from_support
 from metaformer.detection.feature.config import SHIPPED, FeatureConfig
 from metaformer.detection.feature.memory_bank import POOLED, MemoryBank
+from metaformer.detection.scoring.frame_check import FrameCheck
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """What version 1 standardised pixels by. The shipped backbone was trained on other values, which
@@ -27,13 +28,15 @@ class Restored:
     bank: MemoryBank | None
     support: dict[int, FeatureImage]
     count: int
+    frame: FrameCheck | None = None
 
     def check(self, channels: Mapping[int, int]) -> None:
         """Raises: ValueError: shapes do not fit a backbone with these channels by stride."""
         expected = {str(level): channels[level] for level in self.config.levels}
         expected[POOLED] = sum(expected.values())
         for index, image in self.support.items():
-            for level, grid in image.features.items():
+            for level in self.config.levels:
+                grid = image.features[level]
                 if grid.ndim != 4 or len(grid) != 1 or grid.shape[1] != expected[str(level)]:
                     raise ValueError(
                         f"support.{index}.{level} has shape {tuple(grid.shape)}, needed is "
@@ -63,9 +66,10 @@ def restore(tensors: dict[str, Tensor], settings: dict[str, Any]) -> Restored:
         raise ValueError(f"no SHA-256 of the weights of {config.backbone}")
     count = image_count(settings)
     support = support_of(tensors, config)
+    frame = FrameCheck.from_state(tensors, settings["frame"])
     if config.aligned or len(support) == count:
-        return from_images(config, support, count)
-    return Restored(config, bank_of(tensors), {}, count)
+        return replace(from_images(config, support, count), frame=frame)
+    return Restored(config, bank_of(tensors), {}, count, frame)
 
 
 def from_images(config: FeatureConfig, support: dict[int, FeatureImage], count: int) -> Restored:
@@ -141,6 +145,7 @@ def restore_version_1(tensors: dict[str, Tensor], settings: dict[str, Any]) -> R
         coreset_size=stored.get("compared_tokens", 2**62),
         max_patches=stored.get("max_tokens", 20_000),
         mirrored_images=0,
+        transformer=False,
         backbone=backbone,
         backbone_sha256=stored.get("backbone_sha256"),
         input_mean=IMAGENET_MEAN,

@@ -29,6 +29,7 @@ from metaformer.detection.pixel.universal_model import (
 from metaformer.detection.pixel.universal_weights import universal_config
 from metaformer.detection.preset import Extension
 from metaformer.detection.scoring.anomaly_map import smooth
+from metaformer.detection.scoring.frame_check import FrameCheck, Statistics, frame_statistics
 from metaformer.detection.support_set import make_folds
 from metaformer.networks.autoencoder import SIZE_MULTIPLE, Moments
 from metaformer.networks.instance_prior import InstancePrior, PriorConfig
@@ -40,6 +41,9 @@ LEAST_TEMPLATE_GAP = 0.01
 """Added to the gap to a golden sample, in [0, 1]: where there is none, other gaps still count."""
 
 
+FRAME_STRIDES = (8, 16)
+FRAME_LIMITS = (0.48, 1e6)
+"""Of the frame check. Features of unit length say little by their mean: the deviation decides."""
 MAX_FOLDS = 10
 """Folds that the support is left out in."""
 
@@ -95,7 +99,9 @@ class AdaptedPixel:
         prior: InstancePrior,
         moments: Moments,
         known: Known | None,
+        frame: FrameCheck | None = None,
     ) -> None:
+        self.frame = frame
         self.config = config
         self.universal = universal
         self.prior = prior
@@ -145,13 +151,13 @@ class AdaptedPixel:
 
     @torch.no_grad()
     def left_out_maps(self, fold: set[int], *, seed: int) -> dict[int, Tensor]:
-        """Raw maps (h, w) of the support images of ``fold`` with only the others in memory, in the
+        """Raw maps (1, h, w) of the support images of ``fold`` with only the others in memory, in the
         units of all, which are those that later images are measured in. A itself has seen them in
         its few steps: fitting it anew for every fold would take most of the time."""
         assert self.known is not None
         others = [reading for i, reading in enumerate(self.readings) if i not in fold]
         known = self.know(others, torch.Generator().manual_seed(seed), self.known.typical)
-        return {i: self.map_of(self.readings[i], known)[0] for i in fold}
+        return {i: self.map_of(self.readings[i], known) for i in fold}
 
     @torch.no_grad()
     def extend(self, new: Sequence[PreparedImage], *, seed: int) -> Extension[PreparedImage]:
@@ -167,7 +173,7 @@ class AdaptedPixel:
             others = [reading for i, reading in enumerate(readings) if i not in fold]
             model = self._with_memory_of(others, seed)
             assert model.known is not None
-            maps |= {i: model.map_of(readings[i], model.known)[0] for i in fold}
+            maps |= {i: model.map_of(readings[i], model.known) for i in fold}
         left_out = [maps[i] for i in range(len(new))]
         return Extension(adapted, left_out, "estimated")
 
@@ -203,13 +209,25 @@ class AdaptedPixel:
                 choose([*old.templates, *new.templates], self.config.max_templates, generator)
             ),
         )
-        return AdaptedPixel(self.config, self.universal, self.prior, self.moments, known)
+        frame = self.frame
+        if frame is not None:
+            frame = frame.extended([statistics_of(reading) for reading in readings])
+        return AdaptedPixel(self.config, self.universal, self.prior, self.moments, known, frame)
 
     @torch.no_grad()
-    def anomaly_map(self, image: PreparedImage) -> Tensor:
-        """(h, w) raw map at stride 4, about 1 where all is normal."""
+    def anomaly_maps(self, image: PreparedImage) -> Tensor:
+        """(1, h, w) raw map at stride 4, about 1 where all is normal."""
         assert self.known is not None
-        return self.map_of(self.read(image), self.known)[0]
+        reading = self.read(image)
+        return self.checked(self.map_of(reading, self.known)[:, None], reading)[0]
+
+    @torch.no_grad()
+    def frame_distance(self, image: PreparedImage) -> float:
+        return 0.0 if self.frame is None else float(self.frame.distance(self.read(image).features))
+
+    def checked(self, maps: Tensor, reading: Reading) -> Tensor:
+        """(B, 1, h, w) maps, raised where a frame does not show the product."""
+        return maps if self.frame is None else self.frame(maps, reading.features)
 
     def map_of(self, reading: Reading, known: Known) -> Tensor:
         """(B, h, w) blurred."""
@@ -245,6 +263,9 @@ class AdaptedPixel:
             "prior": asdict(self.prior.config),
             "images": known.images,
         }
+        if self.frame is not None:
+            frame_tensors, settings["frame"] = self.frame.state()
+            tensors |= frame_tensors
         return {n: t.contiguous() for n, t in tensors.items()}, json.loads(json.dumps(settings))
 
     @classmethod
@@ -280,11 +301,17 @@ class AdaptedPixel:
             prior.requires_grad_(False).eval(),
             {name: (moments[f"{name}.mean"], moments[f"{name}.variance"]) for name in names},
             known,
+            # Files of earlier versions have none.
+            FrameCheck.from_state(tensors, settings["frame"]) if "frame" in settings else None,
         )
 
 
+def statistics_of(reading: Reading) -> Statistics:
+    return frame_statistics(reading.features, FRAME_STRIDES)
+
+
 class PixelModule(nn.Module):
-    """(B, 3, H, W) in [0, 1] -> (B, h, w): what an adapted model computes, for export."""
+    """(B, 3, H, W) in [0, 1] -> (B, 1, h, w): what an adapted model computes, for export."""
 
     def __init__(self, adapted: AdaptedPixel) -> None:
         super().__init__()
@@ -296,4 +323,5 @@ class PixelModule(nn.Module):
         adapted = self.adapted
         assert adapted.known is not None
         image = prepare(adapted.config, self.prior, images)
-        return adapted.map_of(adapted.read(image), adapted.known)
+        reading = adapted.read(image)
+        return adapted.checked(adapted.map_of(reading, adapted.known)[:, None], reading)

@@ -1,17 +1,19 @@
-"""The peers' results as tables: ours beside the best peer, then every method."""
+"""The accuracy tables: ours beside the control and the best other method, then every method."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.accuracy.methods import CONTROL, OURS
 from metaformer.evaluation.table import HEADINGS
 
-OURS = ("feature", "feature-aligned", "feature-aligned-512")
-"""Our detector as users get it, and told that parts stand in the same place on every image."""
 UNIFIED = "one detector for all"
 """Results of one detector for all data sets are kept under this name, in place of a data set's."""
-COMPARED = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro")
+COMPARED = ("recall_at_5", "image_auroc", "pixel_auroc", "pixel_ap", "aupro")
+LISTED = (*COMPARED, "recall", "false_alarm_rate")
+LOW = ("false_alarm_rate",)
+"""Less is better."""
 
 
 def report(results: Sequence[dict[str, Any]], packages: Mapping[str, str]) -> str:
@@ -28,10 +30,10 @@ def provenance(results: Sequence[dict[str, Any]], packages: Mapping[str, str]) -
         f"{m['platform']}, {m['processor']}, Python {m['python']}, torch {m['torch']}"
         for m in (result["machine"] for result in results)
     }
-    versions = ", ".join(f"{name} {version}" for name, version in packages.items())
+    versions = "".join(f", {name} {version}" for name, version in packages.items())
     return "\n".join(
         [
-            f"{when}; {'; '.join(sorted(machines))}; {versions}. Support images are drawn from the",
+            f"{when}; {'; '.join(sorted(machines))}{versions}. Support images are drawn from the",
             "normal training images by the seed, the same for all methods. Where a number of test",
             "images is given, that many of a category were drawn once, the same for all methods,",
             "shots and seeds, with the set's share of defective ones.",
@@ -41,29 +43,44 @@ def provenance(results: Sequence[dict[str, Any]], packages: Mapping[str, str]) -
 
 
 def comparison(results: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a row for each data set, number of shots and way of ours with a peer to it.
+    """Markdown: a row for each data set, number of shots and method of ours.
 
-    A cell holds ours, the best peer's value and its name, in percent. The best peer is another
-    one in every cell: it is chosen by the test images themselves, which favours the peers.
+    A cell holds ours, the control, and the best other method's value and name, in percent. The
+    best is another one in every cell: it is chosen by the test images, which favours the others.
     """
     headings = ["data", "shots", "ours", *(HEADINGS[metric] for metric in COMPARED)]
     lines = [
-        "Ours / the best peer of that cell, percent, mean over seeds. The peers include our own",
-        "controls without learning (`nearest-patch`, and `feature-plain`, the preset without its",
-        "learned metric); the choice of the best by its test result favours them.",
+        f"Ours / `{CONTROL}` / the best other method of that cell, percent, mean over seeds.",
+        f"`{CONTROL}` is the control: the distance to the nearest patch of the same features, and",
+        "nothing else. Choosing the best by its test result favours the others.",
         "",
         f"| {' | '.join(headings)} |",
         f"|{' --- |' * len(headings)}",
     ]
     for data in dict.fromkeys(result["data"] for result in results):
         of_data = [result for result in results if result["data"] == data]
-        for shots in sorted({result["shots"] for result in of_data}, key=_order):
+        for shots in sorted({result["shots"] for result in of_data}, key=order):
             rows = [result for result in of_data if result["shots"] == shots]
-            peers = [row for row in rows if row["preset"] not in OURS]
-            for own in (row for row in rows if row["preset"] in OURS and peers):
-                cells = [_cell(own, peers, metric) for metric in COMPARED]
+            others = [row for row in rows if row["preset"] not in OURS]
+            for own in (row for row in rows if row["preset"] in OURS and others):
+                cells = [_cell(own, others, metric) for metric in COMPARED]
                 lines.append(f"| {data} | {shots} | {own['preset']} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
+
+
+def _cell(ours: dict[str, Any], others: Sequence[dict[str, Any]], metric: str) -> str:
+    own = ours["mean"].get(metric)
+    known = {
+        other["preset"]: value
+        for other in others
+        if (value := other["mean"].get(metric)) is not None
+    }
+    if own is None or not known:
+        return "–"
+    control = percent(known.pop(CONTROL, None))
+    best = max(known, key=lambda name: known[name], default=None)
+    last = "–" if best is None else f"{percent(known[best])} {best}"
+    return f"{percent(own)} / {control} / {last}"
 
 
 def one_for_all(results: Sequence[dict[str, Any]]) -> str:
@@ -94,33 +111,37 @@ def one_for_all(results: Sequence[dict[str, Any]]) -> str:
 
 
 def _pair(joint: dict[str, Any], own: dict[str, Any], metric: str) -> str:
-    a, b = joint["mean"][metric], own["mean"][metric]
-    return "–" if a is None or b is None else f"{100 * a:.1f} / {100 * b:.1f}"
+    a, b = joint["mean"].get(metric), own["mean"].get(metric)
+    return "–" if a is None or b is None else f"{percent(a)} / {percent(b)}"
 
 
 def every_method(results: Sequence[dict[str, Any]]) -> str:
     """Markdown: for each data set and metric, methods down and shots across."""
     lines = [
         "Every method, percent, mean ± sample standard deviation over the support seeds. Bold: the",
-        "best of the column. `full`: all normal training images.",
+        "best of the column. `full`: all normal training images. `caught` and `false alarms` are",
+        "at the threshold that the detector ships, which other methods do not have.",
         "",
     ]
     for data in dict.fromkeys(result["data"] for result in results):
         rows = [result for result in results if result["data"] == data]
         lines += [f"## {data}", "", f"{_counts(rows)}.", ""]
-        lines += [
-            line
-            for metric in COMPARED
-            if any(row["mean"][metric] is not None for row in rows)
-            for line in _metric_table(rows, metric)
-        ]
+        for metric in LISTED:
+            known = [row for row in rows if row["mean"].get(metric) is not None]
+            lines += _metric_table(known, metric)
+        for kind in ("image", "pixel"):
+            if kind in rows[0]["undefined"]:
+                lines += [f"No {kind} metrics: {rows[0]['undefined'][kind]}.", ""]
     return "\n".join(lines)
 
 
 def _metric_table(rows: Sequence[dict[str, Any]], metric: str) -> list[str]:
-    shots = sorted({row["shots"] for row in rows}, key=_order)
+    if not rows:
+        return []
+    shots = sorted({row["shots"] for row in rows}, key=order)
     cells = {(row["preset"], row["shots"]): row for row in rows}
-    best = {k: max(r["mean"][metric] for r in rows if r["shots"] == k) for k in shots}
+    choose = min if metric in LOW else max
+    best = {k: choose(r["mean"][metric] for r in rows if r["shots"] == k) for k in shots}
     lines = [
         f"| {HEADINGS[metric]} | {' | '.join(f'{k} shots' if k != 'full' else k for k in shots)} |",
         f"|{' --- |' * (len(shots) + 1)}",
@@ -133,7 +154,7 @@ def _metric_table(rows: Sequence[dict[str, Any]], metric: str) -> list[str]:
                 values.append("–")
                 continue
             mean, std = row["mean"][metric], row["std"][metric]
-            text = f"{100 * mean:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
+            text = percent(mean) + ("" if std is None else f" ± {percent(std)}")
             values.append(f"**{text}**" if mean == best[k] else text)
         lines.append(f"| {name} | {' | '.join(values)} |")
     return [*lines, ""]
@@ -152,18 +173,14 @@ def _counts(rows: Sequence[dict[str, Any]]) -> str:
     if len(found) == 1:
         return next(iter(found))
     return "; ".join(
-        f"{text} ({', '.join(sorted(shots, key=_order))})" for text, shots in found.items()
+        f"{text} ({', '.join(sorted(shots, key=order))})" for text, shots in found.items()
     )
 
 
-def _order(shots: Any) -> float:
+def order(shots: Any) -> float:
+    """Numbers of images in order, all of them last."""
     return float("inf") if shots == "full" else float(shots)
 
 
-def _cell(ours: dict[str, Any], peers: Sequence[dict[str, Any]], metric: str) -> str:
-    own = ours["mean"][metric]
-    known = [peer for peer in peers if peer["mean"][metric] is not None]
-    if own is None or not known:
-        return "–"
-    best = max(known, key=lambda peer: peer["mean"][metric])
-    return f"{100 * own:.1f} / {100 * best['mean'][metric]:.1f} {best['preset']}"
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"

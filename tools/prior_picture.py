@@ -1,6 +1,6 @@
 """The picture of docs/training.md: photo, R, edited photo, one column an image.
 
-    python -m benchmarks.instance_prior.picture OUTPUT.png IMAGE... [--weights FOLDER]
+    python -m tools.prior_picture OUTPUT.png IMAGE... [--weights FOLDER]
 
 The effects take turns: black background, colour selectivo, defocus.
 """

@@ -1,4 +1,4 @@
-"""Draw a sheet of episodes, to look at: ``python -m benchmarks.episodes.sheet PHOTOS SHEET.jpg``.
+"""Draw a sheet of episodes, to look at: ``python -m tools.episode_sheet PHOTOS SHEET.jpg``.
 
 One row an episode: its supports, a gap, its queries with each defect outlined.
 """
