@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from metaformer.export.onnx.anomaly_maps import feature_maps
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
