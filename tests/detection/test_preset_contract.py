@@ -57,6 +57,11 @@ def adapted_to_good(kind: Kind) -> Adaptation[Any]:
     return adapt(kind, support_of(kind))
 
 
+def score(maps: torch.Tensor, share: float) -> float:
+    """Of an image by its maps (M, h, w): the first one scores it."""
+    return image_score(maps[0], share)
+
+
 def query(kind: Kind, seed: int = 50) -> Any:
     return prepare(preset_of(kind), boards.defective(seed))
 
@@ -67,7 +72,7 @@ def test_a_map_is_finite_not_negative_and_of_the_same_grid_for_all_images(kind):
     maps = [adapted.anomaly_maps(query(kind, seed)) for seed in range(50, 53)]
     assert len({grid.shape for grid in maps}) == 1
     for grid in maps:
-        assert grid.ndim == 2 and grid.dtype == torch.float32
+        assert grid.ndim == 3 and len(grid) in (1, 2) and grid.dtype == torch.float32
         assert grid.isfinite().all() and (grid >= 0).all()
 
 
@@ -81,7 +86,7 @@ def test_any_size_is_worked_at_in_multiples(kind, height, width):
     assert at_working_size(preset, image).shape == (1, 3, *sides)
     grid = adapted_to_good(kind).adapted.anomaly_maps(prepare(preset, image))
     assert grid.isfinite().all()
-    assert sides[0] * grid.shape[1] == sides[1] * grid.shape[0]
+    assert sides[0] * grid.shape[2] == sides[1] * grid.shape[1]
 
 
 @every_kind
@@ -89,11 +94,13 @@ def test_a_real_defect_scores_above_good_parts(kind):
     adapted = adapted_to_good(kind).adapted
     share = adapted.config.score_share
 
-    def score(pixels) -> float:
-        return image_score(adapted.anomaly_maps(prepare(preset_of(kind), pixels)), share)
-
-    good = [score(boards.good(seed)) for seed in range(100, 104)]
-    bad = [score(boards.defective(seed)) for seed in range(100, 104)]
+    good, bad = (
+        [
+            score(adapted.anomaly_maps(prepare(preset_of(kind), make(seed))), share)
+            for seed in range(100, 104)
+        ]
+        for make in (boards.good, boards.defective)
+    )
     assert min(bad) > max(good)
 
 
@@ -132,13 +139,13 @@ def test_a_left_out_map_does_not_see_its_own_image(kind):
     support = [*support_of(kind, count=COUNT + 1), strange]
     done = adapt(kind, support)
     share = done.adapted.config.score_share
-    known = image_score(done.adapted.anomaly_maps(strange), share)
-    left_out = [image_score(grid, share) for grid in done.left_out]
+    known = score(done.adapted.anomaly_maps(strange), share)
+    left_out = [score(maps, share) for maps in done.left_out]
     assert left_out[-1] > 1.5 * known
     assert left_out[-1] > max(left_out[:-1])
     # Of every image: unknown, it is no more normal than known.
     for image, alone in zip(support, left_out, strict=True):
-        assert alone >= image_score(done.adapted.anomaly_maps(image), share) - 1e-6
+        assert alone >= score(done.adapted.anomaly_maps(image), share) - 1e-6
 
 
 @every_kind
@@ -200,11 +207,11 @@ def test_extending_takes_the_new_images_in_and_leaves_the_model_alone(kind):
     extension = adapted.extend([new], seed=0)
     share = adapted.config.score_share
     unknown, known = (
-        image_score(model.anomaly_maps(new), share) for model in (adapted, extension.adapted)
+        score(model.anomaly_maps(new), share) for model in (adapted, extension.adapted)
     )
     assert known < 0.7 * unknown
     # The map it is calibrated with is still that of a model that has not seen it.
-    assert image_score(extension.left_out[-1], share) > 1.3 * known
+    assert score(extension.left_out[-1], share) > 1.3 * known
     assert len(extension.left_out) == (COUNT + 1 if extension.how == "recomputed" else 1)
     assert torch.equal(adapted.anomaly_maps(image), before)
 

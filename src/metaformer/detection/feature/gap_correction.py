@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,8 @@ class GapCorrection(nn.Module):
     def __init__(self, network: GapTransformer, seen: Seen) -> None:
         super().__init__()
         self.network = network
-        self.seen = seen
+        # In the layout that a detector file has, so that sums round alike after loading.
+        self.seen = replace(seen, patches={n: t.contiguous() for n, t in seen.patches.items()})
 
     def forward(self, maps: Tensor, features: Features) -> Tensor:
         """(B, h, w) maps at stride 8 -> (B, 2 h, 2 w), corrected."""

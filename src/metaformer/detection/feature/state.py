@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metaformer.detection.feature.adapted import STATE_VERSION, FeatureImage, from_support
 from metaformer.detection.feature.config import SHIPPED, FeatureConfig
+from metaformer.detection.feature.gap_correction import STRIDES
 from metaformer.detection.feature.memory_bank import POOLED, MemoryBank
 from metaformer.detection.scoring.frame_check import FrameCheck
 
@@ -95,11 +96,12 @@ NO_BACKBONE = NoBackbone()
 
 
 def support_of(tensors: dict[str, Tensor], config: FeatureConfig) -> dict[int, FeatureImage]:
-    """Raises: KeyError: a level of an image is missing."""
+    """Raises: KeyError: a stride of an image is missing."""
+    strides = STRIDES if config.corrects else config.levels
     indices = {int(found[1]) for name in tensors if (found := re.match(r"support\.(\d+)\.", name))}
     return {
         i: FeatureImage(
-            {level: in_backbone_layout(tensors[f"support.{i}.{level}"]) for level in config.levels},
+            {stride: in_backbone_layout(tensors[f"support.{i}.{stride}"]) for stride in strides},
             under(f"mirrored.{i}.", tensors),
         )
         for i in sorted(indices)
