@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from metaformer.detection.detector import Detector, Metaformer
     from metaformer.detection.detector_file import DetectorFileError
-    from metaformer.detection.scoring.prediction import Prediction, Region
+    from metaformer.detection.scoring.prediction import Prediction, Region, to_records
     from metaformer.detection.support_set import DuplicateSupportWarning, OddSupportWarning
     from metaformer.inference.allocator import keep_freed_memory
     from metaformer.io.pixels import ImageError
@@ -31,6 +31,7 @@ __all__ = [
     "Region",
     "__version__",
     "keep_freed_memory",
+    "to_records",
 ]
 
 _MODULES = {
@@ -43,6 +44,7 @@ _MODULES = {
     "Prediction": "metaformer.detection.scoring.prediction",
     "Region": "metaformer.detection.scoring.prediction",
     "keep_freed_memory": "metaformer.inference.allocator",
+    "to_records": "metaformer.detection.scoring.prediction",
 }
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 import metaformer
 from metaformer.detection.detector import Detector
-from metaformer.inference.report.overlays import heat_colours
+from metaformer.detection.scoring.overlays import heat_colours
 from tests.helpers import boards
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -101,7 +101,7 @@ def predict(
 ) -> None:
     """Score images and mark their defects. Stopped and started again, it goes on."""
     with clear_errors():
-        from metaformer.inference.report.overlays import format_score
+        from metaformer.detection.scoring.overlays import format_score
         from metaformer.io.sources.shards import Sources, shards
 
         if engine is EngineOption.ray:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
-from functools import cached_property
+from dataclasses import asdict, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from metaformer.detection.adaptation import adapt_to_support, at_working_size, prepare
 from metaformer.detection.detector_file import (
@@ -21,13 +21,20 @@ from metaformer.detection.detector_file import (
 )
 from metaformer.detection.extension import Earlier, extend
 from metaformer.detection.feature.config import SHIPPED
+from metaformer.detection.feature.preset import FeaturePreset
 from metaformer.detection.pixel.config import Mode
 from metaformer.detection.preset import Adapted, Preset
-from metaformer.detection.presets import PresetName, make_preset, restore_preset
+from metaformer.detection.presets import (
+    PresetName,
+    check_resolution,
+    make_preset,
+    restore_preset,
+)
 from metaformer.detection.scoring.anomaly_map import image_score, to_image_size
 from metaformer.detection.scoring.calibration import Calibration, check_rate
 from metaformer.detection.scoring.prediction import Prediction
 from metaformer.detection.scoring.regions import find_regions
+from metaformer.detection.summary import summary_html
 from metaformer.detection.support_set import (
     ImageSource,
     SupportRecord,
@@ -39,7 +46,10 @@ from metaformer.detection.support_set import (
 from metaformer.io.images import guess_white_level, read_image
 from metaformer.io.workers import side_by_side
 from metaformer.networks.backbone_weights import BackboneError
+from metaformer.networks.custom_backbone import CustomBackbone
+from metaformer.networks.efficientnet import Colours
 from metaformer.networks.instance_prior import InstancePrior, load_prior
+from metaformer.networks.placement import DeviceError
 
 
 class Metaformer:
@@ -66,6 +76,7 @@ class Metaformer:
         download: bool = False,
         mode: Mode = "fast",
         universal_weights: Path | str | None = None,
+        device: str = "cpu",
     ) -> Metaformer:
         """The model with the weights inside the package; nothing is downloaded unless asked for.
 
@@ -86,11 +97,12 @@ class Metaformer:
                 on synthetic defects of the support too, which takes minutes.
             universal_weights: of the ``pixel`` preset: folder with the weights and card that
                 ``metaformer pretrain universal`` wrote, instead of those inside the package.
+            device: that the backbone of the ``feature`` preset computes on, ``cuda`` for example.
 
         Raises:
             ValueError: no such preset, a resolution outside 64 to 2048, an option of the other
                 preset, weights that cannot be used, or a ``BackboneError``: the backbone or its
-                weights cannot be used.
+                weights cannot be used, or a ``DeviceError``: there is no such device.
         """
         model = make_preset(
             preset,
@@ -101,8 +113,57 @@ class Metaformer:
             download=download,
             mode=mode,
             universal_weights=None if universal_weights is None else Path(universal_weights),
+            device=device,
         )
         return cls(model, preset)
+
+    @classmethod
+    def from_backbone(
+        cls,
+        module: nn.Module,
+        *,
+        levels: Sequence[int] | None = None,
+        mean: Colours = (0.0, 0.0, 0.0),
+        std: Colours = (1.0, 1.0, 1.0),
+        level_weights: Sequence[float] | None = None,
+        resolution: int | None = None,
+        aligned: bool = False,
+        device: str = "cpu",
+    ) -> Metaformer:
+        """The ``feature`` preset with a network of your own in place of the backbone.
+
+        Its weights stay outside detector files, which hold their digest: give the module again to
+        ``Detector.load``.
+
+        Args:
+            module: takes images (B, 3, H, W) and returns one feature map (B, C, h, w), or a list,
+                tuple or mapping of them. A frozen copy is used.
+            levels: strides of the maps to compare, the finest first; all of them if None.
+            mean, std: of each colour in [0, 1]: what images are standardised by for the module.
+            level_weights: weight of each level; equal ones if None.
+            resolution, aligned, device: as for ``from_pretrained``.
+
+        Raises:
+            BackboneError: the module cannot be run, or gives no maps of these strides.
+            ValueError: a resolution outside 64 to 2048, or not as many weights as levels.
+            DeviceError: there is no such device.
+        """
+        check_resolution(resolution)
+        model = FeaturePreset.from_backbone(
+            CustomBackbone(module, levels=levels, mean=mean, std=std),
+            level_weights=level_weights,
+            resolution=resolution,
+            aligned=aligned,
+            device=device,
+        )
+        return cls(model, "feature")
+
+    def __repr__(self) -> str:
+        config = self.model.config
+        backbone = getattr(config, "backbone", None)
+        named = "" if backbone is None else f", {backbone}"
+        aligned = ", aligned" if config.aligned else ""
+        return f"Metaformer({self.preset}{named}, {config.resolution} pixels{aligned})"
 
     def adapt(
         self,
@@ -202,6 +263,18 @@ class Detector:
         """(N, 3, H, W) at the working size -> (N, h, w) raw maps; None for PyTorch. See
         ``metaformer.export.backends``."""
 
+    def __repr__(self) -> str:
+        count = len(self.made["support"])
+        return (
+            f"Detector({self.made['preset']}, {count} normal image{'' if count == 1 else 's'}, "
+            f"{self.model.config.resolution} pixels, "
+            f"false-alarm rate {self.calibration.false_alarm_rate:.1%})"
+        )
+
+    def _repr_html_(self) -> str:
+        """How it was made and what it promises, for notebooks."""
+        return summary_html(self.info())
+
     def predict(self, image: ImageSource) -> Prediction:
         """Score one image and mark its defective pixels.
 
@@ -212,12 +285,13 @@ class Detector:
         Raises:
             ImageError: the image cannot be read.
         """
-        pixels = read_image(image, white_level=self.made["white_level"])
+        read = partial(read_image, image, white_level=self.made["white_level"])
         path = str(image) if isinstance(image, (str, Path)) else None
-        return self.predict_pixels(pixels, path)
+        return replace(self.predict_pixels(read(), path), read_pixels=read)
 
     def predict_pixels(self, pixels: NDArray[np.uint8], path: str | None = None) -> Prediction:
-        """``predict`` for an image already read, (H, W, 3) uint8 RGB."""
+        """``predict`` for an image already read, (H, W, 3) uint8 RGB. The pixels are not kept for
+        ``Prediction.overlay``, which then asks for the image."""
         raw, raw_pixels = self.score_pixels(pixels)
         calibration = self.calibration
         is_anomalous = raw >= calibration.threshold
@@ -364,28 +438,45 @@ class Detector:
         write_detector_file(Path(path), header, tensors)
 
     @classmethod
-    def load(cls, path: Path | str, *, backbone_weights: Path | str | None = None) -> Detector:
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        backbone_weights: Path | str | None = None,
+        backbone: nn.Module | None = None,
+        device: str = "cpu",
+    ) -> Detector:
         """Read a detector file; scores are bit-identical to those before saving.
 
         Args:
             backbone_weights: for a detector made with a backbone of timm, the file of its weights;
                 looked for as in ``Metaformer.from_pretrained`` if None. They have to be the same,
                 byte for byte.
+            backbone: for a detector made with ``Metaformer.from_backbone``, the same module.
+            device: that the backbone computes on; scores on others than the CPU differ a little.
 
         Raises:
             FileNotFoundError: there is no such file.
             DetectorFileError: the file is not a detector, is damaged, holds NaN or infinite
                 weights, was written by a newer version, or the weights of its backbone are not
                 to be had.
+            DeviceError: there is no such device.
         """
         header, tensors = read_detector_file(Path(path))
         file = None if backbone_weights is None else Path(backbone_weights)
         try:
             made = header["made"]
             model, adapted = restore_preset(
-                made["preset"], tensors, header["settings"], backbone_weights=file
+                made["preset"],
+                tensors,
+                header["settings"],
+                backbone_weights=file,
+                backbone=backbone,
+                device=device,
             )
             calibration = Calibration.from_dict(header["calibration"])
+        except DeviceError:
+            raise
         except BackboneError as error:
             raise DetectorFileError(f"{path}: {error}") from error
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:

@@ -34,6 +34,7 @@ class DetectorMethod:
         download: bool = False,
         mode: Mode = "fast",
         universal_weights: Path | None = None,
+        device: str = "cpu",
         name: str | None = None,
         workers: int = 1,
     ) -> None:
@@ -46,6 +47,7 @@ class DetectorMethod:
             download=download,
             mode=mode,
             universal_weights=universal_weights,
+            device=device,
         )
         self._name = name or preset
         self.workers = workers

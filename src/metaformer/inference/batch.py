@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaformer.detection.detector import Detector
+from metaformer.detection.scoring.overlays import map_levels
 from metaformer.detection.scoring.prediction import Prediction
 from metaformer.inference.report.html import ReportBuilder
-from metaformer.inference.report.overlays import map_levels
 from metaformer.inference.scores.csv_scores import CsvScores
 from metaformer.inference.scores.failures import Failures
 from metaformer.inference.scores.output_folder import ScoresFormat, claim_folder

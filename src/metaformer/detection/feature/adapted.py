@@ -30,6 +30,7 @@ from metaformer.detection.nearest_neighbors import (
 )
 from metaformer.detection.preset import Adaptation, Extension, OnStep
 from metaformer.detection.scoring.anomaly_map import smooth
+from metaformer.networks.custom_backbone import CUSTOM
 
 STATE_VERSION = 2
 """Of what ``AdaptedFeature.state`` gives. Version 1 had no number."""
@@ -199,7 +200,7 @@ class AdaptedFeature(nn.Module):
         config = asdict(self.config)
         if self.config.backbone == SHIPPED:
             del config["backbone"], config["backbone_sha256"]
-        else:
+        elif not self.config.backbone.startswith(CUSTOM):
             del config["input_mean"], config["input_std"]
         return tensors, {"version": STATE_VERSION, "config": config, "images": self.count}
 

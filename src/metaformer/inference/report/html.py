@@ -23,9 +23,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from metaformer.detection.scoring.overlays import format_score, heat_colours, verdict
 from metaformer.detection.scoring.prediction import Prediction
 from metaformer.inference.report.histogram import draw_histogram
-from metaformer.inference.report.overlays import format_score, heat_colours, verdict
 from metaformer.inference.report.thumbnails import Picture, make_picture
 from metaformer.io.atomic_files import write_text
 from metaformer.io.encoding import data_address
