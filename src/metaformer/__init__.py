@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from metaformer.detection.detector import Detector, Metaformer
     from metaformer.detection.detector_file import DetectorFileError
     from metaformer.detection.scoring.prediction import Prediction, Region, to_records
-    from metaformer.detection.support_set import DuplicateSupportWarning, OddSupportWarning
+    from metaformer.detection.support_set import (
+        DuplicateSupportWarning,
+        OddSupportWarning,
+        SkippedImageWarning,
+    )
     from metaformer.inference.allocator import keep_freed_memory
     from metaformer.io.pixels import ImageError
 
@@ -29,6 +33,7 @@ __all__ = [
     "OddSupportWarning",
     "Prediction",
     "Region",
+    "SkippedImageWarning",
     "__version__",
     "keep_freed_memory",
     "to_records",
@@ -43,6 +48,7 @@ _MODULES = {
     "OddSupportWarning": "metaformer.detection.support_set",
     "Prediction": "metaformer.detection.scoring.prediction",
     "Region": "metaformer.detection.scoring.prediction",
+    "SkippedImageWarning": "metaformer.detection.support_set",
     "keep_freed_memory": "metaformer.inference.allocator",
     "to_records": "metaformer.detection.scoring.prediction",
 }

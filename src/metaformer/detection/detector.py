@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,13 +38,17 @@ from metaformer.detection.scoring.regions import find_regions
 from metaformer.detection.summary import summary_html
 from metaformer.detection.support_set import (
     ImageSource,
+    SkippedImageWarning,
+    SupportImages,
     SupportRecord,
     describe_source,
+    named_sources,
     support_sources,
     warn_about_odd,
     when_and_with_what,
 )
-from metaformer.io.images import guess_white_level, read_image
+from metaformer.io.images import ImageError, guess_white_level, read_image
+from metaformer.io.sources.shards import Sources
 from metaformer.io.workers import side_by_side
 from metaformer.networks.backbone_weights import BackboneError
 from metaformer.networks.custom_backbone import CustomBackbone
@@ -167,7 +172,7 @@ class Metaformer:
 
     def adapt(
         self,
-        images: Path | str | Sequence[ImageSource],
+        images: SupportImages,
         *,
         false_alarm_rate: float = 0.05,
         seed: int = 0,
@@ -176,8 +181,9 @@ class Metaformer:
         """Adapt to a product from normal images.
 
         Args:
-            images: a folder of normal images, or a sequence of paths, arrays (H, W, 3) uint8 RGB,
-                encoded bytes or Pillow images. One is enough; ten are better; see
+            images: a folder of normal images, an archive, a video, a list ``@FILE``, several of
+                them as ``Sources``, or a sequence of paths, arrays (H, W, 3) uint8 RGB, tensors
+                (3, H, W), encoded bytes or Pillow images. One is enough; ten are better; see
                 ``Detector.calibration.guarantee`` for what their number can promise.
             false_alarm_rate: share of good parts that may be flagged.
             seed: of everything random in adaptation.
@@ -188,8 +194,8 @@ class Metaformer:
             unlike the rest; they are used all the same.
 
         Raises:
-            ImageError: an image cannot be read, or the folder holds none.
-            ValueError: no images, or a rate outside (0, 1).
+            ImageError: an image cannot be read, or there is none.
+            ValueError: no images, the root of a data set, or a rate outside (0, 1).
         """
         check_rate(false_alarm_rate)
         sources = support_sources(images)
@@ -319,15 +325,54 @@ class Detector:
         return score, to_image_size(grid, pixels.shape)
 
     def predict_many(
-        self, images: Iterable[ImageSource], *, workers: int = 1
+        self,
+        images: Path | str | Sources | Iterable[ImageSource],
+        *,
+        on_error: Literal["raise", "skip"] | Callable[[ImageError], object] = "raise",
+        workers: int = 1,
     ) -> Iterator[Prediction]:
         """``predict`` for each image, in their order, holding ``workers`` in memory at a time.
 
         Args:
+            images: a folder, an archive, a video or a list ``@FILE``, several of them as
+                ``Sources``, or images as ``predict`` takes them. ``Prediction.path`` is the name.
+            on_error: what an image that cannot be read does: ``raise`` ends with its
+                ``ImageError``, ``skip`` leaves it out with a ``SkippedImageWarning``, and a
+                function is called with the ``ImageError``.
             workers: images scored at once. With one a processor many small images take three
                 quarters of the time; scores differ by a few millionths (``io/workers.py``).
         """
-        return side_by_side(self.predict, images, workers)
+        if not callable(on_error) and on_error not in ("raise", "skip"):
+            raise ValueError(
+                f'on_error: found {on_error!r}; accepted: "raise", "skip", a function.'
+            )
+        return self._predict_named(named_sources(images), on_error, workers)
+
+    def _predict_named(
+        self,
+        images: Iterable[tuple[str | None, ImageSource | ImageError]],
+        on_error: Literal["raise", "skip"] | Callable[[ImageError], object],
+        workers: int,
+    ) -> Iterator[Prediction]:
+        def predict(image: tuple[str | None, ImageSource | ImageError]) -> Prediction | ImageError:
+            name, source = image
+            if isinstance(source, ImageError):
+                return source
+            try:
+                found = self.predict(source)
+            except ImageError as error:
+                return error
+            return found if name is None else replace(found, path=name)
+
+        for found in side_by_side(predict, images, workers):
+            if isinstance(found, Prediction):
+                yield found
+            elif callable(on_error):
+                on_error(found)
+            elif on_error == "skip":
+                warnings.warn(f"not scored: {found}", SkippedImageWarning, stacklevel=2)
+            else:
+                raise found
 
     def with_false_alarm_rate(self, rate: float) -> Detector:
         """The same detector with the threshold for another rate; nothing is computed anew."""
@@ -338,7 +383,7 @@ class Detector:
 
     def extended_with(
         self,
-        images: Path | str | Sequence[ImageSource],
+        images: SupportImages,
         *,
         false_alarm_rate: float | None = None,
         on_step: Callable[[int, int], None] = lambda done, total: None,
