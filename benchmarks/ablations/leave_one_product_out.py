@@ -2,8 +2,8 @@
 
 The rule, written down before the run:
 
-* Eight sets; 1, 4, 10 and 16 normal images as far as a set has them; three supports each; all test
-  images (of a set with more than 200, 200 drawn by a fixed seed); maps at the images' own size.
+* Eight sets; 1, 4 and 10 normal images; three supports each; all test images (of a set with more
+  than 100, 100 drawn by a fixed seed); maps at the images' own size.
 * Four metrics: image AUROC, defects caught at 5 % false alarms (the threshold is set on the good
   test images), pixel AP, AUPRO. Of ``mvtec_screw`` the two pixel metrics alone, since the light of
   its images gives the others away.
@@ -61,13 +61,14 @@ SETS = (
     "mvtec_screw",
 )
 PIXELS_ONLY = {"mvtec_screw"}
-SHOTS = (1, 4, 10, 16)
+SHOTS = (1, 4, 10)
 SEED = 5
-MOST_TESTED = 200
+MOST_TESTED = 100
 METRICS = ("image_auroc", "caught_at_5", "pixel_ap", "aupro")
 NEAR = 0.001
 """Gains closer than this are a tie."""
-ALL_PATCHES = 2**30
+ALL_PATCHES = 2**14
+"""More than ten images have."""
 BASE = FeatureConfig(cosine_share=0.0, mirrored_images=0, coreset_size=ALL_PATCHES)
 MIRRORED = FeatureConfig(mirrored_images=max(SHOTS))
 CANDIDATES: dict[str, FeatureConfig] = {
@@ -75,13 +76,10 @@ CANDIDATES: dict[str, FeatureConfig] = {
     "top 1 %": replace(BASE, score_share=0.01),
     "cosine 0.2": replace(BASE, cosine_share=0.2),
     "cosine 0.5": replace(BASE, cosine_share=0.5),
-    "cosine alone": replace(BASE, cosine_share=1.0),
     "mirrored": replace(MIRRORED, cosine_share=0.0),
     "cosine 0.2, mirrored": MIRRORED,
-    "cosine 0.35, mirrored": replace(MIRRORED, cosine_share=0.35),
     "cosine 0.2, mirrored, top 1 %": replace(MIRRORED, score_share=0.01),
     "cosine 0.2, mirrored, blur 1": replace(MIRRORED, sigma=1.0),
-    "cosine 0.2, mirrored, coreset 2048": replace(MIRRORED, coreset_size=2048),
 }
 Row = dict[str, float]
 Results = dict[str, dict[str, dict[str, list[Row]]]]

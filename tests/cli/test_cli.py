@@ -320,7 +320,51 @@ def test_what_is_not_a_detector_is_refused_in_one_line(photos, tmp_path, command
         assert done.stderr.startswith(f"error: {path}: ") and done.stderr.count("\n") == 1
 
 
+def test_predict_tells_how_the_verdicts_fare_where_the_truth_is_known(detector_file, tmp_path):
+    boards.write_good(tmp_path / "lot" / "good", 2, seed=60)
+    boards.write_png(tmp_path / "lot" / "bad" / "a.png", boards.defective(3))
+    done = run("predict", detector_file, tmp_path / "lot", "--recursive", "-o", tmp_path / "out")
+    assert "1 of 1 defective images caught, " in done.stdout
+    assert " of 2 good images flagged (where the truth is known)." in done.stdout
+    told = run(
+        "predict", detector_file, tmp_path / "lot", "--recursive", "-o", tmp_path / "out", "--json"
+    )  # nothing new to score: the truth of an earlier run is told all the same
+    truth = json.loads(told.stdout)["truth"]
+    assert (truth["caught"], truth["false_alarms"] + truth["passed"]) == (1, 2)
+
+
+def test_predict_takes_labels_and_names_those_of_no_image(detector_file, photos, tmp_path):
+    labels = tmp_path / "labels.csv"
+    names = sorted(path.name for path in photos.iterdir())
+    labels.write_text(f"file,label\n{names[0]},good\n{names[1]},scratch\nother.png,good\n")
+    done = run("predict", detector_file, photos, "-o", tmp_path / "out", "--labels", labels)
+    assert f"{labels}: labels 2 good, 1 scratch." in done.stdout
+    assert "of 1 defective images caught" in done.stdout
+    assert "of no image scored, 1: other.png" in done.stderr
+    assert "truly defective: scratch" in (tmp_path / "out" / "report.html").read_text()
+    labels.write_text("nonsense\n")
+    wrong = run("predict", detector_file, photos, "-o", tmp_path / "out", "--labels", labels)
+    assert wrong.exit_code == 1 and f"{labels}, line 1: found 'nonsense'" in wrong.stderr
+
+
 # evaluate, data
+
+
+def test_evaluate_writes_a_report_of_one_seed_with_the_truth(tmp_path):
+    data = trees.write_mvtec(tmp_path / "bracket", train=3, good=2, per_kind=1)
+    report = tmp_path / "r.html"
+    options = ["--shots", 2, "--seeds", "4,1", "--resolution", 64, "--report", report]
+    done = run("evaluate", data, *options)
+    assert done.exit_code == 0 and f"report: {report}" in done.stdout.replace("\n", "")
+    page = report.read_text()
+    content = json.loads(page.split('id="data">', 1)[1].split("</script>", 1)[0])
+    tested = sorted(str(path) for path in (data / "test").rglob("*.png"))
+    assert sorted(content["names"]) == tested
+    assert content["truths"].count(False) == 2
+    assert any(card.get("truth") for card in content["cards"].values())
+    assert "Evaluation: bracket" in page and "image_auroc" in page
+    lost = run("evaluate", data, "--report", tmp_path / "nowhere" / "r.html")
+    assert lost.exit_code == 1 and "does not exist" in lost.stderr
 
 
 def test_evaluate_prints_and_writes_the_same_results(tmp_path):

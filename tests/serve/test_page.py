@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import json
 import re
 import shutil
 import time
@@ -16,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
 import metaformer
+from metaformer.data.datasets.layouts import BAD_NAMES, GOOD_NAMES
 from metaformer.detection.detector import Detector
 from metaformer.detection.scoring.overlays import heat_colours
+from metaformer.inference.scores.rows import COLUMNS
 from tests.helpers import boards
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -218,6 +222,13 @@ def test_colours_are_those_of_the_reports():
     assert base64.b64decode(table) == heat_colours().tobytes()
 
 
+def test_folders_mean_the_same_as_to_the_command_line():
+    script = (PAGE / "truth.js").read_text(encoding="utf-8")
+    for name, names in (("GOOD_NAMES", GOOD_NAMES), ("BAD_NAMES", BAD_NAMES)):
+        (listed,) = re.findall(rf"{name} = \[(.*?)\]", script, re.DOTALL)
+        assert re.findall(r'"(.*?)"', listed) == sorted(names)
+
+
 def test_photos_are_ranked_by_their_real_scores(browser, address, detector, expected, photos):
     with opened(browser, address, refused=(422,)) as page:
         score(page, photos["new"])
@@ -233,6 +244,8 @@ def test_photos_are_ranked_by_their_real_scores(browser, address, detector, expe
         unread = page.locator("#unread-rows").inner_text()
         assert "cut-short.jpg" in unread and "damaged" in unread
         assert "notes.txt" in unread and "text/plain" in unread
+        said = page.locator("#failed-words").inner_text()  # beside the place they were chosen
+        assert said.startswith("2 photos not scored.") and "cut-short.jpg" in said
 
 
 def test_the_slider_judges_anew(browser, address, expected, photos):
@@ -299,24 +312,190 @@ def test_downloads_hold_what_the_page_shows(browser, address, detector, expected
     assert {name: float(row["score"]) for name, row in rows.items()} == pytest.approx(
         expected, abs=1e-6
     )
-    assert {row["flagged"] for row in rows.values()} == {"true", "false"}
+    assert list(next(iter(rows.values()))) == list(COLUMNS)
+    assert {row["is_anomalous"] for row in rows.values()} == {"true", "false"}
     restored = Detector.load(tmp_path / "it.metaformer")
     scratched = restored.predict(photos["new"][1])
     assert scratched.score == pytest.approx(expected["scratched.png"], abs=1e-6)
 
     report = tmp_path / "report.html"
-    text = report.read_text(encoding="utf-8")
-    assert "<script" not in text and "<img src=x" not in text
+    assert "<img src=x" not in report.read_text(encoding="utf-8")
     with opened(browser, report.as_uri()) as page:
         assert page.title() == "Inspection report: board <b>A</b>"
         assert [card.inner_text() for card in page.locator(".card .name").all()] == sorted(
             expected, key=lambda name: -expected[name]
         )
-        sizes = page.locator(".card img").evaluate_all("(all) => all.map((i) => i.naturalWidth)")
-        assert len(sizes) == 7 and min(sizes) > 0  # photo and heat; of the TIFF, one picture
-        page.locator("#layers").uncheck()
-        assert not page.locator(".card img + img").first.is_visible()
+        assert page.locator("#cut").is_visible()  # the page of the command line, slider and all
         assert "cut-short.jpg" in page.locator(".unread").inner_text()
+
+
+# The review
+
+
+def drop_tree(page: Any, files: dict[str, Path]) -> None:
+    """Choose files as if they came from folders: path in the tree -> file."""
+    contents = [
+        [path, base64.b64encode(file.read_bytes()).decode()] for path, file in files.items()
+    ]
+    page.locator("#new-files").evaluate(
+        """(input, contents) => {
+          const transfer = new DataTransfer();
+          for (const [path, content] of contents) {
+            const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+            const file = new File([bytes], path.split("/").at(-1), { type: "image/png" });
+            Object.defineProperty(file, "webkitRelativePath", { value: path });
+            transfer.items.add(file);
+          }
+          Object.defineProperty(input, "files", { value: [...transfer.files], configurable: true });
+          contents.forEach(([path], i) => Object.defineProperty(
+            input.files[i], "webkitRelativePath", { value: path },
+          ));
+          input.dispatchEvent(new Event("change"));
+        }""",
+        contents,
+    )
+
+
+def test_folders_say_what_is_true(browser, address, detector, photos):
+    good, bad = photos["new"][0], photos["new"][1]
+    with opened(browser, address) as page:
+        drop_tree(page, {"set/test/good/a.png": good, "set/test/scratch/b.png": bad})
+        wait_until(lambda: page.locator(".card .truth:visible").count() == 2)
+        assert page.locator("#outcomes").inner_text() == (
+            "caught 1 of 1 · missed 0 · false alarms 0 of 1 good"
+        )
+        assert "truly defective: scratch" in page.locator(".card").first.inner_text()
+        slide(page, 0.99)
+        assert "missed 1" in page.locator("#outcomes").inner_text()
+        page.locator("#show-missed").click()
+        wait_until(lambda: page.locator(".card .name").all_text_contents() == ["b.png"])
+        titles = page.locator("#plot .row-title").all_text_contents()
+        assert titles == ["truly good", "truly defective"]
+
+
+def test_masks_are_ground_truth_and_drawn_as_outlines(browser, address, detector, photos, tmp_path):
+    mask = np.zeros((boards.SIDE, boards.SIDE), np.uint8)
+    mask[30:60, 20:80] = 255
+    boards.write_png(tmp_path / "m.png", mask)
+    boards.write_png(tmp_path / "empty.png", np.zeros_like(mask))
+    good, bad = photos["new"][0], photos["new"][1]
+    with opened(browser, address) as page:
+        drop_tree(
+            page,
+            {
+                "set/test/good/a.png": good,
+                "set/test/scratch/b.png": bad,
+                "set/ground_truth/scratch/b_mask.png": tmp_path / "m.png",
+                "other/c.png": good,
+                "other/c_mask.png": tmp_path / "empty.png",
+            },
+        )
+        wait_until(lambda: page.locator(".card .truth:visible").count() == 3)
+        assert "2 masks taken for the ground truth" in page.locator("#new-state").inner_text()
+        white = """(canvas) => {
+          const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+          let count = 0;
+          for (let i = 0; i < data.length; i += 4) count += data[i] > 250 && data[i + 2] > 250;
+          return count;
+        }"""
+        wait_until(lambda: page.locator(".card canvas").first.evaluate(white) > 50)
+        assert page.locator(".card canvas").nth(1).evaluate(white) == 0
+        with page.expect_download() as download:
+            page.click("#report")
+        download.value.save_as(tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    content = json.loads(text.split('id="data">', 1)[1].split("</script>", 1)[0])
+    assert content["cards"]["0"]["truth"] == [[20, 30, 80, 30, 80, 60, 20, 60]]
+    assert sorted(content["truths"]) == [False, False, True]
+
+
+def test_a_review_from_marks_to_a_better_detector(browser, photos, tmp_path):
+    other = tmp_path / "other-place.png"  # flagged, and good after all
+    Image.fromarray(boards.good(7, "77000005")).save(other)
+    with server(tmp_path / "store") as (address, _), opened(browser, address) as page:
+        make(page, photos["good"], "board")
+        page.click("#made-next")
+        score(page, [other, photos["new"][1], photos["new"][0]])
+        card = page.locator(".card", has_text="other-place.png")
+        assert card.locator(".verdict").inner_text() == "Flagged"
+        assert page.locator("#add-good").is_hidden()
+        card.get_by_role("button", name="Good after all").click()
+        card.locator(".mark-note").fill("the other side")
+        card.locator(".mark-note").press("Tab")
+        wait_until(lambda: page.locator("#add-good").is_visible())
+        bad = page.locator(".card", has_text="scratched.png")
+        bad.get_by_role("button", name="Defective").click()
+        wait_until(lambda: "caught 1 of 1" in page.locator("#outcomes").inner_text())
+
+        page.reload()  # nothing is lost
+        wait_until(lambda: page.locator(".card").count() == 3)
+        wait_until(lambda: "caught 1 of 1" in page.locator("#outcomes").inner_text())
+        card = page.locator(".card", has_text="other-place.png")
+        assert card.locator(".mark-note").input_value() == "the other side"
+
+        page.click("#add-good")
+        wait_until(lambda: "6 good photos now" in page.locator("#review-state").inner_text())
+        wait_until(lambda: page.locator("#count-all").text_content() == "3")
+        verdict = page.locator(".card", has_text="other-place.png").locator(".verdict")
+        wait_until(lambda: verdict.text_content() == "OK")
+        assert "6 good photos" in page.locator("#products").inner_text()
+        with page.expect_download() as download:
+            page.click("#marks-csv")
+        download.value.save_as(tmp_path / "marks.csv")
+        with (tmp_path / "marks.csv").open(newline="", encoding="utf-8") as file:
+            marks = {row["file"]: row for row in csv.DictReader(file)}
+        assert marks["other-place.png"]["note"] == "the other side"
+        assert {name: row["label"] for name, row in marks.items()} == {
+            "other-place.png": "good",
+            "scratched.png": "defective",
+        }
+        page.click("#clear")
+        page.reload()
+        page.locator("#check").wait_for()
+        assert not cards(page)
+
+
+def test_a_moved_threshold_is_kept_as_another_rate(browser, photos, tmp_path):
+    with server(tmp_path / "store") as (address, _), opened(browser, address) as page:
+        make(page, photos["good"], "board")
+        page.click("#made-next")
+        score(page, photos["new"][:2])
+        slide(page, 0.6)
+        wait_until(lambda: page.locator("#keep-cut").is_enabled())
+        assert "false-alarm rate of" in page.locator("#moved-words").inner_text()
+        page.click("#keep-cut")
+        wait_until(lambda: "Kept" in page.locator("#review-state").inner_text())
+        wait_until(lambda: page.locator(".card").count() == 2)
+        assert page.locator("#cut").input_value() == "0.5"
+        assert not page.locator("#moved").is_visible()
+        (found,) = httpx.get(f"{address}/api/detectors").json()["detectors"]
+        assert found["false_alarm_rate"] < 0.05
+
+
+def test_the_enlarged_photo_zooms_and_has_a_good_one_beside_it(browser, address, detector, photos):
+    with opened(browser, address) as page:
+        score(page, [photos["new"][1]])
+        page.locator(".card .frame").click()
+        assert page.locator("#good-photo-name").inner_text().startswith("good-")
+        assert page.locator("#viewer-crops img").count() >= 1
+        page.keyboard.press("+")
+        wait_until(
+            lambda: "scale(1.5)" in page.locator("#layer").evaluate("(e) => e.style.transform")
+        )
+        page.keyboard.press("0")
+        wait_until(
+            lambda: "scale(1)" in page.locator("#layer").evaluate("(e) => e.style.transform")
+        )
+
+
+def test_the_addresses_can_be_read_without_a_network(browser, address):
+    with opened(browser, address) as page:
+        page.goto(f"{address}/docs")
+        wait_until(lambda: page.locator(".opblock").count() > 12)
+        page.locator(".opblock", has_text="/health").first.click()
+        page.get_by_role("button", name="Try it out").first.click()
+        page.get_by_role("button", name="Execute").first.click()
+        wait_until(lambda: '"status": "ok"' in page.locator(".live-responses-table").inner_text())
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

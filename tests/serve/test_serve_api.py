@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -166,6 +167,9 @@ def test_scores_are_those_of_the_library_on_the_same_bytes(http, made, detector)
                 for r in expected.regions
             ],
             "map": None,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "p_value_kind": detector.calibration.p_value_kind,
+            "picture": None,
             "error": None,
         }
     assert (found["predictions"][3]["width"], found["predictions"][3]["height"]) == (60, 96)
@@ -260,12 +264,24 @@ def test_metrics_count_what_happened(http, made):
         lines = http.get("/metrics").text.splitlines()
         return next((float(line.split()[-1]) for line in lines if line.startswith(name)), 0.0)
 
-    before = value('metaformer_images_total{outcome="unreadable"}')
+    series = (
+        f'metaformer_images_total{{detector="{made["id"]}",outcome="unreadable",product="board"}}'
+    )
+    before = value(series)
     predict(http, made, service.images(service.png(boards.good(1)), b"junk"))
-    assert value('metaformer_images_total{outcome="unreadable"}') == before + 1
+    assert value(series) == before + 1
     assert value("metaformer_detectors") == len(http.get("/api/detectors").json()["detectors"])
     assert value("process_resident_memory_bytes") > 1e6
-    assert made["id"] not in http.get("/metrics").text
+    lines = [line for line in http.get("/metrics").text.splitlines() if made["id"] in line]
+    assert all(line.startswith(("metaformer_images_", "metaformer_score_")) for line in lines)
+
+
+def test_metrics_of_a_deleted_product_go_with_it(http):
+    other = service.adapt(http, 2, name="lid")
+    predict(http, other, service.images(service.png(boards.good(1))))
+    assert 'product="lid"' in http.get("/metrics").text
+    http.delete(f"/api/detectors/{other['id']}")
+    assert 'product="lid"' not in http.get("/metrics").text
 
 
 def test_the_document_has_every_error_of_every_route(http):

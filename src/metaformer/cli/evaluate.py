@@ -46,6 +46,10 @@ def evaluate(
         int | None, typer.Option(help="Test images per category, for a quick look.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="HTML report to write, of the first seed, with the truth beside it."),
+    ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -73,6 +77,11 @@ def evaluate(
             mode=mode.value,
             universal_weights=universal_weights,
         )
+        pages = None
+        if report is not None:
+            from metaformer.inference.report.evaluation import EvaluationReport
+
+            pages = EvaluationReport(data, seed_list[0], report)
         results = measure(
             categories[0] if len(categories) == 1 else categories,
             method,
@@ -81,13 +90,18 @@ def evaluate(
             unified=unified,
             test_limit=limit,
             quiet=quiet,
+            on_scored=pages.add if pages else lambda scored: None,
         )
+        if pages is not None:
+            pages.write(results)
         if output is not None:
             save_results(results, output)
         if as_json:
             typer.echo(json.dumps(results, indent=2))
         elif not quiet:
             print_results(results)
+            if report is not None:
+                typer.echo(f"report: {report}")
 
 
 def parse_shots(text: str) -> Any:

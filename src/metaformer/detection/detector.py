@@ -32,7 +32,7 @@ from metaformer.detection.presets import (
     restore_preset,
 )
 from metaformer.detection.scoring.anomaly_map import image_score, to_image_size
-from metaformer.detection.scoring.calibration import Calibration, check_rate
+from metaformer.detection.scoring.calibration import Calibration, check_rate, guarantee_of
 from metaformer.detection.scoring.prediction import Prediction
 from metaformer.detection.scoring.regions import find_regions
 from metaformer.detection.summary import summary_html
@@ -46,6 +46,12 @@ from metaformer.detection.support_set import (
     support_sources,
     warn_about_odd,
     when_and_with_what,
+)
+from metaformer.detection.support_thumbnails import (
+    GoodExample,
+    nearest,
+    take_from,
+    to_tensors,
 )
 from metaformer.io.images import ImageError, guess_white_level, read_image
 from metaformer.io.sources.shards import Sources
@@ -226,7 +232,9 @@ class Metaformer:
         }
         record.warn()
         warn_about_odd(result.support_scores, [image["name"] for image in record.images])
-        return Detector(self.model, result.adapted, result.calibration, made)
+        return Detector(
+            self.model, result.adapted, result.calibration, made, tuple(record.thumbnails)
+        )
 
     def response_map(self, image: ImageSource) -> NDArray[np.float32]:
         """The response map R of an image: where its object is, as P sees it.
@@ -260,11 +268,14 @@ class Detector:
         adapted: Adapted[Any],
         calibration: Calibration,
         made: dict[str, Any],
+        thumbnails: tuple[bytes, ...] = (),
     ) -> None:
         self.model = model
         self.adapted = adapted
         self.calibration = calibration
         self.made = made
+        self.thumbnails = thumbnails
+        """Small JPEGs of the first support images, in their order; for reports alone."""
         self.engine: Callable[[Tensor], Tensor] | None = None
         """(N, 3, H, W) at the working size -> (N, h, w) raw maps; None for PyTorch. See
         ``metaformer.export.backends``."""
@@ -298,7 +309,12 @@ class Detector:
     def predict_pixels(self, pixels: NDArray[np.uint8], path: str | None = None) -> Prediction:
         """``predict`` for an image already read, (H, W, 3) uint8 RGB. The pixels are not kept for
         ``Prediction.overlay``, which then asks for the image."""
-        raw, raw_pixels = self.score_pixels(pixels)
+        return self.judge(*self.score_pixels(pixels), path)
+
+    def judge(
+        self, raw: float, raw_pixels: NDArray[np.float32], path: str | None = None
+    ) -> Prediction:
+        """The verdict on an image from its raw score and raw (H, W) map; see ``score_pixels``."""
         calibration = self.calibration
         is_anomalous = raw >= calibration.threshold
         anomaly_map = calibration.map(raw_pixels)
@@ -377,7 +393,7 @@ class Detector:
     def with_false_alarm_rate(self, rate: float) -> Detector:
         """The same detector with the threshold for another rate; nothing is computed anew."""
         calibration = self.calibration.with_false_alarm_rate(rate)
-        same = Detector(self.model, self.adapted, calibration, self.made)
+        same = Detector(self.model, self.adapted, calibration, self.made, self.thumbnails)
         same.engine = self.engine
         return same
 
@@ -409,7 +425,7 @@ class Detector:
         rate = self.calibration.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
         check_rate(rate)
         sources = support_sources(images)
-        record = SupportRecord(self.made["support"])
+        record = SupportRecord(self.made["support"], self.thumbnails)
         count = len(record.images)
         prepared = []
         for i, source in enumerate(sources):
@@ -446,15 +462,22 @@ class Detector:
             "additions": [*self.made.get("additions", []), addition],
         }
         warn_about_odd(result.support_scores, [image["name"] for image in record.images])
-        return Detector(self.model, result.adapted, result.calibration, made)
+        return Detector(
+            self.model, result.adapted, result.calibration, made, tuple(record.thumbnails)
+        )
+
+    def nearest_good(self, pixels: NDArray[np.uint8]) -> GoodExample | None:
+        """The support image that looks most like an image (H, W, 3) uint8 RGB, as a thumbnail.
+
+        None if the detector holds no thumbnails, as files of earlier versions do.
+        """
+        names = [support["name"] for support in self.made["support"]]
+        return nearest(self.thumbnails[: len(names)], names, pixels)
 
     @property
     def guarantee(self) -> str:
         """What the threshold promises, for people; how it was extended is taken into account."""
-        text = self.calibration.guarantee
-        if any(a["calibration"] == "estimated" for a in self.made.get("additions", [])):
-            text += " What earlier images would score now is estimated, so this holds roughly."
-        return text
+        return guarantee_of(self.calibration, self.made.get("additions", []))
 
     def info(self) -> dict[str, Any]:
         """How the detector was made and what its threshold promises, ready for JSON."""
@@ -480,7 +503,7 @@ class Detector:
             "settings": settings,
             "calibration": self.calibration.to_dict(),
         }
-        write_detector_file(Path(path), header, tensors)
+        write_detector_file(Path(path), header, tensors | to_tensors(self.thumbnails))
 
     @classmethod
     def load(
@@ -510,6 +533,7 @@ class Detector:
         header, tensors = read_detector_file(Path(path))
         file = None if backbone_weights is None else Path(backbone_weights)
         try:
+            thumbnails = take_from(tensors)
             made = header["made"]
             model, adapted = restore_preset(
                 made["preset"],
@@ -529,4 +553,4 @@ class Detector:
                 f"{path}: a detector file with something missing or wrong inside ({error!r}). It "
                 f"is damaged, or was changed by hand; adapt again."
             ) from error
-        return cls(model, adapted, calibration, made)
+        return cls(model, adapted, calibration, made, thumbnails)

@@ -23,6 +23,8 @@ from metaformer.data.datasets.suggestion import (
     suggest_good_folder,
     suggest_test_folder,
 )
+from metaformer.detection.support_thumbnails import MOST as MOST_THUMBNAILS
+from metaformer.detection.support_thumbnails import make_thumbnail
 from metaformer.io.encoding import encode_picture
 from metaformer.io.folders import count_passed_over, describe_passed_over
 from metaformer.io.images import IMAGE_SUFFIXES, ImageError, Source, list_images
@@ -71,9 +73,13 @@ class SupportRecord:
     does (ours).
     """
 
-    def __init__(self, images: Sequence[dict[str, Any]] = ()) -> None:
+    def __init__(
+        self, images: Sequence[dict[str, Any]] = (), thumbnails: Sequence[bytes] = ()
+    ) -> None:
         self.images = list(images)
         """Name, SHA-256 of the pixels and signature of each, ready for JSON."""
+        self.thumbnails = list(thumbnails)
+        """Small JPEGs of the first ``MOST_THUMBNAILS``, in their order; for reports alone."""
         self.copies: list[str] = []
         """Of what was not taken in: its name, and whose copy it is."""
 
@@ -84,6 +90,9 @@ class SupportRecord:
             if image["sha256"] == digest or are_copies(signature, image.get("signature")):
                 self.copies.append(f"{name} (a copy of {image['name']})")
                 return False
+        # A file of an earlier version has none: later ones would stand for other images.
+        if len(self.thumbnails) == len(self.images) < MOST_THUMBNAILS:
+            self.thumbnails.append(make_thumbnail(pixels))
         hexed = signature.round().astype(np.uint8).tobytes().hex()
         self.images.append({"name": name, "sha256": digest, "signature": hexed})
         return True

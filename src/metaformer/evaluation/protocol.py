@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,17 @@ class Method(Protocol):
         """Adapt to normal images (H, W, 3) uint8 RGB. Nothing may be kept from an earlier fit."""
 
 
+class ScoredSample(NamedTuple):
+    """One test image of an evaluation, for those who look on."""
+
+    seed: int
+    sample: Sample
+    image: Image
+    score: float
+    anomaly_map: AnomalyMap
+    fitted: FittedMethod
+
+
 def evaluate(
     data: Path | str | Category | Sequence[Category],
     method: Method,
@@ -72,6 +83,7 @@ def evaluate(
     test_limit: int | None = None,
     batch_size: int = 8,
     quiet: bool = False,
+    on_scored: Callable[[ScoredSample], None] = lambda scored: None,
 ) -> dict[str, Any]:
     """Evaluate ``method`` on one category or on several.
 
@@ -88,6 +100,7 @@ def evaluate(
             the set's share of defective ones; for quick looks, and written in the results.
         batch_size: images read and scored at a time.
         quiet: no progress bar.
+        on_scored: called with each test image when it has been scored.
 
     Returns:
         ``preset, settings, shots, seeds, resolution, per_seed, mean, std, mean_ci, seconds,
@@ -145,7 +158,15 @@ def evaluate(
             samples = tests[category.name]
             runs = [
                 _run_seed(
-                    category, samples, method, shots, seed, batch_size, advance, fitted.get(seed)
+                    category,
+                    samples,
+                    method,
+                    shots,
+                    seed,
+                    batch_size,
+                    advance,
+                    on_scored,
+                    fitted.get(seed),
                 )
                 for seed in seeds
             ]
@@ -187,6 +208,7 @@ def _run_seed(
     seed: int,
     batch_size: int,
     advance: Callable[[int], None],
+    on_scored: Callable[[ScoredSample], None],
     fitted_to_all: tuple[FittedMethod, float] | None,
 ) -> SeedRun:
     jobs: list[tuple[list[Path], Sequence[Sample]]]  # (support, what is scored after it)
@@ -212,7 +234,8 @@ def _run_seed(
             outputs = fitted.score(images)
             predict_seconds.append((time.perf_counter() - start) / len(batch))
             check_outputs(outputs, images, batch, method.name)
-            for sample, (score, anomaly_map) in zip(batch, outputs, strict=True):
+            for sample, image, (score, anomaly_map) in zip(batch, images, outputs, strict=True):
+                on_scored(ScoredSample(seed, sample, image, score, anomaly_map, fitted))
                 scores.append(score)
                 mask = load_mask(sample, anomaly_map.shape)
                 if mask is None:

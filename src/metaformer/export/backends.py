@@ -108,7 +108,13 @@ def with_engine(detector: Detector, name: str) -> Detector:
         engine = make_engine(detector, chosen)
         if chosen != "torch":
             check_engine(detector, engine, torch_engine(detector)(test_image(detector))[0])
-    same = Detector(detector.model, detector.adapted, detector.calibration, detector.made)
+    same = Detector(
+        detector.model,
+        detector.adapted,
+        detector.calibration,
+        detector.made,
+        detector.thumbnails,
+    )
     same.engine = None if engine.name == "torch" else engine
     return same
 

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from metaformer.data.datasets.truth import FolderTruth, Outcomes, Truth
 from metaformer.detection.detector import Detector
 from metaformer.detection.scoring.overlays import map_levels
 from metaformer.detection.scoring.prediction import Prediction
 from metaformer.inference.report.html import ReportBuilder
+from metaformer.inference.report.settings import report_settings
 from metaformer.inference.scores.csv_scores import CsvScores
 from metaformer.inference.scores.failures import Failures
 from metaformer.inference.scores.output_folder import ScoresFormat, claim_folder
@@ -56,6 +57,8 @@ class BatchResult:
     interrupted: bool
     failed: int = 0
     """How many could not be read."""
+    outcomes: Outcomes = field(default_factory=Outcomes)
+    """Verdicts on images whose truth is known, those of earlier runs included."""
 
 
 def score_images(
@@ -68,6 +71,7 @@ def score_images(
     write_report: bool = True,
     overwrite: bool = False,
     workers: int | None = None,
+    truth: Truth | None = None,
     on_image: Callable[[str, Prediction | str], None] = lambda name, outcome: None,
     on_step: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> BatchResult:
@@ -82,6 +86,8 @@ def score_images(
             ``sources``), or ``Sources``.
         workers: how many are scored at once; None for one a processor, at most four, or for one
             where an engine computes, which has threads of its own.
+        truth: what is known of the images, for the report and the outcomes; what their folders
+            say (``truth.FolderTruth``) if None.
         on_image: called with the name of each image of this run and the prediction, or the reason
             why there is none.
         on_step: called with (images passed, images in all if that can be told); those of earlier
@@ -105,11 +111,19 @@ def score_images(
     report = ReportBuilder(report_settings(detector), max_lines=REPORT_LINES)
     seen: set[bytes] = set()
     anomalous = 0
+    truth = truth or FolderTruth()
+    outcomes = Outcomes()
     for row in scores.read():
         seen.add(name_digest(row.path))
         anomalous += row.is_anomalous
+        known = truth(row.path)
+        outcomes.add(known, row.is_anomalous)
         report.add_scored(
-            row.path, score=row.score, p_value=row.p_value, is_anomalous=row.is_anomalous
+            row.path,
+            score=row.score,
+            p_value=row.p_value,
+            is_anomalous=row.is_anomalous,
+            truth=known,
         )
     resumed = scored = len(seen)
     passed = 0
@@ -146,8 +160,10 @@ def score_images(
         scores.write(line)
         scored += 1
         anomalous += prediction.is_anomalous
+        known = truth(name)
+        outcomes.add(known, prediction.is_anomalous)
         if write_report:
-            report.add(pixels, prediction)
+            report.add(pixels, prediction, truth=known, find_good=detector.nearest_good)
         return prediction
 
     interrupted = False
@@ -169,7 +185,13 @@ def score_images(
     if write_report:
         report.write(output / "report.html")
     return BatchResult(
-        scored, anomalous, resumed, tuple(failures.listed), interrupted, failures.count
+        scored,
+        anomalous,
+        resumed,
+        tuple(failures.listed),
+        interrupted,
+        failures.count,
+        outcomes,
     )
 
 
@@ -200,25 +222,3 @@ def write_map(target: Path, prediction: Prediction) -> None:
         rows = slice(top, top + MAP_ROWS)
         levels[rows] = map_levels(prediction.anomaly_map[rows])
     write_bytes(target, encode_levels(levels))
-
-
-def report_settings(detector: Detector) -> dict[str, Any]:
-    """What the report's settings table shows."""
-    info = detector.info()
-    calibration = detector.calibration
-    kinds = {
-        "conformal": "rank among the scores of other good images",
-        "views": "rank among views of the one image adapted to; no promise for other parts",
-    }
-    return {
-        "preset": info["preset"],
-        "false-alarm rate asked": f"{calibration.false_alarm_rate:.1%}",
-        "threshold (raw score)": f"{calibration.threshold:.6g}",
-        "what the threshold promises": info["guarantee"],
-        "p-values": kinds[calibration.p_value_kind],
-        "normal images adapted to": len(info["support"]),
-        "seed": info["seed"],
-        "made": info["made"],
-        "versions": ", ".join(f"{k} {v}" for k, v in info["versions"].items()),
-        "support_scores": [calibration.score(raw) for raw in calibration.normal_scores],
-    }

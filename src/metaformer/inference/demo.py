@@ -41,7 +41,11 @@ def run_demo(output: Path, on_step: Callable[[int, int], None] = lambda done, to
                 settings["what the thresholds promise"] = detector.calibration.guarantee
                 settings["versions"] = detector.made["versions"]
             pixels = read_image(image)
-            report.add(pixels, detector.predict_pixels(pixels, image.name))
+            report.add(
+                pixels,
+                detector.predict_pixels(pixels, image.name),
+                find_good=detector.nearest_good,
+            )
             on_step(i + 1, total)
         return report.write(output / "report.html")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -65,3 +66,14 @@ def write_text(target: Path | str, content: str) -> None:
     File names need not be UTF-8; inside ``content`` they are written as they are on disk.
     """
     write_bytes(target, content.encode(errors="surrogateescape"))
+
+
+def force_to_disk(path: Path) -> None:
+    """Survive a power cut, not only the end of the program."""
+    if sys.platform == "win32" and path.is_dir():
+        return  # folders cannot be opened there
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -21,11 +21,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import metaformer
 from metaformer.detection.detector_file import DetectorFileError
 from metaformer.io.extras import need
-from metaformer.serve import routes, static_files
+from metaformer.serve import api_docs, review_routes, routes, static_files
 from metaformer.serve.http.limits import Gate, Limits
 from metaformer.serve.http.openapi import fit_document
 from metaformer.serve.http.security import ANSWER_POLICY, refusal
 from metaformer.serve.jobs import Adaptations
+from metaformer.serve.marks import MarksFileError, MarksFullError, MarkStore
 from metaformer.serve.metrics import Metrics
 from metaformer.serve.scoring import ClientGone, Workers
 from metaformer.serve.service import Service
@@ -80,6 +81,7 @@ def create_app(
         raise
     service = Service(
         store=store,
+        marks=MarkStore(store.folder),
         adaptations=Adaptations(store, limits),
         workers=Workers(workers or min(4, os.cpu_count() or 1)),
         limits=limits,
@@ -103,7 +105,7 @@ def create_app(
         title="Metaformer",
         summary="Find defects in images when all you have is a handful of good ones.",
         version=metaformer.__version__,
-        # The interactive pages would load scripts from elsewhere.
+        # FastAPI's own would load scripts from elsewhere; see api_docs.
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
@@ -111,6 +113,8 @@ def create_app(
     )
     app.state.service = service
     app.include_router(routes.router)
+    app.include_router(review_routes.router)
+    app.include_router(api_docs.router)
     app.include_router(static_files.router)
     add_error_answers(app)
     app.add_middleware(AroundRequests, metrics=service.metrics, allowed_hosts=allowed_hosts)
@@ -156,6 +160,8 @@ def add_error_answers(app: FastAPI) -> None:
 
     @app.exception_handler(DetectorFileError)
     @app.exception_handler(StoreFullError)
+    @app.exception_handler(MarksFullError)
+    @app.exception_handler(MarksFileError)
     async def conflict(request: Request, error: ValueError) -> Response:
         return answer(409, str(error))
 

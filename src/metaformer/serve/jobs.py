@@ -15,9 +15,9 @@ from typing import Any
 from metaformer.detection.detector import Detector, Metaformer
 from metaformer.io.images import ImageError, read_image
 from metaformer.serve.http.limits import Limits
-from metaformer.serve.http.schemas import AdaptRequest, Job
+from metaformer.serve.http.schemas import AdaptRequest, DetectorSummary, Job
 from metaformer.serve.http.uploads import Upload
-from metaformer.serve.store import DetectorStore, StoreFullError, new_id
+from metaformer.serve.store import DetectorStore, NoSuchDetectorError, StoreFullError, new_id
 
 REMEMBERED = 200
 """Jobs that can still be asked for; the oldest finished ones are forgotten."""
@@ -26,8 +26,15 @@ STOP_SECONDS = 5
 """What a running job has to come to its next step when the server stops."""
 
 
+OnStep = Callable[[int, int], None]
+
+
 class TooManyJobsError(RuntimeError):
     """As many adaptations wait as may."""
+
+
+class NothingToAddError(ValueError):
+    """The images add nothing to the detector; the message says why."""
 
 
 class Stopped(Exception):
@@ -82,8 +89,11 @@ class Adaptations:
         if waiting >= self.limits.jobs:
             raise TooManyJobsError(f"{waiting} adaptations are waiting. Try again later.")
 
-    def submit(self, request: AdaptRequest, uploads: Sequence[Upload]) -> Job:
+    def submit(self, request: AdaptRequest | str, uploads: Sequence[Upload]) -> Job:
         """Check the images and take the job on. Called from a worker thread.
+
+        Args:
+            request: what to adapt; or the id of a detector, to be extended with the images.
 
         Raises:
             TooManyJobsError: as many jobs wait as may.
@@ -101,6 +111,8 @@ class Adaptations:
                 except ImageError as error:
                     raise ImageError(upload.name, error.reason) from None
             job = Job(id=new_id(), state="waiting", done=0, total=0)
+            if isinstance(request, str):
+                job.kind = "extend"
             with self._lock:
                 self._jobs[job.id] = job
                 self._forget()
@@ -112,7 +124,12 @@ class Adaptations:
         return job.model_copy()
 
     def _run(
-        self, job: Job, request: AdaptRequest, folder: Path, paths: list[Path], names: list[str]
+        self,
+        job: Job,
+        request: AdaptRequest | str,
+        folder: Path,
+        paths: list[Path],
+        names: list[str],
     ) -> None:
         def on_step(done: int, total: int) -> None:
             if self._stopping.is_set():
@@ -121,19 +138,14 @@ class Adaptations:
 
         try:
             self._update(job, state="running")
-            universal = Metaformer.from_pretrained(
-                request.preset, resolution=request.resolution, aligned=request.aligned
-            )
-            detector = universal.adapt(
-                paths, false_alarm_rate=request.false_alarm_rate, on_step=on_step
-            )
-            for support, name in zip(detector.made["support"], names, strict=True):
-                support["name"] = name
-            summary = self.store.add(detector, request.name)
+            if isinstance(request, str):
+                detector, summary = self._extend(request, paths, names, on_step)
+            else:
+                detector, summary = self._adapt(request, paths, names, on_step)
             self._update(job, state="done", detector=summary, warnings=doubts(detector))
         except Stopped:
             self._update(job, state="failed", error="the server was stopped.")
-        except StoreFullError as error:
+        except (StoreFullError, NoSuchDetectorError, NothingToAddError) as error:
             self._update(job, state="failed", error=str(error))
         except OSError as error:
             self._update(job, state="failed", error=f"cannot be stored ({error.strerror}).")
@@ -143,6 +155,34 @@ class Adaptations:
             self._update(job, state="failed", error=f"{type(error).__name__} while adapting.")
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _adapt(
+        self, request: AdaptRequest, paths: list[Path], names: list[str], on_step: OnStep
+    ) -> tuple[Detector, DetectorSummary]:
+        universal = Metaformer.from_pretrained(
+            request.preset, resolution=request.resolution, aligned=request.aligned
+        )
+        detector = universal.adapt(
+            paths, false_alarm_rate=request.false_alarm_rate, on_step=on_step
+        )
+        for support, name in zip(detector.made["support"], names, strict=True):
+            support["name"] = name
+        return detector, self.store.add(detector, request.name)
+
+    def _extend(
+        self, id: str, paths: list[Path], names: list[str], on_step: OnStep
+    ) -> tuple[Detector, DetectorSummary]:
+        before = self.store.get(id)
+        try:
+            detector = before.extended_with(paths, on_step=on_step)
+        except ValueError as error:  # all of them known already, or too little kept of one image
+            raise NothingToAddError(str(error)) from error
+        for support in detector.made["support"][len(before.made["support"]) :]:
+            support["name"] = names[int(support["name"])]  # it was named like the file of an upload
+        rate = self.store.summary(id).false_alarm_rate  # it may have been changed meanwhile
+        if rate != detector.calibration.false_alarm_rate:
+            detector = detector.with_false_alarm_rate(rate)
+        return detector, self.store.replace(id, detector)
 
     def _update(self, job: Job, **changes: Any) -> None:
         with self._lock:

@@ -27,7 +27,7 @@ from metaformer.serve.http.schemas import (
 )
 from metaformer.serve.http.uploads import receive_form, shown
 from metaformer.serve.jobs import TooManyJobsError
-from metaformer.serve.metrics import CONTENT_TYPE
+from metaformer.serve.metrics import CONTENT_TYPE, Outcome
 from metaformer.serve.scoring import MapKind, answer_in_time, score_uploads
 from metaformer.serve.service import Open, Protected, Service
 
@@ -147,8 +147,10 @@ def get_detector(id: DetectorId, service: Protected) -> DetectorDetails:
     tags=["detectors"],
 )
 def delete_detector(id: DetectorId, service: Protected) -> None:
-    """Forget a detector for good."""
+    """Forget a detector for good, with the marks of its photos."""
     service.store.delete(id)
+    service.marks.forget(id)
+    service.metrics.forget(id)
 
 
 @router.get(
@@ -210,14 +212,17 @@ async def predict(
                 return await score_uploads(service.workers, detector, uploads, kind, service.limits)
 
             entries = await answer_in_time(request, service.limits.seconds, load_and_score())
-    count_outcomes(service, entries)
+    count_outcomes(service, id, entries)
     return Predictions(predictions=entries)
 
 
-def count_outcomes(service: Service, entries: list[Scored | NotScored]) -> None:
+def count_outcomes(service: Service, id: str, entries: list[Scored | NotScored]) -> None:
+    product = service.store.name_of(id)
+    if product is None:  # deleted meanwhile
+        return
     for entry in entries:
         if isinstance(entry, NotScored):
-            outcome = "unreadable"
+            service.metrics.count(id, product, "unreadable")
         else:
-            outcome = "anomalous" if entry.is_anomalous else "normal"
-        service.metrics.images.labels(outcome).inc()
+            outcome: Outcome = "anomalous" if entry.is_anomalous else "normal"
+            service.metrics.count(id, product, outcome, entry.score)

@@ -7,6 +7,7 @@ Detectors keep nothing between images; several threads may use the same one.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,19 +21,23 @@ from numpy.typing import NDArray
 from metaformer.detection.detector import Detector
 from metaformer.detection.scoring.overlays import draw_overlay, map_levels
 from metaformer.detection.scoring.prediction import Prediction
+from metaformer.inference.report.thumbnails import make_picture
 from metaformer.io.encoding import data_address, encode_levels, encode_photo
 from metaformer.io.images import ImageError, read_image, resize_map, shrink
 from metaformer.serve.http.limits import Limits, busy
 from metaformer.serve.http.schemas import NotScored, Scored
 from metaformer.serve.http.uploads import Upload
+from metaformer.serve.reports import to_answer
 
 T = TypeVar("T")
-MapKind = Literal["none", "png", "overlay"]
+MapKind = Literal["none", "png", "overlay", "report"]
 
 OVERLAY_SIDE = 1200
 """An overlay has at most this many pixels squared: it is for looking at, and an answer holds
 many."""
 OVERLAY_QUALITY = 90
+REPORT_SIDE = 512
+"""Longer side of a photo in a report, as in those of the command line."""
 
 
 class ClientGone(Exception):
@@ -122,19 +127,32 @@ def score_one(
     detector: Detector, index: int, upload: Upload, kind: MapKind, max_pixels: int
 ) -> Scored | NotScored:
     """The verdict on one upload, the same that ``Detector.predict`` gives on its bytes."""
+    content = upload.read()
     try:
         pixels = read_image(
-            upload.read(), white_level=detector.made["white_level"], max_pixels=max_pixels
+            content, white_level=detector.made["white_level"], max_pixels=max_pixels
         )
     except ImageError as error:
         return NotScored(index=index, name=upload.name, error=error.reason)
     prediction = detector.predict_pixels(pixels)
-    picture = None
+    picture, report_picture = None, None
     if kind == "png":
         picture = data_address(encode_levels(map_levels(prediction.anomaly_map)), "png")
     elif kind == "overlay":
         picture = data_address(encode_photo(overlay(pixels, prediction), OVERLAY_QUALITY), "jpeg")
-    return Scored.of(index, upload.name, prediction, picture)
+    elif kind == "report":
+        report_picture = to_answer(
+            make_picture(pixels, prediction, REPORT_SIDE, good=detector.nearest_good(pixels))
+        )
+    return Scored.of(
+        index,
+        upload.name,
+        prediction,
+        sha256=hashlib.sha256(content).hexdigest(),
+        p_value_kind=detector.calibration.p_value_kind,
+        map=picture,
+        picture=report_picture,
+    )
 
 
 def overlay(pixels: NDArray[np.uint8], prediction: Prediction) -> NDArray[np.uint8]:

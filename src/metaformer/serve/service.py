@@ -11,6 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials
 from metaformer.serve.http.limits import Gate, Limits
 from metaformer.serve.http.security import bearer, check_token
 from metaformer.serve.jobs import Adaptations
+from metaformer.serve.marks import MarkStore
 from metaformer.serve.metrics import Metrics
 from metaformer.serve.scoring import Workers
 from metaformer.serve.store import DetectorStore
@@ -21,6 +22,7 @@ class Service:
     """Everything behind the routes; made once, when the server starts."""
 
     store: DetectorStore
+    marks: MarkStore
     adaptations: Adaptations
     workers: Workers
     limits: Limits

@@ -1,4 +1,4 @@
-"""The web page: the files of the folder ``page``, and nothing else."""
+"""The web page: the files of the folder ``static``, and two scripts of the reports."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import Response
 
+from metaformer.inference.report.page import read_template
 from metaformer.serve.http.security import PAGE_POLICY
 
 FOLDER = Path(__file__).parent / "static"
@@ -17,6 +18,9 @@ KINDS = {
     ".svg": "image/svg+xml",
     ".png": "image/png",
 }
+
+SHARED = {"report_maps.js": ("paint", "paintAt", "readMap"), "report_zoom.js": ("makeZoom",)}
+"""Scripts of the reports that the page uses too: name -> what it imports from each."""
 
 router = APIRouter(include_in_schema=False)
 
@@ -34,6 +38,10 @@ def index() -> Response:
 @router.head("/{name}")
 def page_file(name: str) -> Response:
     """A file of the page. The name is compared with those that exist, it never makes a path."""
+    if name in SHARED:
+        text = f"{read_template(name)}export {{ {', '.join(SHARED[name])} }};\n"
+        headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache"}
+        return Response(text, media_type=KINDS[".js"], headers=headers)
     for path in FOLDER.iterdir() if FOLDER.is_dir() else ():
         if path.name == name and path.suffix in KINDS:
             headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache"}

@@ -22,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 
 from metaformer.detection.detector import Detector
 from metaformer.detection.detector_file import DetectorFileError
-from metaformer.detection.scoring.calibration import Calibration
+from metaformer.detection.scoring.calibration import Calibration, guarantee_of
+from metaformer.io.atomic_files import force_to_disk
 from metaformer.serve.http.schemas import DetectorSummary
 
 ServeEngine = Literal["torch", "onnxruntime"]
@@ -89,9 +90,10 @@ class DetectorStore:
         os.close(self._claim)
 
     def _sweep(self) -> None:
-        # The second kind is what the atomic writing of one of the first leaves when killed.
-        for start in (INCOMING, f".{INCOMING}"):
-            for left in self.folder.glob(f"{start}*"):
+        # The second kind is what the atomic writing of one of the first leaves when killed, the
+        # third what that of a file of marks leaves.
+        for pattern in (f"{INCOMING}*", f".{INCOMING}*", ".*.marks.*"):
+            for left in self.folder.glob(pattern):
                 if left.is_dir() and not left.is_symlink():
                     shutil.rmtree(left)
                 else:
@@ -122,6 +124,12 @@ class DetectorStore:
                 raise NoSuchDetectorError(f"no detector has the id {id}.")
             return self._index[id]
 
+    def name_of(self, id: str) -> str | None:
+        """What the product is called; None if no detector has this id any more."""
+        with self._lock:
+            found = self._index.get(id)
+        return None if found is None else found.name
+
     def is_full(self) -> bool:
         return len(self) >= self.most
 
@@ -134,23 +142,33 @@ class DetectorStore:
         """
         if self.is_full():
             raise StoreFullError(f"the store holds {self.most} detectors. Delete one first.")
-        id = id or new_id()
+        return self._write(id or new_id(), detector, name, is_new=True)
+
+    def _write(self, id: str, detector: Detector, name: str, *, is_new: bool) -> DetectorSummary:
         named = Detector(
-            detector.model, detector.adapted, detector.calibration, {**detector.made, "name": name}
+            detector.model,
+            detector.adapted,
+            detector.calibration,
+            {**detector.made, "name": name},
+            detector.thumbnails,
         )
         incoming = self.folder / f"{INCOMING}{id}{SUFFIX}"
         try:
             named.save(incoming)
             force_to_disk(incoming)
-            incoming.replace(self._path(id))
+            ready = computed_by(named, self.engine)
+            # Not while ``get`` loads: it would remember the file that is being replaced.
+            with self._loading:
+                if not is_new:
+                    self.summary(id)  # it may have been deleted meanwhile
+                incoming.replace(self._path(id))
+                summary = read_summary(self._path(id))
+                with self._lock:
+                    self._index[id] = summary
+                    self._remember(id, ready)
         finally:
             incoming.unlink(missing_ok=True)
         force_to_disk(self.folder)
-        summary = read_summary(self._path(id))
-        ready = computed_by(named, self.engine)
-        with self._lock:
-            self._index[id] = summary
-            self._remember(id, ready)
         return summary
 
     def take_in(self, path: Path) -> DetectorSummary:
@@ -211,6 +229,15 @@ class DetectorStore:
             self._index.pop(id, None)
             self._memory.pop(id, None)
 
+    def replace(self, id: str, detector: Detector) -> DetectorSummary:
+        """Put another detector in the place of the one with this id, under the same name.
+
+        Raises:
+            NoSuchDetectorError: no detector has this id.
+            OSError: the file cannot be written.
+        """
+        return self._write(id, detector, self.summary(id).name, is_new=False)
+
     def upload_folder(self) -> Path:
         """A new folder for files on their way in; swept at start if nobody removes it before."""
         folder = self.folder / f"{INCOMING}{new_id()}"
@@ -267,7 +294,7 @@ def read_summary(path: Path) -> DetectorSummary:
             support_count=len(made["support"]),
             false_alarm_rate=calibration.false_alarm_rate,
             threshold=calibration.threshold,
-            guarantee=calibration.guarantee,
+            guarantee=guarantee_of(calibration, made.get("additions", [])),
             bytes=path.stat().st_size,
         )
     except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
@@ -294,14 +321,3 @@ def claim(folder: Path) -> int:
                 f"{folder}: another server uses this folder. Stop it, or choose another folder."
             ) from None
     return handle
-
-
-def force_to_disk(path: Path) -> None:
-    """Survive a power cut, not only the end of the program."""
-    if sys.platform == "win32" and path.is_dir():
-        return  # folders cannot be opened there
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -17,12 +17,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metaformer.data.datasets.category import Sample
 from metaformer.detection.scoring.overlays import heat_colours
 from metaformer.detection.scoring.prediction import Prediction
 from metaformer.detection.scoring.regions import find_regions
+from metaformer.detection.support_thumbnails import GoodExample, make_thumbnail
 from metaformer.inference.report.histogram import BINS, PLOT_HEIGHT, draw_histogram
 from metaformer.inference.report.html import ReportBuilder
-from metaformer.inference.report.thumbnails import fit, make_picture, shrink_by_maximum
+from metaformer.inference.report.thumbnails import (
+    fit,
+    make_picture,
+    shrink_by_maximum,
+    trace_outline,
+)
 from tests.helpers import boards
 
 IMAGE = boards.cut("test", "00041005", 0, 60, 80)
@@ -83,8 +90,8 @@ def write(builder: ReportBuilder, folder: Path) -> Page:
     return Page(builder.write(folder / "report.html").read_text(encoding="utf-8"))
 
 
-def pictures(page: Page, tag: str, attribute: str) -> list[np.ndarray]:
-    addresses = [a[attribute] or "" for a in page.all(tag) if a.get(attribute)]
+def pictures(page: Page, tag: str, attribute: str, **wanted: str) -> list[np.ndarray]:
+    addresses = [a[attribute] or "" for a in page.all(tag, **wanted) if a.get(attribute)]
     contents = [base64.b64decode(address.split(",", 1)[1]) for address in addresses]
     return [cv2.imdecode(np.frombuffer(c, np.uint8), cv2.IMREAD_UNCHANGED) for c in contents]
 
@@ -121,10 +128,10 @@ def test_photo_and_map_of_a_card_are_those_of_the_image(tmp_path):
     builder = ReportBuilder({}, thumbnail=80)
     builder.add(IMAGE, predict(0.8))
     page = write(builder, tmp_path)
-    (photo,) = pictures(page, "img", "src")
+    photo, *_ = pictures(page, "img", "src")
     assert photo.shape == IMAGE.shape
     assert np.abs(photo[:, :, ::-1].astype(int) - IMAGE).mean() < 6  # JPEG, right channel order
-    (levels,) = pictures(page, "canvas", "data-map")
+    (levels,) = pictures(page, "img", "src", class_="map")
     assert levels.shape == (30, 40) and levels.dtype == np.uint8
     assert (levels[5:10, 15:25] == 204).all() and levels[0, 0] == 51
 
@@ -309,7 +316,7 @@ def test_nothing_is_asked_of_the_network(tmp_path):
     assert "url(" not in "".join(page.texts["style"]).replace("url(#", "")
     for tag, attributes in page.elements:
         assert tag not in {"link", "iframe", "object", "embed", "base"}
-        for name in ("src", "href", "data-map", "action", "srcset", "poster"):
+        for name in ("src", "href", "action", "srcset", "poster"):
             value = attributes.get(name)
             assert value is None or value.startswith(("data:image/", "#")), (tag, name, value)
         assert not [name for name in attributes if name.startswith("on") or name == "style"]
@@ -402,19 +409,21 @@ def test_no_peak_is_lost_in_the_small_map(height, width, data):
 
 @given(st.lists(st.floats(0, 1), max_size=300))
 def test_every_score_is_in_one_bar_on_its_side_of_the_threshold(scores):
-    histogram = draw_histogram(scores, [])
-    assert sum(bar.count for bar in histogram.bars) == len(scores)
-    right = sum(bar.count for bar in histogram.bars if bar.left >= 50)
+    histogram = draw_histogram({"": scores}, [])
+    (row,) = histogram.rows
+    assert sum(bar.count for bar in row.bars) == len(scores)
+    right = sum(bar.count for bar in row.bars if bar.left >= 50)
     assert right == sum(score >= 0.5 for score in scores)
-    assert all(0 < bar.height <= PLOT_HEIGHT for bar in histogram.bars)
-    assert len(histogram.bars) <= BINS
-    counts = [line.count for line in histogram.grid]
+    assert all(0 < bar.height <= PLOT_HEIGHT for bar in row.bars)
+    assert len(row.bars) <= BINS
+    counts = [line.count for line in row.grid]
     assert counts == sorted(set(counts)) and 0 not in counts
 
 
 def test_one_defect_among_many_shows_and_support_is_marked():
-    histogram = draw_histogram([0.2] * 100_000 + [0.9], [0.21, 0.3])
-    assert histogram.bars[-1].count == 1 and histogram.bars[-1].height >= 3
+    histogram = draw_histogram({"": [0.2] * 100_000 + [0.9]}, [0.21, 0.3])
+    (row,) = histogram.rows
+    assert row.bars[-1].count == 1 and row.bars[-1].height >= 3
     assert histogram.support == (21, 30)
 
 
@@ -460,3 +469,110 @@ def test_a_report_that_is_not_limited_says_nothing_of_it(tmp_path):
 def test_no_limit_under_one():
     with pytest.raises(ValueError, match="max_lines"):
         ReportBuilder({}, max_lines=0)
+
+
+# Truth, links, crops
+
+
+def known(is_defective: bool, *masks: Path) -> Sample:
+    return Sample(Path("x.png"), is_defective, masks, "scratch" if is_defective else "good")
+
+
+def add_known(builder: ReportBuilder, *cases: tuple[float, bool | None]) -> None:
+    for score, is_defective in cases:
+        truth = None if is_defective is None else known(is_defective)
+        builder.add(IMAGE, predict(score, f"{score}.png"), truth=truth)
+
+
+def test_truth_divides_the_histogram_and_is_counted_at_every_threshold(tmp_path):
+    builder = ReportBuilder({})
+    add_known(builder, (0.9, True), (0.4, True), (0.7, False), (0.2, False), (0.6, None))
+    page = write(builder, tmp_path)
+    assert page.data["truths"] == [True, False, None, True, False]
+    titles = [text for text in page.texts["text"] if text.startswith("tru")]
+    assert titles == ["truly good", "truly defective", "truth not known"]
+    above = page.data["above"]
+    for cut in (0, 0.2, 0.205, 0.4, 0.7, 0.9, 0.905, 1):
+        at = round(cut * 200)
+        assert above["defective"][at] == sum(score >= cut for score in (0.9, 0.4))
+        assert above["good"][at] == sum(score >= cut for score in (0.7, 0.2))
+    outcomes = [text for text in page.texts["b"] if text in ("Caught", "Missed", "Correct")]
+    assert outcomes == ["Caught", "Missed", "Correct"] and "False alarm" in page.texts["b"]
+    assert page.all("input", value="missed")
+
+
+def test_without_truth_nothing_is_said_of_it(tmp_path):
+    builder = ReportBuilder({})
+    builder.add(IMAGE, predict(0.8))
+    page = write(builder, tmp_path)
+    assert "truths" not in page.data and not page.all("input", value="missed")
+    assert not page.all("p", id="outcomes") and len(page.all("line", class_="axis")) == 1
+
+
+def test_wrong_verdicts_keep_their_pictures_before_all_others(tmp_path):
+    builder = ReportBuilder({}, max_images=4, thumbnail=16)
+    add_known(builder, *((0.6 + i / 100, True) for i in range(20)), (0.1, True), (0.55, False))
+    pictured = write(builder, tmp_path).cards()
+    names = write(builder, tmp_path).data["names"]
+    assert {"0.1.png", "0.55.png"} < {names[rank] for rank in pictured} and len(pictured) == 4
+
+
+def test_the_true_outline_is_in_pixels_of_the_image(tmp_path):
+    mask = np.zeros((120, 160), np.uint8)  # of twice the image's size
+    mask[20:41, 60:101] = 255
+    path = boards.write_png(tmp_path / "m.png", mask)
+    builder = ReportBuilder({}, thumbnail=16)
+    builder.add(IMAGE, predict(0.8), truth=known(True, path))
+    ((outline,),) = [card["truth"] for card in write(builder, tmp_path).data["cards"].values()]
+    xs, ys = outline[::2], outline[1::2]
+    assert (min(xs), max(xs), min(ys), max(ys)) == (30, 50, 10, 20)
+
+
+def test_a_ragged_mask_does_not_fill_the_page():
+    rng = np.random.default_rng(0)
+    outline = trace_outline(rng.random((700, 900)) > 0.5, 900, 700)
+    assert sum(len(points) // 2 for points in outline) < 4000
+    assert len(json.dumps(outline)) < 40_000
+
+
+def test_a_mask_of_another_shape_is_left_out_and_named(tmp_path):
+    path = boards.write_png(tmp_path / "m.png", np.full((60, 60), 255, np.uint8))
+    builder = ReportBuilder({})
+    with pytest.warns(UserWarning, match=r"outline is left out: .*m\.png: mask of \(60, 60\)"):
+        builder.add(IMAGE, predict(0.8), truth=known(True, path))
+    assert "truth" not in write(builder, tmp_path).data["cards"]["0"]
+
+
+def test_the_image_file_is_linked_to_from_the_report(tmp_path):
+    odd = tmp_path / "photos" / "50 % <b>#1?.png"
+    boards.write_png(odd, IMAGE)
+    builder = ReportBuilder({})
+    builder.add(IMAGE, predict(0.8, str(odd)))
+    builder.add(IMAGE, predict(0.7, "javascript:alert(1)"))
+    (tmp_path / "out").mkdir()
+    page = write(builder, tmp_path / "out")
+    links = [a["href"] for a in page.all("a", class_="original") if a["href"] != "#images"]
+    assert links == ["./../photos/50%20%25%20%3Cb%3E%231%3F.png"]
+    assert not any("javascript" in (a.get("href") or "") for _, a in page.elements)
+
+
+def test_crops_hold_the_original_pixels(tmp_path):
+    image = np.zeros((600, 800, 3), np.uint8)
+    image[300:310, 400:410] = 255
+    anomaly_map = np.full((600, 800), 0.1, np.float32)
+    anomaly_map[298:312, 398:412] = 0.9
+    builder = ReportBuilder({}, thumbnail=64)
+    builder.add(image, predict(0.9, anomaly_map=anomaly_map))
+    crop = pictures(write(builder, tmp_path), "img", "src")[2]
+    assert crop.shape == (62, 62, 3)  # the region and 24 pixels around it
+    assert (crop[:, :, 0] > 200).sum() == pytest.approx(100, abs=20)
+
+
+def test_the_nearest_good_image_is_stored_once(tmp_path):
+    good = GoodExample("good <1>.png", make_thumbnail(IMAGE))
+    builder = ReportBuilder({})
+    for score in (0.8, 0.9):
+        builder.add(IMAGE, predict(score), find_good=lambda image: good)
+    page = write(builder, tmp_path)
+    assert [name for name, _ in page.data["goods"]] == ["good <1>.png"]
+    assert [card["good"] for card in page.data["cards"].values()] == [0, 0]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from metaformer.data.datasets.category import Sample
 from metaformer.detection.scoring.prediction import Prediction
 from metaformer.detection.scoring.regions import find_regions
 from metaformer.inference.report.html import ReportBuilder
@@ -31,7 +32,8 @@ LOADED = """
 new Promise((done) => {
   const look = () => {
     const isDone = document.readyState === "complete" && document.getElementById("data")
-      && [...document.querySelectorAll(".card canvas")].every((canvas) => canvas.width > 0);
+      && [...document.querySelectorAll(".card canvas")].slice(0, 4)
+        .every((canvas) => canvas.width > 0);
     if (isDone) requestAnimationFrame(done); else setTimeout(look, 20);
   };
   look();
@@ -256,3 +258,142 @@ def test_a_hundred_thousand_images_are_judged_without_delay(browser, tmp_path):
     assert seconds < 1  # measured: 0.01
     expected = sum(score >= 0.3 for score in builder._scores)
     assert flagged == f"{expected:,}"
+
+
+# Truth, zoom, labels, print
+
+
+def write_known(folder: Path) -> Path:
+    """Four images of known truth: caught, false alarm, missed, correct."""
+    mask = np.zeros(IMAGE.shape[:2], np.uint8)
+    mask[18:42, 28:52] = 255
+    path = boards.write_png(folder / "m.png", mask)
+    builder = ReportBuilder({})
+    for score, is_defective in zip(SCORES, (True, False, True, False), strict=True):
+        anomaly_map = np.full(IMAGE.shape[:2], 0.1, dtype=np.float32)
+        for left in range(30, 50, 4):  # five regions, too near each other for five labels
+            anomaly_map[20:40, left : left + 2] = score
+        found = (anomaly_map >= 0.5) & (score >= 0.5)
+        prediction = Prediction(
+            score, score, 0.2, score >= 0.5, anomaly_map, found, find_regions(found, anomaly_map)
+        )
+        masks = (path,) if is_defective else ()
+        truth = Sample(Path("x.png"), is_defective, masks, "scratch" if is_defective else "good")
+        builder.add(IMAGE, prediction, truth=truth)
+    return builder.write(folder / "known.html")
+
+
+TRUTH = """
+const frame = () => new Promise((done) => requestAnimationFrame(done));
+const look = async () => {
+  await frame(); await frame();
+  return [
+    document.getElementById("outcomes").textContent,
+    [...document.querySelectorAll(".outcome")].map((label) => label.textContent),
+    [...document.querySelectorAll(".card")].map((card) => !card.hidden),
+  ];
+};
+const slide = (value) => {
+  document.getElementById("cut").value = value;
+  document.getElementById("cut").dispatchEvent(new Event("input", { bubbles: true }));
+};
+const show = (name) => document.querySelector(`input[name=show][value=${name}]`).click();
+const seen = [await look()];
+slide(0.65); seen.push(await look());
+show("missed"); seen.push(await look());
+slide(0.3); show("alarm"); seen.push(await look());
+return seen;
+"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_caught_missed_and_false_alarms_follow_the_slider(browser, tmp_path, width):
+    start, high, missed, alarm = browser.run(write_known(tmp_path), width, TRUTH)
+    assert start[0] == "caught 1 of 2 · missed 1 · false alarms 1 of 2 good"
+    assert start[1] == ["Caught", "False alarm", "Missed", "Correct"]
+    assert high[0] == "caught 1 of 2 · missed 1 · false alarms 0 of 2 good"
+    assert high[1] == ["Caught", "Correct", "Missed", "Correct"]
+    assert missed[2] == [False, False, True, False]
+    assert alarm[0] == "caught 2 of 2 · missed 0 · false alarms 1 of 2 good"
+    assert alarm[2] == [False, True, False, False]
+
+
+def test_the_true_outline_is_drawn_and_can_be_hidden(browser, tmp_path):
+    script = """
+    const frame = () => new Promise((done) => requestAnimationFrame(done));
+    const white = () => [...document.querySelectorAll(".card canvas")].map((canvas) => {
+      const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+      let count = 0;
+      for (let i = 0; i < data.length; i += 4) {
+        count += data[i] > 250 && data[i + 1] > 250 && data[i + 2] > 250 && data[i + 3] > 250;
+      }
+      return count > 20;
+    });
+    const before = white();
+    document.getElementById("true-outline").click();
+    await frame(); await frame();
+    return [before, white()];
+    """
+    shown, hidden = browser.run(write_known(tmp_path), 1280, script)
+    assert shown == [True, False, True, False] and hidden == [False] * 4
+
+
+def test_the_enlarged_view_zooms_where_the_wheel_turns_and_stays_sharp(browser, tmp_path):
+    script = """
+    const frame = () => new Promise((done) => requestAnimationFrame(done));
+    const settle = async () => { await frame(); await frame(); };
+    document.querySelector(".frame").click();
+    await new Promise((done) => setTimeout(done, 100));
+    const stage = document.getElementById("stage"), layer = document.getElementById("layer");
+    const canvas = document.getElementById("viewer-canvas"), box = stage.getBoundingClientRect();
+    const small = canvas.width;
+    stage.dispatchEvent(new WheelEvent("wheel", {
+      deltaY: -500, clientX: box.left, clientY: box.top, cancelable: true,
+    }));
+    await settle();
+    const zoomed = layer.getBoundingClientRect();
+    const corner = [zoomed.left - box.left, zoomed.top - box.top, zoomed.width / box.width];
+    const large = canvas.width;
+    for (let i = 0; i < 30; i++) document.getElementById("zoom-in").click();
+    await settle();
+    const most = canvas.width;
+    document.getElementById("zoom-reset").click();
+    await settle();
+    return [corner, large / small, most, canvas.width === small, layer.style.transform];
+    """
+    corner, finer, most, is_back, transform = browser.run(write_known(tmp_path), 1280, script)
+    assert corner == pytest.approx([0, 0, np.exp(500 / 400)], abs=0.5)
+    assert finer == pytest.approx(corner[2], rel=0.02)
+    assert most == 4096 and is_back and transform == "translate(0px, 0px) scale(1)"
+
+
+def test_numbers_of_regions_do_not_cover_each_other(browser, tmp_path):
+    script = """
+    const crowd = Array.from({ length: 20 }, (_, i) => [i, 100 + 3 * i, 50 + (i % 3), 8, 8]);
+    return placeTags(crowd, 400, 300, 20, 4).map(([, left, top]) => [left, top]);
+    """
+    places = browser.run(write_known(tmp_path), 1280, script)
+    assert len(places) == 20
+    for i, (left, top) in enumerate(places):
+        assert 0 <= left <= 380 and 0 <= top <= 280
+        for other_left, other_top in places[:i]:
+            assert abs(left - other_left) > 20 or abs(top - other_top) > 20
+
+
+def test_printing_paints_every_map_and_lets_go_of_them_afterwards(browser, tmp_path):
+    builder = ReportBuilder({})
+    anomaly_map = np.full(IMAGE.shape[:2], 0.6, dtype=np.float32)
+    mask = np.ones(IMAGE.shape[:2], bool)
+    for _ in range(60):
+        builder.add(IMAGE, Prediction(0.6, 1, 0.1, True, anomaly_map, mask, ()))
+    page = builder.write(tmp_path / "r.html")
+    script = """
+    const painted = () => [...document.querySelectorAll(".card canvas")]
+      .filter((canvas) => canvas.width > 0).length;
+    window.dispatchEvent(new Event("beforeprint"));
+    const all = painted();
+    window.dispatchEvent(new Event("afterprint"));
+    return [all, painted()];
+    """
+    everything, left = browser.run(page, 390, script)
+    assert everything == 60 and left < 60

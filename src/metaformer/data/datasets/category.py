@@ -96,12 +96,7 @@ def masks_by_image(images: Sequence[Path], folder: Path) -> dict[Path, tuple[Pat
     Raises:
         DatasetError: there are masks, but none belongs to any of the images.
     """
-    found: dict[str, list[Path]] = defaultdict(list)
-    if folder.is_dir():
-        for path in list_images(folder):
-            found[path.stem.removesuffix("_mask")].append(path)
-        for inner in list_folders(folder):
-            found[inner.name] += list_images(inner)
+    found = masks_in(folder)
     masks = {image: tuple(found.get(image.stem, ())) for image in images}
     if images and any(found.values()) and not any(masks.values()):
         example = next(path for paths in found.values() for path in paths)
@@ -110,6 +105,17 @@ def masks_by_image(images: Sequence[Path], folder: Path) -> dict[Path, tuple[Pat
             f"{images[0].name}). Name the mask of x.png x_mask.png or x.png, or put it into x/."
         )
     return masks
+
+
+def masks_in(folder: Path) -> dict[str, list[Path]]:
+    """The masks in ``folder`` by the stem of their image; empty if there is no such folder."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    if folder.is_dir():
+        for path in list_images(folder):
+            found[path.stem.removesuffix("_mask")].append(path)
+        for inner in list_folders(folder):
+            found[inner.name] += list_images(inner)
+    return found
 
 
 def category_name(folder: Path) -> str:

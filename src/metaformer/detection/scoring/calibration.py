@@ -41,6 +41,9 @@ TYPICAL_WEIGHT = 4
 MAP_ROWS = 256
 """Rows of a map that are calibrated at a time; bounds memory."""
 
+LOWEST_RATE, HIGHEST_RATE = 1e-6, 0.99
+"""Rates that ``rate_at`` chooses from."""
+
 Rule = Literal["rank", "tail", "views"]
 PValueKind = Literal["conformal", "views"]
 
@@ -75,6 +78,38 @@ class Calibration:
         that differ clearly are made equal; in these units products can be compared.
         """
         return float(soften((raw - self.threshold) / self.spread))
+
+    def raw(self, score: float) -> float:
+        """The raw score that is calibrated to ``score``, in (0, 1).
+
+        Raises:
+            ValueError: the score is not in (0, 1).
+        """
+        if not 0 < score < 1:
+            raise ValueError(f"a calibrated score lies in (0, 1), got {score}.")
+        side = 2 * score - 1
+        return self.threshold + self.spread * side / (1 - abs(side))
+
+    def rate_at(self, score: float) -> float:
+        """The false-alarm rate whose threshold is the calibrated score ``score``, or just above.
+
+        The lowest one between 0.000001 and 0.99 whose threshold is not above it; where even that
+        of the highest rate is above, the highest.
+
+        Raises:
+            ValueError: the score is not in (0, 1).
+        """
+        raw = self.raw(score)
+        low, high = LOWEST_RATE, HIGHEST_RATE
+        if self.with_false_alarm_rate(low).threshold <= raw:
+            return low
+        for _ in range(60):  # the threshold falls as the rate rises
+            middle = math.sqrt(low * high)
+            if self.with_false_alarm_rate(middle).threshold <= raw:
+                high = middle
+            else:
+                low = middle
+        return high
 
     def map(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """Calibrated map, same shape: 0.5 at the pixel threshold."""
@@ -142,6 +177,18 @@ class Calibration:
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> Calibration:
         return cls(**{**state, "normal_scores": tuple(state["normal_scores"])})
+
+
+def guarantee_of(calibration: Calibration, additions: Sequence[dict[str, Any]]) -> str:
+    """What a threshold promises, for people; how the detector was extended is taken into account.
+
+    Args:
+        additions: as ``Detector.info()`` has them.
+    """
+    text = calibration.guarantee
+    if any(addition["calibration"] == "estimated" for addition in additions):
+        text += " What earlier images would score now is estimated, so this holds roughly."
+    return text
 
 
 def check_rate(false_alarm_rate: float) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel
+
 from metaformer.serve.http.limits import Limits
 from metaformer.serve.http.schemas import Error
 
@@ -13,9 +15,9 @@ REASONS = {
     403: "The request names another host, or comes from a page of another site.",
     404: "There is no such thing.",
     408: "The body took too long to arrive.",
-    409: "The store is full, or the detector's file is damaged.",
+    409: "The store or the list of marks is full, or a file of the detector is damaged.",
     413: "The body is too large.",
-    415: "The body is not multipart/form-data.",
+    415: "The body is of another kind.",
     422: "A value is not accepted, there are too many images, or none can be read.",
     429: "Too many requests at once; Retry-After says when to come again.",
     503: "Not finished in time, or no room to store the upload; try again later.",
@@ -64,6 +66,22 @@ def form_body(fields: dict[str, Any]) -> dict[str, Any]:
         "additionalProperties": False,
     }
     content = {"multipart/form-data": {"schema": schema}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def json_body(model: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI of a JSON body that ``receive_json`` reads; what it refers to is put inside."""
+    schema = model.model_json_schema()
+    inner = schema.pop("$defs", {})
+
+    def resolved(value: Any) -> Any:
+        if isinstance(value, dict):
+            if "$ref" in value:
+                return resolved(inner[value["$ref"].rpartition("/")[2]])
+            return {key: resolved(each) for key, each in value.items()}
+        return [resolved(each) for each in value] if isinstance(value, list) else value
+
+    content = {"application/json": {"schema": resolved(schema)}}
     return {"requestBody": {"required": True, "content": content}}
 
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import unicodedata
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+)
 from pydantic.json_schema import SkipJsonSchema
 
 from metaformer.detection.scoring.prediction import Prediction
@@ -95,7 +101,7 @@ class Job(BaseModel):
     """An adaptation on its way."""
 
     id: str = Field(pattern="^[0-9a-f]{32}$")
-    kind: Literal["adapt"] = "adapt"
+    kind: Literal["adapt", "extend"] = "adapt"
     state: Literal["waiting", "running", "done", "failed"]
     done: int = Field(description="Steps done.")
     total: int = Field(description="Steps in all; 0 until known.")
@@ -118,6 +124,23 @@ class RegionFound(BaseModel):
     peak: float = Field(description="Highest value of the map inside; 0.5 is the threshold.")
 
 
+class GoodShown(BaseModel):
+    """The good photo of the support that looks most like the scored one."""
+
+    name: str = Field(max_length=1000)
+    photo: str = Field(description="A small JPEG as a data URL.")
+
+
+class PictureFound(BaseModel):
+    """Pictures for a report, all as data URLs."""
+
+    photo: str = Field(description="JPEG, its longer side at most 512 pixels.")
+    heat: str = Field(description="Calibrated map as an 8-bit PNG; 128 is the pixel threshold.")
+    thumbnail: tuple[int, int] = Field(description="Width and height of the JPEG.")
+    crops: list[str] = Field(description="JPEGs of the first regions, from the original pixels.")
+    good: GoodShown | None = None
+
+
 class Scored(BaseModel):
     """The verdict on one image."""
 
@@ -126,7 +149,9 @@ class Scored(BaseModel):
     score: float = Field(description="Calibrated, in (0, 1): 0.5 is the threshold.")
     raw_score: float
     p_value: float = Field(description="Share of normal images expected to score this high.")
+    p_value_kind: str = Field(description="What it was ranked among; see docs/scale.md.")
     is_anomalous: bool
+    sha256: str = Field(description="Of the bytes sent; marks are kept under it.")
     width: int
     height: int
     regions: list[RegionFound]
@@ -134,10 +159,21 @@ class Scored(BaseModel):
         description="A data URL: with `png` the map in 8 bits at the image's own size, with "
         "`overlay` a JPEG view of the image with heat map and outlines."
     )
+    picture: PictureFound | None = Field(None, description="With `map=report`.")
     error: None = None
 
     @classmethod
-    def of(cls, index: int, name: str, prediction: Prediction, picture: str | None) -> Scored:
+    def of(
+        cls,
+        index: int,
+        name: str,
+        prediction: Prediction,
+        *,
+        sha256: str,
+        p_value_kind: str,
+        map: str | None = None,
+        picture: PictureFound | None = None,
+    ) -> Scored:
         height, width = prediction.anomaly_map.shape
         return cls(
             index=index,
@@ -145,6 +181,9 @@ class Scored(BaseModel):
             score=prediction.score,
             raw_score=prediction.raw_score,
             p_value=prediction.p_value,
+            p_value_kind=p_value_kind,
+            sha256=sha256,
+            picture=picture,
             is_anomalous=prediction.is_anomalous,
             width=width,
             height=height,
@@ -152,7 +191,7 @@ class Scored(BaseModel):
                 RegionFound(box=(r.x, r.y, r.width, r.height), area=r.area, peak=r.peak)
                 for r in prediction.regions
             ],
-            map=picture,
+            map=map,
         )
 
 

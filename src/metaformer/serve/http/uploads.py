@@ -80,9 +80,31 @@ async def receive_form(
         await form.close()
 
 
+async def receive_json(request: Request, limits: Limits, most: int | None = None) -> bytes:
+    """The whole body of a request that sends JSON.
+
+    Args:
+        most: bytes it may have; the limit for bodies if None.
+
+    Raises:
+        HTTPException: 408 it took too long, 413 too large, 415 another kind of body.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise HTTPException(415, f'the body must be application/json, found "{kind[:100]}".')
+    try:
+        async with asyncio.timeout(limits.upload_seconds):
+            chunks = [chunk async for chunk in bounded(request, most or limits.body_bytes)]
+    except TimeoutError:
+        raise HTTPException(
+            408, f"the body did not arrive within {limits.upload_seconds:g} seconds."
+        ) from None
+    return b"".join(chunks)
+
+
 async def bounded(request: Request, most: int) -> AsyncGenerator[bytes, None]:
     """The body's chunks, broken off by 413 when they exceed ``most`` bytes together."""
-    detail = f"the body has more than {most:,} bytes. Send fewer or smaller images."
+    detail = f"the body has more than {most:,} bytes. Send less at once."
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > most:
         raise HTTPException(413, detail)

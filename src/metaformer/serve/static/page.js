@@ -6,7 +6,8 @@ import { acceptFiles, keepPageOnDrop } from "./files.js";
 import { setUpMaking } from "./make_detector.js";
 import { chooseProduct, loadProducts, setUpProducts } from "./products.js";
 import { ranked, resetResults, setUpResults, update } from "./results.js";
-import { addFiles, batch, clear, retry, setDetector, stop, watchBatch } from "./scoring.js";
+import { loadMarks, setUpReview } from "./review.js";
+import { addFiles, batch, clear, keptProduct, restore, retry, setDetector, stop, watchBatch } from "./scoring.js";
 
 const STEPS = ["make", "check"];
 const announce = announcer(byId("score-live"));
@@ -35,7 +36,10 @@ function showBatch() {
   const { entries, isRunning, detector } = batch, count = entries.length;
   const over = entries.filter(({ state }) => state === "scored" || state === "failed").length;
   const failed = entries.filter(({ state }) => state === "failed");
-  byId("new-state").textContent = detector || !count ? "" : `${plural(count, "photo")} waiting: choose a product.`;
+  byId("new-state").textContent = [
+    detector || !count ? "" : `${plural(count, "photo")} waiting: choose a product.`,
+    batch.masks.length ? `${plural(batch.masks.length, "mask")} taken for the ground truth, not scored.` : "",
+  ].filter(Boolean).join(" ");
   byId("batch").hidden = count === 0;
   byId("stop").hidden = !isRunning;
   byId("again").hidden = isRunning || !failed.some(({ canRetry }) => canRetry);
@@ -58,14 +62,20 @@ function useProduct(detector) {
   byId("new-drop").classList.toggle("off", !detector);
   byId("chosen-promise").textContent = detector ? `${detector.name}: ${detector.guarantee}` : "Choose a product first.";
   if (detector && detector.id !== batch.detector?.id) resetResults();
+  if (detector?.id !== batch.detector?.id) loadMarks(detector).catch(showTrouble);
   setDetector(detector);
+}
+
+// The product chosen, as the server has it now.
+async function reloadProduct() {
+  const detectors = await loadProducts();
+  return detectors.find(({ id }) => id === batch.detector.id);
 }
 
 async function begin() {
   keepPageOnDrop();
-  const { version } = await readJson("health");
-  byId("version").textContent = `Metaformer ${version}.`;
-  setUpResults(version);
+  setUpResults();
+  setUpReview(update, reloadProduct);
   watchBatch(showBatch);
   setUpProducts(useProduct);
   setUpMaking(async ({ id }) => {
@@ -80,8 +90,14 @@ async function begin() {
   byId("clear").addEventListener("click", () => { clear(); resetResults(); byId("new-files").focus(); });
   window.addEventListener("hashchange", () => showStep(true));
   window.addEventListener("beforeunload", (event) => { if (batch.isRunning) event.preventDefault(); });
-  const detectors = await loadProducts();
-  if (detectors.length === 1) chooseProduct(detectors[0].id);
+  const { version } = await readJson("health");
+  byId("version").textContent = `Metaformer ${version}.`;
+  const before = await keptProduct(), detectors = await loadProducts();
+  const kept = detectors.find(({ id }) => id === before);
+  if (kept && await restore(kept)) {
+    await loadMarks(kept);
+    chooseProduct(kept.id);
+  } else if (detectors.length === 1) chooseProduct(detectors[0].id);
   if (!location.hash && detectors.length) history.replaceState(null, "", "#check");
   showStep(false);
 }

@@ -1,18 +1,20 @@
 // Ranked results: histogram, threshold, cards, and the list of files without a score.
 
-import { arrange, byId, fileName, make, number, save } from "./elements.js";
+import { arrange, byId, fileName, make, number, plural, save } from "./elements.js";
 import { cardOf, paintCards } from "./cards.js";
 import { drawHistogram } from "./histogram.js";
 import { paintRamp } from "./overlay.js";
 import { makeReport } from "./report.js";
+import { countMarks, describeCut, goodAfterAll, markOf } from "./review.js";
 import { batch, reason } from "./scoring.js";
 import { scoresCsv } from "./table.js";
+import { dataSets, outcomeOf, truthOf } from "./truth.js";
 import { enlarge, repaintViewer, setUpViewer } from "./viewer.js";
 
 const THRESHOLD = 0.5;  // the detector's own, for every detector
 const PAGE = 60;  // cards at first, and added at a time
+const OUTCOMES = ["missed", "alarm", "caught"];  // each has a filter
 let most = PAGE;
-let version = "";
 
 const limit = () => Number(byId("cut").value);
 const chosen = (name) => document.querySelector(`input[name=${name}]:checked`).value;
@@ -25,19 +27,21 @@ export function ranked() {
 
 function visible(entries) {
   const show = chosen("show"), cut = limit();
+  if (OUTCOMES.includes(show)) return entries.filter((entry) => outcomeOf(entry, cut) === show);
   return entries.filter(({ score }) => show === "all" || (show === "bad") === (score >= cut));
 }
 
-export function setUpResults(serverVersion) {
-  version = serverVersion;
+export function setUpResults() {
   paintRamp(byId("ramp"));
   setUpViewer(() => ({ entries: visible(ranked()), limit: limit(), view: chosen("view") }));
+  byId("cut").addEventListener("input", () => describeCut(limit()));
   for (const form of [byId("cutter"), byId("tools")]) {
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("input", () => { most = PAGE; update(); });
   }
   byId("reset").addEventListener("click", () => {
     byId("cut").value = THRESHOLD;
+    describeCut(THRESHOLD);
     update();
     byId("cut").focus();
   });
@@ -49,6 +53,7 @@ export function setUpResults(serverVersion) {
 
 export function resetResults() {
   byId("cut").value = THRESHOLD;
+  describeCut(THRESHOLD);
   most = PAGE;
 }
 
@@ -68,13 +73,19 @@ function draw() {
     return;
   }
   const cut = limit(), flagged = entries.filter(({ score }) => score >= cut).length;
-  byId("plot").replaceChildren(drawHistogram(entries.map(({ score }) => score), cut));
+  const roots = dataSets(batch.entries);
+  for (const entry of entries) {
+    entry.mark = markOf(entry);
+    Object.assign(entry, truthOf(entry, roots));
+  }
+  byId("plot").replaceChildren(drawHistogram(byTruth(entries), cut));
+  drawOutcomes(entries, cut);
+  drawReview(entries);
   document.querySelectorAll(".cut-text").forEach((text) => { text.textContent = cut.toFixed(3); });
   byId("cut").setAttribute("aria-valuetext", `${cut.toFixed(3)}, ${flagged} of ${entries.length} flagged`);
   byId("cut").style.setProperty("--at", `${100 * cut}%`);
   byId("live").replaceChildren(make("b", {}, number(flagged)), " flagged, ", make("b", {}, number(entries.length - flagged)), " OK");
   byId("reset").disabled = cut === THRESHOLD;
-  byId("moved").hidden = cut === THRESHOLD;
   byId("count-all").textContent = number(entries.length);
   byId("count-bad").textContent = number(flagged);
   byId("count-good").textContent = number(entries.length - flagged);
@@ -88,6 +99,45 @@ function draw() {
   repaintViewer();
 }
 
+// Rows of the histogram.
+function byTruth(entries) {
+  const scores = (wanted) => entries.filter(({ truth }) => truth === wanted).map(({ score }) => score);
+  const rows = [["truly good", scores("good")], ["truly defective", scores("defective")], ["truth not known", scores(null)]];
+  const known = rows.filter(([, found]) => found.length);
+  return known.length === 1 && !entries[0].truth ? [["", known[0][1]]] : known;
+}
+
+// What the threshold does to photos whose truth is known.
+function drawOutcomes(entries, cut) {
+  const counts = { caught: 0, missed: 0, alarm: 0, passed: 0 };
+  for (const entry of entries) {
+    const outcome = outcomeOf(entry, cut);
+    if (outcome) counts[outcome] += 1;
+  }
+  const defective = counts.caught + counts.missed, good = counts.alarm + counts.passed, parts = [];
+  if (defective) parts.push(`caught ${number(counts.caught)} of ${number(defective)}`, `missed ${number(counts.missed)}`);
+  if (good) parts.push(`false alarms ${number(counts.alarm)} of ${number(good)} good`);
+  byId("outcomes").textContent = parts.join(" · ");
+  const isKnown = parts.length > 0;
+  for (const outcome of OUTCOMES) {
+    byId(`show-${outcome}`).hidden = !isKnown;
+    byId(`count-${outcome}`).textContent = number(counts[outcome]);
+  }
+  if (!isKnown && OUTCOMES.includes(chosen("show"))) document.querySelector("input[name=show][value=all]").checked = true;
+}
+
+function drawReview(entries) {
+  const good = goodAfterAll(entries);
+  byId("add-good").hidden = !good.length;
+  byId("add-good").textContent = `Add ${plural(good.length, "photo")} to the good ones`;
+  byId("good-words").hidden = !good.length;
+  byId("good-words").textContent = good.length
+    ? `${plural(good.length, "flagged photo")} good after all. Added, the detector learns that such parts are good; all photos are then scored anew.` : "";
+  byId("marks-csv").hidden = !countMarks();
+  byId("marks-csv").textContent = `Marks of ${plural(countMarks(), "photo")} (CSV)`;
+  byId("review").hidden = !good.length && !byId("review-state").textContent;
+}
+
 // Cards share one shape, that of most photos.
 export function aspect(entries) {
   const ratios = entries.map(({ width, height }) => width / height).sort((a, b) => a - b);
@@ -97,6 +147,10 @@ export function aspect(entries) {
 function drawUnread() {
   const failures = batch.entries.filter(({ state }) => state === "failed");
   byId("unread").hidden = !failures.length;
+  byId("failed-note").hidden = !failures.length || batch.isRunning;
+  const first = failures.slice(0, 3).map((entry) => `${entry.name}: ${reason(entry)}`).join(" ");
+  byId("failed-words").textContent = `${plural(failures.length, "photo")} not scored. ${first}`;
+  byId("failed-link").hidden = failures.length <= 3;
   byId("unread-rows").replaceChildren(...failures.map((entry) => make(
     "tr", {}, make("td", { className: "path" }, entry.path), make("td", {}, reason(entry)),
   )));
@@ -106,17 +160,13 @@ async function download(kind) {
   const entries = ranked(), failures = batch.entries.filter(({ state }) => state === "failed");
   const name = `${fileName(batch.detector.name)}-scores`;
   if (kind === "csv") {
-    save(new Blob([scoresCsv(entries, limit(), THRESHOLD)], { type: "text/csv;charset=utf-8" }), `${name}.csv`);
+    save(new Blob([scoresCsv(entries)], { type: "text/csv;charset=utf-8" }), `${name}.csv`);
     return;
   }
   const button = byId("report"), words = button.textContent;
   button.textContent = "Making the report …";
   try {
-    const page = await makeReport({
-      detector: batch.detector, entries, failures, limit: limit(), threshold: THRESHOLD,
-      aspect: aspect(entries), version, made: new Date(),
-    });
-    save(new Blob([page], { type: "text/html" }), `${fileName(batch.detector.name)}-report.html`);
+    save(await makeReport(batch.detector, entries, failures), `${fileName(batch.detector.name)}-report.html`);
   } catch (error) {
     byId("trouble").textContent = `The report could not be made: ${error.message}`;
     byId("trouble").hidden = false;

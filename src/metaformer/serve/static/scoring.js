@@ -1,17 +1,18 @@
 // The photos of a batch, sent to the service a few at a time.
 
 import { ApiError, readJson } from "./api.js";
-import { fileKey, refusal, thumbnail } from "./files.js";
+import { fileKey, refusal } from "./files.js";
+import { forgetEntries, keepEntry, keptEntries } from "./keep.js";
+import { isMask, masksOf, traceMasks } from "./masks.js";
 import { readMap } from "./overlay.js";
 
 const AT_ONCE = 3;  // one being scored while others are on their way
-const PICTURE_SIDE = 640;
 const UNFIT = [400, 413, 415, 422];  // answers that say something of the photo
 
 // Entries are { key, file, path, name, folder, state, ... }: state is "waiting", "scoring",
-// "scored" (then with the answer's fields, `thumb`, `map` or `picture`), or "failed" (with `error`
-// and `canRetry`).
-export const batch = { detector: null, entries: [], isRunning: false, wait: "" };
+// "scored" (then with the answer's fields, `picture` and `map`), or "failed" (with `error` and
+// `canRetry`). `file` is null where the browser has not kept it over a reload.
+export const batch = { detector: null, entries: [], masks: [], isRunning: false, wait: "" };
 
 let onChange = () => {};
 let run = null;  // AbortController of the work going on
@@ -19,11 +20,17 @@ let run = null;  // AbortController of the work going on
 export function watchBatch(callback) { onChange = callback; }
 
 export function addFiles(files) {
-  const known = new Set(batch.entries.map((entry) => entry.key));
+  const known = new Map(batch.entries.map((entry) => [entry.key, entry]));
+  const masks = files.filter(isMask);
+  batch.masks.push(...masks);
   for (const found of files) {
     const key = fileKey(found);
-    if (known.has(key)) continue;
-    known.add(key);
+    if (masks.includes(found)) continue;
+    if (known.has(key)) {
+      known.get(key).file ??= found.file;
+      continue;
+    }
+    known.set(key, {});
     const slash = found.path.lastIndexOf("/"), error = refusal(found);
     batch.entries.push({
       key, file: found.file, path: found.path,
@@ -40,11 +47,42 @@ export function setDetector(detector) {
   stop();
   batch.detector = detector;
   if (detector) {
-    for (const entry of batch.entries) if (entry.state !== "failed" || entry.canRetry) entry.state = "waiting";
-    start();
+    scoreAgain();
   }
   onChange();
 }
+
+// The same product, changed: what is there is scored anew.
+export function rescore(detector) {
+  stop();
+  batch.detector = detector;
+  scoreAgain();
+}
+
+function scoreAgain() {
+  for (const entry of batch.entries) {
+    if (entry.state === "failed" && !entry.canRetry) continue;
+    if (entry.file) entry.state = "waiting";
+    else Object.assign(entry, { state: "failed", error: "the browser has not kept this photo; choose it again.", canRetry: false });
+  }
+  start();
+}
+
+// What was there before the page was loaded again, if it is of this product.
+export async function restore(detector) {
+  const kept = (await keptEntries()).filter(({ detectorId }) => detectorId === detector.id);
+  if (!kept.length || batch.entries.length) return false;
+  for (const entry of kept) {
+    if (entry.state === "scored") entry.map = await readMap(entry.picture.heat);
+  }
+  batch.detector = detector;
+  batch.entries = kept;
+  onChange();
+  return true;
+}
+
+// The product of the photos that are kept; null if there are none.
+export const keptProduct = async () => (await keptEntries()).at(-1)?.detectorId ?? null;
 
 export function stop() {
   run?.abort(new DOMException("stopped", "AbortError"));
@@ -65,8 +103,9 @@ export function retry() {
 
 export function clear() {
   stop();
-  for (const entry of batch.entries) if (entry.thumb) URL.revokeObjectURL(entry.thumb.url);
   batch.entries = [];
+  batch.masks = [];
+  forgetEntries();
   onChange();
 }
 
@@ -98,6 +137,7 @@ async function work(detector, signal) {
       if (signal.aborted) return;
       fail(entry, error);
     }
+    keepEntry(detector.id, entry);
     batch.wait = "";
     onChange();
   }
@@ -110,23 +150,33 @@ function fail(entry, error) {
 }
 
 async function score(entry, detector, signal) {
-  entry.thumb ??= await thumbnail(entry.file, PICTURE_SIDE);
   const body = new FormData();
   body.append("images", entry.file, entry.name);
-  // What the browser cannot show, the server draws.
-  const kind = entry.thumb ? "png" : "overlay";
-  const answer = await readJson(`api/detectors/${detector.id}/predict?map=${kind}`, {
+  const answer = await readJson(`api/detectors/${detector.id}/predict?map=report`, {
     method: "POST", body, signal,
     onWait: (detail) => { batch.wait = detail; onChange(); },
   });
   const [found] = answer.predictions;
   if (found.error !== null) throw new ApiError(422, found.error);
   return {
-    score: found.score, rawScore: found.raw_score, pValue: found.p_value,
+    ...await trueOutline(entry, found),
+    score: found.score, rawScore: found.raw_score, pValue: found.p_value, pValueKind: found.p_value_kind,
+    isAnomalous: found.is_anomalous, sha256: found.sha256,
     width: found.width, height: found.height, regions: found.regions,
-    map: entry.thumb ? await readMap(found.map) : null,
-    picture: entry.thumb ? null : found.map,
+    picture: found.picture, map: await readMap(found.picture.heat),
   };
+}
+
+// What the masks dropped say of a photo of this size.
+async function trueOutline(entry, size) {
+  const masks = masksOf(entry, batch.masks);
+  if (!masks.length) return {};  // over a reload, what an earlier one said stays
+  try {
+    const outline = await traceMasks(masks, size);
+    return { outline, maskSays: outline.length ? "defective" : "good" };
+  } catch {
+    return { outline: [], maskSays: null };  // a format that the browser cannot show
+  }
 }
 
 // The server's words about one unreadable file, without those about the whole request.

@@ -1,8 +1,8 @@
-// Scores as CSV, with the columns of `metaformer predict` as far as a page knows them.
+// Scores as CSV, with the columns of `metaformer predict`.
 
 const COLUMNS = [
-  "path", "score", "is_anomalous", "p_value", "raw_score", "regions", "largest_region_box",
-  "largest_region_area", "threshold", "flagged",
+  "path", "score", "is_anomalous", "p_value", "p_value_kind", "raw_score", "regions",
+  "largest_region_box", "largest_region_area", "map",
 ];
 
 // Quoted where needed. A spreadsheet would run a text that begins like a formula; the mark in front
@@ -13,16 +13,15 @@ function cell(value) {
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
-// One line an entry, in the order given. `is_anomalous` is the detector's verdict, `flagged` that at
-// the threshold the user chose.
-export function scoresCsv(entries, limit, threshold) {
+// One line an entry, in the order given.
+export function scoresCsv(entries) {
   const lines = entries.map((entry) => {
     const largest = entry.regions.reduce((a, b) => (a && a.area >= b.area ? a : b), null);
     return [
-      entry.path, entry.score.toFixed(6), entry.score >= threshold, entry.pValue.toFixed(4),
+      entry.path, entry.score.toFixed(6), entry.isAnomalous, entry.pValue.toFixed(4), entry.pValueKind,
       Number(entry.rawScore.toPrecision(8)), entry.regions.length, largest ? largest.box.join(" ") : "",
-      largest ? largest.area : 0, limit, entry.score >= limit,
+      largest ? largest.area : 0, "",
     ];
   });
-  return [COLUMNS, ...lines].map((line) => `${line.map(cell).join(",")}\r\n`).join("");
+  return [COLUMNS, ...lines].map((line) => `${line.map(cell).join(",")}\n`).join("");
 }

@@ -2,15 +2,23 @@
 
 import { byId, make, number, pill, plural, shownP, shownScore } from "./elements.js";
 import { paintEntry } from "./cards.js";
+import { makeZoom } from "./report_zoom.js";
 
 let context = null;  // () => { entries in their order, limit, view }
 let viewed = null;
 let address = null;  // of the photo at full size
 let isOverlayOn = true;
+let zoom = null;
 
 export function setUpViewer(readContext) {
   context = readContext;
   const dialog = byId("viewer");
+  zoom = makeZoom(byId("stage"), byId("layer"), () => repaintViewer());
+  byId("zoom-in").addEventListener("click", () => zoom.by(1.5));
+  byId("zoom-out").addEventListener("click", () => zoom.by(1 / 1.5));
+  byId("zoom-reset").addEventListener("click", () => zoom.reset());
+  // What the browser cannot show, TIFF for example, is shown as the server sent it back.
+  byId("viewer-image").addEventListener("error", () => { if (viewed) byId("viewer-image").src = viewed.picture.photo; });
   byId("close").addEventListener("click", () => dialog.close());
   byId("previous").addEventListener("click", () => move(-1));
   byId("next").addEventListener("click", () => move(1));
@@ -29,6 +37,9 @@ export function setUpViewer(readContext) {
   dialog.addEventListener("keydown", (event) => {
     if (event.key === "ArrowLeft") move(-1);
     if (event.key === "ArrowRight") move(1);
+    if (event.key === "+") zoom.by(1.5);
+    if (event.key === "-") zoom.by(1 / 1.5);
+    if (event.key === "0") zoom.reset();
   });
   window.addEventListener("resize", () => repaintViewer());
 }
@@ -43,8 +54,8 @@ export function enlarge(entry) {
   forget();
   viewed = entry;
   const { limit } = context(), isBad = entry.score >= limit;
-  address = entry.thumb ? URL.createObjectURL(entry.file) : null;
-  byId("viewer-image").src = address ?? entry.picture;
+  address = entry.file ? URL.createObjectURL(entry.file) : null;
+  byId("viewer-image").src = address ?? entry.picture.photo;
   byId("viewer-image").alt = entry.name;
   byId("viewer-name").textContent = entry.name;
   byId("viewer-name").title = entry.path;
@@ -55,16 +66,32 @@ export function enlarge(entry) {
       ? `${plural(entry.regions.length, "region")} at the detector's threshold, 0.500:`
       : "No region at the detector's threshold, 0.500.");
   byId("viewer-regions").replaceChildren(...(entry.regions.length ? [regionTable(entry)] : []));
-  byId("viewer-overlay").hidden = !entry.map;
+  showBeside(entry);
   const dialog = byId("viewer");
   if (!dialog.open) {
     isOverlayOn = true;
     dialog.showModal();
+    zoom.reset();
   } else {
+    zoom.reset();
     byId("viewer-live").textContent = `${entry.name}, ${isBad ? "flagged" : "OK"}, score ${shownScore(entry.score)}`;
   }
   for (const [id, step] of [["previous", -1], ["next", 1]]) setEnabled(byId(id), neighbour(step) !== undefined);
   repaintViewer();
+}
+
+// The nearest good photo and the regions at full sharpness.
+function showBeside({ picture: { good, crops }, file }) {
+  byId("good").hidden = !good;
+  if (good) byId("good-image").src = good.photo; else byId("good-image").removeAttribute("src");
+  byId("good-image").alt = good ? `Good photo ${good.name}` : "";
+  byId("good-photo-name").textContent = good?.name ?? "";
+  byId("viewer-crops").replaceChildren(...crops.map((src, index) => make(
+    "figure", {}, make("img", { src, alt: `Region ${index + 1}, original pixels` }), make("figcaption", {}, String(index + 1)),
+  )));
+  byId("viewer-link").hidden = !file;
+  if (address) byId("viewer-link").href = address;
+  byId("beside").hidden = !good && !crops.length && !file;
 }
 
 // A button that holds the focus and is disabled would drop it; the other one takes it.

@@ -12,6 +12,8 @@ const FEW_ROWS = 25, MORE_ROWS = 200;  // lines of the table at first, and added
 let listed = FEW_ROWS;
 
 const threshold = () => Number(byId("cut").value);
+// Whether an image is truly defective; null or undefined where that is not known.
+const isDefective = (rank) => data.truths?.[rank];
 const isBad = (rank) => data.scores[rank] >= threshold();
 const shown = (score) => (Math.floor(score * 1000 + 1e-6) / 1000).toFixed(3);  // as in Python
 
@@ -29,7 +31,15 @@ function countFlagged(limit) {
 function chosen() {
   const show = document.querySelector("input[name=show]:checked").value, limit = threshold();
   const wanted = byId("find").value.trim().toLowerCase();
-  return (rank) => (show === "all" || (show === "bad") === (data.scores[rank] >= limit))
+  const shows = {
+    all: () => true,
+    bad: (rank) => data.scores[rank] >= limit,
+    good: (rank) => data.scores[rank] < limit,
+    missed: (rank) => isDefective(rank) === true && data.scores[rank] < limit,
+    alarm: (rank) => isDefective(rank) === false && data.scores[rank] >= limit,
+    caught: (rank) => isDefective(rank) === true && data.scores[rank] >= limit,
+  };
+  return (rank) => shows[show](rank)
     && (!wanted || data.names[rank].toLowerCase().includes(wanted));
 }
 
@@ -46,14 +56,20 @@ function setVerdict(pill, bad) {
 // ---- Overlays -----------------------------------------------------------------------------
 
 function overlay(canvas, map, rank, isLarge) {
-  const { size, regions } = data.cards[rank], limit = threshold();
-  const tags = regions.map(([x, y, , , peak], index) => [index + 1, x, y, peak]);
+  const { size, regions, truth = [] } = data.cards[rank], limit = threshold();
+  const tags = regions.map(([x, y, width, height, peak], index) => [index + 1, x, y, width, height, peak]);
+  const isOutlined = byId("outline").checked && isBad(rank);
   paint(canvas, map, size, {
+    colours,
     opacity: byId("opacity").value / 100,
-    limit: byId("outline").checked && isBad(rank) ? 255 * limit : null,
-    tags: isLarge ? tags.filter((tag) => tag[3] >= limit) : [],
+    limit: isOutlined ? 255 * limit : null,
+    tags: isLarge && isOutlined ? tags.filter((tag) => tag[5] >= limit).map((tag) => tag.slice(0, 5)) : [],
+    truth: byId("true-outline")?.checked ? truth : [],
   });
 }
+
+const mapOf = (card) => card.querySelector(".map");
+const canvasOf = (card) => card.querySelector("canvas");
 
 // Maps are held only while their card is near the screen: two hundred would fill a phone.
 const near = new IntersectionObserver((entries) => {
@@ -62,16 +78,14 @@ const near = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "400px" });
 
-function load(canvas) {
+async function load(canvas) {
   if (maps.has(canvas)) return;
   maps.set(canvas, null);
-  const image = new Image();
-  image.onload = () => {
-    if (!maps.has(canvas)) return;  // scrolled away meanwhile
-    maps.set(canvas, readMap(image, colours));
-    overlay(canvas, maps.get(canvas), Number(canvas.closest(".card").dataset.rank), false);
-  };
-  image.src = canvas.dataset.map;
+  const card = canvas.closest(".card");
+  await mapOf(card).decode().catch(() => {});
+  if (!maps.has(canvas)) return;  // scrolled away meanwhile
+  maps.set(canvas, readMap(mapOf(card)));
+  overlay(canvas, maps.get(canvas), Number(card.dataset.rank), false);
 }
 
 function release(canvas) {
@@ -79,11 +93,23 @@ function release(canvas) {
   canvas.width = canvas.height = 0;
 }
 
+// Paper shows all cards at once, also those far from the screen. A canvas that has been painted is
+// left alone: Chromium prints one that is painted again while printing without its transparency.
+function paintForPrint() {
+  for (const [rank, card] of cardOfRank) {
+    if (!card.hidden && !canvasOf(card).width && mapOf(card).complete) overlay(canvasOf(card), readMap(mapOf(card)), rank, false);
+  }
+}
+
+function afterPrint() {
+  for (const card of cards) if (!maps.has(canvasOf(card))) release(canvasOf(card));
+}
+
 function repaint() {
   maps.forEach((map, canvas) => {
     if (map) overlay(canvas, map, Number(canvas.closest(".card").dataset.rank), false);
   });
-  if (viewed && viewed.map) overlay(byId("viewer-canvas"), viewed.map, viewed.rank, true);
+  repaintViewer();
 }
 
 // ---- Verdicts, counts, filter, table ------------------------------------------------------
@@ -96,6 +122,7 @@ function judge() {
   byId("count-all").textContent = number(total);
   byId("count-bad").textContent = number(flagged);
   byId("count-good").textContent = number(total - flagged);
+  countOutcomes(limit, number);
   byId("reset").disabled = limit === data.threshold;
   if (byId("rate")) byId("rate").hidden = limit !== data.threshold;
   const above = data.support.filter((score) => score >= limit).length;
@@ -116,6 +143,7 @@ function judge() {
   for (const [rank, card] of cardOfRank) {
     const bad = isBad(rank);
     setVerdict(card.querySelector(".verdict"), bad);
+    setOutcome(card.querySelector(".outcome"), rank);
     card.querySelector(".changed").hidden = bad === (data.scores[rank] >= data.threshold);
     card.hidden = !passes(rank);
     visible += !card.hidden;
@@ -123,6 +151,32 @@ function judge() {
   byId("nothing").hidden = visible > 0 || cards.length === 0;
   list();
   repaint();
+}
+
+// What the threshold does to images whose truth is known.
+function countOutcomes(limit, number) {
+  if (!data.truths) return;
+  const at = Math.round(limit * (data.above.good.length - 1));  // a place of the slider
+  const [good, defective] = [data.above.good, data.above.defective];
+  const alarms = good[at], caught = defective[at], missed = defective[0] - caught;
+  const parts = [];
+  if (defective[0]) parts.push(`caught ${number(caught)} of ${number(defective[0])}`, `missed ${number(missed)}`);
+  if (good[0]) parts.push(`false alarms ${number(alarms)} of ${number(good[0])} good`);
+  byId("outcomes").textContent = parts.join(" · ");
+  const listed = { missed: 0, alarm: 0, caught: 0 };
+  data.truths.forEach((truth, rank) => {
+    const bad = data.scores[rank] >= limit;
+    if (truth === true) listed[bad ? "caught" : "missed"] += 1;
+    if (truth === false && bad) listed.alarm += 1;
+  });
+  for (const [name, count] of Object.entries(listed)) byId(`count-${name}`).textContent = number(count);
+}
+
+function setOutcome(label, rank) {
+  if (!label) return;
+  const bad = isBad(rank), defective = isDefective(rank);
+  label.textContent = defective ? (bad ? "Caught" : "Missed") : bad ? "False alarm" : "Correct";
+  label.className = `outcome ${bad === defective ? "right" : "wrong"}`;
 }
 
 function list() {
@@ -159,42 +213,6 @@ function row(rank) {
   return line;
 }
 
-// ---- Enlarged view ------------------------------------------------------------------------
-
-let viewed = null;  // { rank, map } of the image in the dialog
-
-function view(rank) {
-  const card = cardOfRank.get(rank), current = { rank, map: null };
-  viewed = current;
-  byId("viewer-image").src = card.querySelector("img").src;
-  byId("viewer-image").alt = data.names[rank];
-  byId("viewer-name").textContent = split(data.names[rank])[1];
-  byId("viewer-name").title = data.names[rank];
-  byId("viewer-score").textContent = shown(data.scores[rank]);
-  setVerdict(byId("viewer").querySelector(".verdict"), isBad(rank));
-  byId("previous").disabled = neighbour(-1) === undefined;
-  byId("next").disabled = neighbour(1) === undefined;
-  if (!byId("viewer").open) byId("viewer").showModal();
-  byId("viewer-canvas").width = 0;
-  const image = new Image();
-  image.onload = () => {
-    current.map = readMap(image, colours);
-    if (viewed === current) repaint();
-  };
-  image.src = card.querySelector("canvas").dataset.map;
-}
-
-function neighbour(step) {
-  const passes = chosen();
-  const ranks = [...cardOfRank.keys()].filter((rank) => passes(rank) || rank === viewed.rank);
-  return ranks[ranks.indexOf(viewed.rank) + step];
-}
-
-function move(step) {
-  const rank = neighbour(step);
-  if (rank !== undefined) view(rank);
-}
-
 // ---- Wiring -------------------------------------------------------------------------------
 
 let isWaiting = false;
@@ -211,7 +229,7 @@ function toggle(button, holder) {
 }
 
 for (const card of cards) {
-  near.observe(card.querySelector("canvas"));
+  near.observe(canvasOf(card));
   card.querySelector(".frame").addEventListener("click", () => view(Number(card.dataset.rank)));
   const button = card.querySelector(".overlay");
   button.hidden = false;
@@ -227,15 +245,10 @@ if (byId("all")) {
   byId("more").addEventListener("click", () => { listed += MORE_ROWS; list(); });
 }
 byId("reset").addEventListener("click", () => { byId("cut").value = data.threshold; judge(); byId("cut").focus(); });
-byId("close").addEventListener("click", () => byId("viewer").close());
-byId("previous").addEventListener("click", () => move(-1));
-byId("next").addEventListener("click", () => move(1));
-byId("viewer-overlay").addEventListener("click", () => toggle(byId("viewer-overlay"), byId("viewer")));
-byId("viewer").addEventListener("close", () => { viewed = null; });
-byId("viewer").addEventListener("click", (event) => { if (event.target === byId("viewer")) byId("viewer").close(); });
-byId("viewer").addEventListener("keydown", (event) => {
-  if (event.key === "ArrowLeft") move(-1);
-  if (event.key === "ArrowRight") move(1);
+byId("print").addEventListener("click", async () => {
+  await Promise.all(cards.map((card) => mapOf(card).decode().catch(() => {})));
+  window.print();
 });
+window.addEventListener("beforeprint", paintForPrint);
+window.addEventListener("afterprint", afterPrint);
 window.addEventListener("resize", soon);
-judge();

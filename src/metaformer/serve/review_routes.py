@@ -1,0 +1,201 @@
+"""What comes after scoring: marks, more good photos, another false-alarm rate, the report."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, TypeVar
+
+from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
+from fastapi.responses import HTMLResponse
+from pydantic import BaseModel, ValidationError
+
+from metaformer.io.images import ImageError
+from metaformer.serve.http.limits import busy
+from metaformer.serve.http.openapi import JOB_ACCEPTED, errors, form_body, json_body
+from metaformer.serve.http.review_schemas import (
+    Mark,
+    MarkList,
+    MarkRequest,
+    Rate,
+    RateRequest,
+    ReportRequest,
+)
+from metaformer.serve.http.schemas import DetectorSummary, JobAccepted
+from metaformer.serve.http.security import REPORT_POLICY
+from metaformer.serve.http.uploads import receive_form, receive_json, shown
+from metaformer.serve.jobs import TooManyJobsError
+from metaformer.serve.reports import PictureError, make_report
+from metaformer.serve.routes import UPLOAD_ERRORS, DetectorId, describe_errors
+from metaformer.serve.scoring import answer_in_time
+from metaformer.serve.service import Protected, Service
+
+SMALL_BODY = 64 * 2**10
+"""Bytes of a body that holds some words and numbers."""
+
+Digest = Annotated[
+    str, Path(pattern="^[0-9a-f]{64}$", description="SHA-256 of the photo's bytes, in hex.")
+]
+M = TypeVar("M", bound=BaseModel)
+
+router = APIRouter()
+
+
+async def read_body(
+    request: Request, service: Service, model: type[M], most: int | None = None
+) -> M:
+    """Raises: HTTPException: as ``receive_json``; 422, saying of each field what is wrong."""
+    body = await receive_json(request, service.limits, most)
+    try:
+        return await service.workers.run(partial(model.model_validate_json, body))
+    except ValidationError as error:
+        raise HTTPException(422, describe_errors(error.errors())) from None
+
+
+@router.post(
+    "/api/detectors/{id}/extend",
+    status_code=202,
+    responses={202: JOB_ACCEPTED, **errors(*UPLOAD_ERRORS, 404)},
+    openapi_extra=form_body({}),
+    tags=["review"],
+)
+async def extend_detector(
+    request: Request, response: Response, id: DetectorId, service: Protected
+) -> JobAccepted:
+    """Add good photos to what a detector knows; it keeps its id. Answers at once; follow the job.
+
+    Photos it knows already are left out. `info.additions` says how the threshold was made anew.
+    """
+    with service.gate.place():
+        service.store.summary(id)
+        async with receive_form(request, service.limits) as (texts, uploads):
+            if texts:
+                raise HTTPException(422, f'the field "{shown(min(texts))}" means nothing here.')
+            submit = partial(service.adaptations.submit, id, uploads)
+            try:
+                job = await answer_in_time(
+                    request, service.limits.seconds, service.workers.run(submit)
+                )
+            except ImageError as error:
+                raise HTTPException(422, f"{error}") from None
+            except TooManyJobsError as error:
+                raise busy(429, str(error)) from None
+            except OSError as error:
+                raise busy(503, f"the images cannot be stored ({error.strerror}).") from error
+    response.headers["Location"] = f"/api/jobs/{job.id}"
+    return JobAccepted(job=job)
+
+
+@router.get("/api/detectors/{id}/rate", responses=errors(401, 403, 404, 409, 422), tags=["review"])
+def get_rate(
+    id: DetectorId,
+    service: Protected,
+    score: Annotated[float, Query(gt=0, lt=1, description="Calibrated score, 0.5 by default.")],
+) -> Rate:
+    """The false-alarm rate of the threshold at a score; nothing is changed."""
+    calibration = service.store.get(id).calibration
+    other = calibration.with_false_alarm_rate(calibration.rate_at(score))
+    return Rate(false_alarm_rate=other.false_alarm_rate, guarantee=other.guarantee)
+
+
+@router.patch(
+    "/api/detectors/{id}",
+    responses=errors(400, 401, 403, 404, 408, 409, 413, 415, 422, 503),
+    openapi_extra=json_body(RateRequest),
+    tags=["review"],
+)
+async def set_rate(request: Request, id: DetectorId, service: Protected) -> DetectorSummary:
+    """Keep another false-alarm rate, or that of a threshold tried out; scores change with it."""
+    service.store.summary(id)
+    wanted = await read_body(request, service, RateRequest, SMALL_BODY)
+
+    def change() -> DetectorSummary:
+        detector = service.store.get(id)
+        rate = wanted.false_alarm_rate
+        if wanted.score is not None:
+            rate = detector.calibration.rate_at(wanted.score)
+        assert rate is not None
+        return service.store.replace(id, detector.with_false_alarm_rate(rate))
+
+    try:
+        return await service.workers.run(change)
+    except OSError as error:
+        raise busy(503, f"the detector cannot be stored ({error.strerror}).") from error
+
+
+@router.get("/api/detectors/{id}/marks", responses=errors(401, 403, 404, 409, 422), tags=["review"])
+def list_marks(id: DetectorId, service: Protected) -> MarkList:
+    """What reviewers said of photos scored by this detector, newest first."""
+    service.store.summary(id)
+    return MarkList(marks=service.marks.all(id))
+
+
+@router.get(
+    "/api/detectors/{id}/marks.csv",
+    response_class=Response,
+    responses={
+        200: {"content": {"text/csv": {"schema": {"type": "string"}}}},
+        **errors(401, 403, 404, 409, 422),
+    },
+    tags=["review"],
+)
+def export_marks(id: DetectorId, service: Protected) -> Response:
+    """All marks as a table, which `metaformer predict --labels` reads."""
+    service.store.summary(id)
+    headers = {"Content-Disposition": f'attachment; filename="{id}-marks.csv"'}
+    return Response(service.marks.as_csv(id), media_type="text/csv", headers=headers)
+
+
+@router.put(
+    "/api/detectors/{id}/marks/{sha256}",
+    responses=errors(400, 401, 403, 404, 408, 409, 413, 415, 422, 503),
+    openapi_extra=json_body(MarkRequest),
+    tags=["review"],
+)
+async def set_mark(request: Request, id: DetectorId, sha256: Digest, service: Protected) -> Mark:
+    """Say that a photo is good or defective; takes the place of an earlier mark."""
+    service.store.summary(id)
+    wanted = await read_body(request, service, MarkRequest, SMALL_BODY)
+    try:
+        return await service.workers.run(partial(service.marks.put, id, sha256, wanted))
+    except OSError as error:
+        raise busy(503, f"the mark cannot be stored ({error.strerror}).") from error
+
+
+@router.delete(
+    "/api/detectors/{id}/marks/{sha256}",
+    status_code=204,
+    responses=errors(401, 403, 404, 409, 422),
+    tags=["review"],
+)
+def remove_mark(id: DetectorId, sha256: Digest, service: Protected) -> None:
+    """Take back what was said of a photo."""
+    service.store.summary(id)
+    if not service.marks.remove(id, sha256):
+        raise HTTPException(404, "there is no mark of this photo.")
+
+
+@router.post(
+    "/api/detectors/{id}/report",
+    response_class=Response,
+    responses={
+        200: {"content": {"text/html": {"schema": {"type": "string"}}}},
+        **errors(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503),
+    },
+    openapi_extra=json_body(ReportRequest),
+    tags=["review"],
+)
+async def report(request: Request, id: DetectorId, service: Protected) -> Response:
+    """The report of scored photos: one HTML file, from answers of `predict` with `map=report`."""
+    with service.gate.place():
+        service.store.summary(id)
+        wanted = await read_body(request, service, ReportRequest)
+
+        async def load_and_make() -> str:
+            detector = await service.workers.run(partial(service.store.get, id))
+            return await service.workers.run(partial(make_report, detector, wanted))
+
+        try:
+            page = await answer_in_time(request, service.limits.seconds, load_and_make())
+        except PictureError as error:
+            raise HTTPException(422, str(error)) from None
+    return HTMLResponse(page, headers={"Content-Security-Policy": REPORT_POLICY})

@@ -1,0 +1,36 @@
+// What is known of photos: what a reviewer said of them, else what their folder says.
+
+// Names of folders, as the command line knows them; tests compare the lists.
+export const GOOD_NAMES = ["good", "normal", "ok"];
+export const BAD_NAMES = [
+  "anomalies", "anomalous", "anomaly", "bad", "defect", "defective", "defects", "ko", "ng", "nok",
+];
+
+// Folders that hold test/good/: there the other folders of test/ are kinds of defect.
+export function dataSets(entries) {
+  const roots = new Set();
+  for (const { path } of entries) {
+    const parts = path.split("/").slice(0, -1), good = parts.pop();
+    if (GOOD_NAMES.includes(good?.toLowerCase()) && parts.at(-1) === "test") roots.add(parts.join("/"));
+  }
+  return roots;
+}
+
+// { truth: "good", "defective" or null, kind }
+export function truthOf(entry, roots) {
+  if (entry.mark) return { truth: entry.mark.verdict, kind: "" };
+  const parts = entry.path.split("/").slice(0, -1), folder = parts.pop() ?? "";
+  if (GOOD_NAMES.includes(folder.toLowerCase())) return { truth: "good", kind: "" };
+  if (BAD_NAMES.includes(folder.toLowerCase())) return { truth: "defective", kind: folder };
+  if (roots.has(parts.join("/"))) return { truth: "defective", kind: folder };
+  return { truth: entry.maskSays ?? null, kind: "" };
+}
+
+// "caught", "missed", "alarm", "passed"; null where the truth is not known.
+export function outcomeOf({ score, truth }, limit) {
+  if (!truth) return null;
+  if (truth === "defective") return score >= limit ? "caught" : "missed";
+  return score >= limit ? "alarm" : "passed";
+}
+
+export const OUTCOME_WORDS = { caught: "Caught", missed: "Missed", alarm: "False alarm", passed: "Correct" };
