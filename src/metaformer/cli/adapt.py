@@ -8,24 +8,33 @@ from typing import Annotated, Any
 
 import typer
 
+from metaformer.cli.arguments import (
+    check_detector_argument,
+    check_support_arguments,
+    usual_detector,
+)
 from metaformer.cli.options import (
     Aligned,
     AsJson,
     Backbone,
     BackboneWeights,
+    Device,
     Download,
+    Every,
     FalseAlarmRate,
     Mode,
     ModeName,
     Preset,
     PresetName,
     Quiet,
+    Recursive,
     Resolution,
     Seed,
     UniversalWeights,
     clear_errors,
     progress_bar,
 )
+from metaformer.cli.screen import Ending, command_line, show_table
 
 NOT_WITH_ADD = {
     "preset",
@@ -42,8 +51,19 @@ NOT_WITH_ADD = {
 
 def adapt(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="Folder of normal images; 1 is enough.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Detector file to write.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Normal images: folders, files, zip or tar archives, videos, addresses, or @LIST. "
+            "1 image is enough."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Detector file to write; if unset, named after the images, here."
+        ),
+    ] = None,
     add: Annotated[
         Path | None,
         typer.Option(
@@ -51,6 +71,8 @@ def adapt(
             help="Extend this detector instead of starting over; its own file stays as it is.",
         ),
     ] = None,
+    recursive: Recursive = False,
+    every: Every = 1,
     preset: Preset = PresetName.feature,
     resolution: Resolution = None,
     aligned: Aligned = False,
@@ -61,11 +83,15 @@ def adapt(
     universal_weights: UniversalWeights = None,
     false_alarm_rate: FalseAlarmRate = 0.05,
     seed: Seed = 0,
+    device: Device = "cpu",
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Adapt to a product from a few normal images."""
+    ending = Ending()
     with clear_errors():
+        check_support_arguments(images)
+        output = output or usual_detector(images, add)
         if not output.parent.is_dir():
             raise FileNotFoundError(
                 f"{output}: its folder {output.parent} does not exist. Create it first."
@@ -75,7 +101,9 @@ def adapt(
                 f"{output}: a folder. Give a file, {output / 'product.metaformer'} for example."
             )
         from metaformer.detection.detector import Detector, Metaformer
+        from metaformer.io.sources.shards import Sources
 
+        support = Sources(tuple(images), recursive, every)
         if add is not None:
             given = given_options(context)
             refused = given & NOT_WITH_ADD
@@ -84,10 +112,10 @@ def adapt(
                     f"{', '.join(f'--{name}' for name in sorted(refused))}: with --add the "
                     f"detector's own is used. Leave it out, or adapt to all images from the start."
                 )
-            known = Detector.load(add, backbone_weights=backbone_weights)
+            known = Detector.load(add, backbone_weights=backbone_weights, device=device)
             rate = false_alarm_rate if "false_alarm_rate" in given else None
             with progress_bar("adapting", quiet) as on_step:
-                detector = known.extended_with(folder, false_alarm_rate=rate, on_step=on_step)
+                detector = known.extended_with(support, false_alarm_rate=rate, on_step=on_step)
         else:
             universal = Metaformer.from_pretrained(
                 preset.value,
@@ -98,10 +126,11 @@ def adapt(
                 download=download,
                 mode=mode.value,
                 universal_weights=universal_weights,
+                device=device,
             )
             with progress_bar("adapting", quiet) as on_step:
                 detector = universal.adapt(
-                    folder, false_alarm_rate=false_alarm_rate, seed=seed, on_step=on_step
+                    support, false_alarm_rate=false_alarm_rate, seed=seed, on_step=on_step
                 )
         detector.save(output)
         if as_json:
@@ -112,6 +141,7 @@ def adapt(
             if add is not None:
                 typer.echo(describe_addition(detector.made["additions"][-1]))
             typer.echo(detector.guarantee)
+            ending.say(command_line("predict", output, "FOLDER"), command_line("info", output))
 
 
 def given_options(context: typer.Context) -> set[str]:
@@ -134,16 +164,22 @@ def describe_addition(addition: dict[str, Any]) -> str:
 def info(
     detector_file: Annotated[Path, typer.Argument(help="Detector made by `adapt`.")],
     backbone_weights: BackboneWeights = None,
+    as_json: AsJson = False,
 ) -> None:
-    """How a detector was made and what its threshold promises, as JSON."""
+    """How a detector was made and what its threshold promises."""
+    ending = Ending()
     with clear_errors():
+        check_detector_argument("info", detector_file, [])
         from metaformer.detection.detector import Detector
+        from metaformer.detection.summary import summary_rows
 
-        typer.echo(
-            json.dumps(
-                Detector.load(detector_file, backbone_weights=backbone_weights).info(), indent=2
-            )
-        )
+        found = Detector.load(detector_file, backbone_weights=backbone_weights).info()
+        if as_json:
+            typer.echo(json.dumps(found, indent=2))
+            return
+        size = f"{detector_file} ({detector_file.stat().st_size / 1e6:.1f} MB)"
+        show_table([("detector", size), *summary_rows(found)])
+        ending.say(command_line("predict", detector_file, "FOLDER"))
 
 
 def demo(
@@ -153,9 +189,18 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Adapt to bundled photos of good products, find the defects in others, write a report."""
+    ending = Ending()
     with clear_errors():
         from metaformer.inference.demo import run_demo
 
         with progress_bar("demo", quiet) as on_step:
-            report = run_demo(output, on_step)
-        typer.echo(f"report: {report}")
+            done = run_demo(output, on_step)
+        if not quiet:
+            typer.echo(done.summary)
+            for picture in done.pictures:
+                typer.echo(f"  {picture}")
+        typer.echo(f"report: {done.report}")
+        if not quiet:
+            ending.say(
+                f"open {done.report} in a browser", command_line("adapt", "FOLDER_OF_GOOD_PHOTOS")
+            )

@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
+from metaformer.cli import examples
 from metaformer.cli.options import Quiet, clear_errors
 
 app = typer.Typer(help="Train what is shipped with the package.", no_args_is_help=True)
 
 
-@app.command("prior")
+@app.command("prior", epilog=examples.pretrain("prior", "prior.yaml"))
 def pretrain_prior(
     config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
     resume: Annotated[
@@ -28,7 +29,7 @@ def pretrain_prior(
         typer.echo(train_prior(PriorTrainingConfig.from_yaml(config), resume=resume, quiet=quiet))
 
 
-@app.command("autoencoder")
+@app.command("autoencoder", epilog=examples.pretrain("autoencoder", "pretrain_autoencoder.yaml"))
 def pretrain_autoencoder_command(
     config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
     resume: Annotated[
@@ -45,7 +46,7 @@ def pretrain_autoencoder_command(
         typer.echo(pretrain_autoencoder(PretrainConfig.from_yaml(config), resume=resume))
 
 
-@app.command("universal")
+@app.command("universal", epilog=examples.pretrain("universal", "universal_pixel.yaml"))
 def pretrain_universal(
     config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
     resume: Annotated[
@@ -61,7 +62,7 @@ def pretrain_universal(
         typer.echo(meta_train(MetaConfig.from_yaml(config), resume=resume, quiet=quiet))
 
 
-@app.command("metric")
+@app.command("metric", epilog=examples.pretrain("metric", "metric.yaml"))
 def pretrain_metric(
     config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
@@ -75,7 +76,7 @@ def pretrain_metric(
         typer.echo(train_metric(MetricConfig.from_yaml(config), resume=resume, quiet=quiet))
 
 
-@app.command("transformer")
+@app.command("transformer", epilog=examples.pretrain("transformer", "token_transformer.yaml"))
 def pretrain_transformer(
     config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,

@@ -1,19 +1,20 @@
-"""What a detector says about one image. Plain data, no torch: reports and services share it."""
+"""What a detector says about one image. Plain data, no torch: reports and services share it.
+
+What draws is imported when something is drawn.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metaformer.detection.scoring.overlays import draw_overlay, format_score, verdict
-from metaformer.io.atomic_files import write_bytes
-from metaformer.io.encoding import encode_photo, encode_picture
-from metaformer.io.images import Source, read_image, shrink
+if TYPE_CHECKING:
+    from metaformer.io.images import Source
 
 JPEG_QUALITY = 92
 NOTEBOOK_RESOLUTION = 800
@@ -64,6 +65,8 @@ class Prediction:
     file no pixels are held."""
 
     def __repr__(self) -> str:
+        from metaformer.detection.scoring.overlays import format_score, verdict
+
         height, width = self.anomaly_map.shape
         regions = f"{len(self.regions)} region{'' if len(self.regions) == 1 else 's'}"
         name = "" if self.path is None else f", {self.path!r}"
@@ -74,6 +77,9 @@ class Prediction:
 
     def _repr_png_(self) -> bytes | None:
         """The overlay as PNG, for notebooks; None if the image cannot be read again."""
+        from metaformer.io.encoding import encode_picture
+        from metaformer.io.images import shrink
+
         try:
             picture = self.overlay()
         except ValueError:
@@ -94,6 +100,9 @@ class Prediction:
             ImageError: the image cannot be read, any more for example.
             ValueError: it has another size, was not kept, or ``opacity`` is not in [0, 1].
         """
+        from metaformer.detection.scoring.overlays import draw_overlay
+        from metaformer.io.images import read_image
+
         if image is not None:
             pixels = read_image(image)
         elif self.read_pixels is not None:
@@ -119,6 +128,9 @@ class Prediction:
             ValueError: another ending, or as ``overlay``.
             OSError: the file cannot be written.
         """
+        from metaformer.io.atomic_files import write_bytes
+        from metaformer.io.encoding import encode_photo, encode_picture
+
         suffix = Path(path).suffix.lower()
         if suffix not in (".png", ".jpg", ".jpeg"):
             raise ValueError(f"{path}: pictures are written as .png, .jpg or .jpeg. Name one so.")
