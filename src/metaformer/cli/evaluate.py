@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from metaformer.cli.arguments import is_detector
 from metaformer.cli.options import (
     AsJson,
     Backbone,
@@ -22,6 +23,7 @@ from metaformer.cli.options import (
     UniversalWeights,
     clear_errors,
 )
+from metaformer.cli.screen import command_line
 
 
 def evaluate(
@@ -55,6 +57,12 @@ def evaluate(
 ) -> None:
     """Measure a preset on a labelled set: image and pixel metrics over several supports."""
     with clear_errors():
+        if is_detector(data):
+            again = command_line("predict", data, "FOLDER", "--labels", "truth.csv")
+            raise ValueError(
+                f"{data}: a detector; evaluate takes a labelled set and makes its own. To compare "
+                f"this one with what is known of images: {again}"
+            )
         number = parse_shots(shots)
         seed_list = parse_seeds(seeds)
         from metaformer.data.datasets.loading import load_categories

@@ -82,4 +82,4 @@ def export(
             for file in done.files:
                 typer.echo(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
             typer.echo(done.summary)
-            ending.say(f"score with it, as examples/edge/score.py does: score.py {output} IMAGE")
+            ending.say(f"score with it without PyTorch: examples/edge/score.py {output} IMAGE")

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import sys
 import time
 from collections.abc import Sequence
 
 import typer
 
+COLOUR_CODE = re.compile(r"\x1b\[[0-9;]*m")
+
 
 def coloured(text: str, colour: str, *, bold: bool = False) -> str:
     """``text`` in a colour, unless NO_COLOR is set; ``typer.echo`` leaves it out of files."""
-    return text if os.environ.get("NO_COLOR") else typer.style(text, fg=colour, bold=bold)
+    return text if os.environ.get("NO_COLOR") else typer.style(text, fg=colour, bold=bold or None)
+
+
+def tell(text: str) -> None:
+    """A line on standard error, above the progress bar if there is one: a bar stands in for
+    ``sys.stderr`` while it is shown, which ``typer.echo`` passes by."""
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    print(text if is_terminal else COLOUR_CODE.sub("", text), file=sys.stderr, flush=True)
 
 
 def warn(text: object) -> None:
-    typer.echo(f"{coloured('warning:', 'yellow')} {text}", err=True)
+    tell(f"{coloured('warning:', 'yellow')} {text}")
 
 
 def fail(text: object) -> None:
-    typer.echo(f"{coloured('error:', 'red', bold=True)} {text}", err=True)
+    tell(f"{coloured('error:', 'red', bold=True)} {text}")
 
 
 def flag(text: str, is_anomalous: bool) -> str:

@@ -21,7 +21,7 @@ from metaformer.cli.options import (
     Quiet,
     clear_errors,
 )
-from metaformer.cli.screen import Ending, command_line, flag, warn
+from metaformer.cli.screen import Ending, command_line, flag, tell, warn
 
 
 class WatchEngineOption(StrEnum):
@@ -81,9 +81,6 @@ def watch(
     stop = threading.Event()
 
     ending = Ending()
-
-    def tell(line: str) -> None:
-        typer.echo(line, err=True)
 
     with clear_errors(), stopped_by_signals(stop):
         from metaformer.detection.detector import Detector
