@@ -205,7 +205,7 @@ TABLES: dict[str, tuple[str, Callable[[], str], str]] = {
         lambda: readme_tables.false_alarms(),
         "python -m benchmarks.calibration.false_alarms",
     ),
-    "speed": ("speed.json", lambda: readme_tables.speed(), "python -m benchmarks.speed.detector"),
+    "speed": ("speed.json", lambda: readme_tables.speed(), "python -m benchmarks.speed.peers"),
     "engines": ("engines.md", lambda: written("engines.md"), "python -m benchmarks.speed.engines"),
     "peers speed": (
         "peers_speed.md",

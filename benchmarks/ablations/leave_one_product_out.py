@@ -170,7 +170,7 @@ def means(results: Results, set_name: str, candidate: str) -> dict[str, float]:
 
 
 def spreads(results: Results, set_name: str) -> dict[str, float]:
-    """Metric -> standard deviation of the control over supports, averaged over numbers of images."""
+    """Metric -> deviation of the control over supports, averaged over numbers of images."""
     found: dict[str, list[float]] = {}
     for by_candidate in results[set_name].values():
         rows = [metrics_of(set_name, row) for row in by_candidate["nearest-patch"]]

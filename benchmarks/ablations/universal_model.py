@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from metaformer.data.datasets.loading import Category, load_categories
 from metaformer.detection.adaptation import prepare
+from metaformer.detection.pixel.adapted import AdaptedPixel, PreparedImage
 from metaformer.detection.pixel.config import PixelConfig
-from metaformer.detection.pixel.preset import AdaptedPixel, PixelModel
+from metaformer.detection.pixel.preset import PixelPreset
 from metaformer.detection.pixel.universal_model import Finding, UniversalConfig
 from metaformer.detection.scoring.anomaly_map import image_score, smooth, to_image_size
 from metaformer.evaluation.aggregate import machine
@@ -132,7 +133,7 @@ def measure(
     config = PixelConfig(
         resolution=options.resolution, mode="long", long_steps=0
     )  # so that T is asked
-    model = PixelModel.from_pretrained(config, folder)
+    model = PixelPreset.from_pretrained(config, folder)
     findings: dict[tuple[int, int], Finding] = {}
     results = {}
     for name in MAPS if model.universal.transformer is not None else MAPS[:1]:
@@ -156,7 +157,7 @@ class OneMap:
     """
 
     def __init__(
-        self, model: PixelModel, which: str, findings: dict[tuple[int, int], Finding]
+        self, model: PixelPreset, which: str, findings: dict[tuple[int, int], Finding]
     ) -> None:
         self.model, self.name, self.findings = model, which, findings
         self.settings = asdict(model.config)
@@ -167,7 +168,12 @@ class OneMap:
         if (self.fits, 0) in self.findings:
             return FittedMap(self, None)
         prepared = [prepare(self.model, image) for image in support]
-        return FittedMap(self, self.model.adapt(prepared, seed=seed))
+        return FittedMap(self, self.adapted_to(prepared, seed))
+
+    def adapted_to(self, prepared: Sequence[PreparedImage], seed: int) -> AdaptedPixel:
+        adapted = self.model.adapt(prepared, seed=seed, on_step=lambda done, total: None).adapted
+        assert isinstance(adapted, AdaptedPixel)
+        return adapted
 
 
 @dataclass

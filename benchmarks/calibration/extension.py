@@ -3,10 +3,10 @@
     python -m benchmarks.calibration.extension DATA_ROOT... --output results.json
 
 For each set and seed: adapt to 4 images of train/good, add 6 more, and adapt to the same 10 at
-once. All test images are scored by the three detectors. In four ways: the feature preset as it is
-(``recomputed``), with its memory capped below what four images fill (``capped``), from a file that
-does not say what is in the memory (``older file``), and the pixel preset (``pixel``). The last
-three estimate the earlier images' scores; see docs/decisions/02-extension.md.
+once. All test images are scored by the three detectors. In three ways: the feature preset as it is
+(``recomputed``), with its memory bank capped below what four images fill (``capped``), and the
+pixel preset (``pixel``). The last two estimate the earlier images' scores; see
+docs/decisions/02-extension.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,10 @@ import numpy as np
 import torch
 
 from metaformer.data.datasets.loading import Sample, draw_support, load_categories
-from metaformer.detection.adaptation import prepare, raw_maps
+from metaformer.detection.adaptation import prepare, scores_of
 from metaformer.detection.detector import Detector, Metaformer
-from metaformer.detection.feature.adapted import AdaptedFeature
 from metaformer.detection.feature.config import FeatureConfig
-from metaformer.detection.feature.preset import FeatureModel
-from metaformer.detection.scoring.anomaly_map import image_score
+from metaformer.detection.feature.preset import FeaturePreset
 from metaformer.evaluation.aggregate import machine
 from metaformer.evaluation.metrics import image_metrics
 from metaformer.evaluation.protocol import save_results
@@ -37,33 +34,35 @@ from metaformer.io.images import read_image
 FIRST, ALL = 4, 10
 RATES = (0.05, 0.1, 0.2)
 CAP = 3000
-"""Tokens a level; four images have 4,096 at stride 8 and 256 pixels."""
-WAYS = ("recomputed", "capped", "older file", "pixel")
+"""Patches a level; four images have 4,096 at stride 8 and 256 pixels."""
+WAYS: dict[str, Callable[[], Metaformer]] = {
+    "recomputed": Metaformer.from_pretrained,
+    "capped": lambda: Metaformer(FeaturePreset.of(FeatureConfig(max_patches=CAP)), "feature"),
+    "pixel": lambda: Metaformer.from_pretrained("pixel"),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Extending against adapting at once.")
     parser.add_argument("roots", nargs="+", type=Path, metavar="DATA_ROOT")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--limit", type=int, help="test images, drawn once, of each set")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     rows: list[dict[str, Any]] = []
-    for way in options.ways.split(","):
-        universal = universal_of(way)
+    for way in options.ways:
+        universal = WAYS[way]()
         for root in options.roots:
             (category,) = load_categories(root)
             test = limit_samples(category.test, options.limit)
-            score = scorer(universal, test)
-            for seed in (int(part) for part in options.seeds.split(",")):
+            # The part of the work without a support is done once.
+            prepared = [prepare(universal.model, read_image(sample.image)) for sample in test]
+            for seed in options.seeds:
                 support = draw_support(category, ALL, seed)
                 first = universal.adapt(support[:FIRST], seed=seed)
-                if way == "older file":
-                    assert isinstance(first.adapted, AdaptedFeature)
-                    first.adapted.grids = None
                 detectors = {
                     f"adapted to {FIRST}": first,
                     f"{FIRST} and {ALL - FIRST} added": first.extended_with(support[FIRST:]),
@@ -71,7 +70,8 @@ def main() -> None:
                 }
                 for name, detector in detectors.items():
                     row = {"way": way, "data": root.name, "seed": seed, "detector": name}
-                    row |= measure(detector, score(detector), test)
+                    maps = [detector.adapted.anomaly_map(image) for image in prepared]
+                    row |= measure(detector, scores_of(detector.adapted, maps), test)
                     rows.append(row)
                     print(row, flush=True)
     means = summarise(rows)
@@ -79,27 +79,6 @@ def main() -> None:
         print(mean)
     content = {"first": FIRST, "all": ALL, "cap": CAP, "limit": options.limit}
     save_results({**content, "mean": means, "rows": rows, "machine": machine()}, options.output)
-
-
-def universal_of(way: str) -> Metaformer:
-    if way == "pixel":
-        return Metaformer.from_pretrained("pixel")
-    model = Metaformer.from_pretrained().model
-    assert isinstance(model, FeatureModel)
-    config = replace(FeatureConfig(), max_tokens=CAP) if way == "capped" else model.config
-    return Metaformer(model.with_config(config), "feature")
-
-
-def scorer(universal: Metaformer, test: Sequence[Sample]) -> Callable[[Detector], list[float]]:
-    """Raw scores of the test images; the part of the work without a support is done once."""
-    model = universal.model
-    prepared = [prepare(model, read_image(sample.image)) for sample in test]
-
-    def score(detector: Detector) -> list[float]:
-        maps = (raw_maps(detector.model, detector.adapted, image) for image in prepared)
-        return [image_score(m[0], model.config.score_share) for m in maps]
-
-    return score
 
 
 def measure(

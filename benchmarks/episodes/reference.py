@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.accuracy.baselines import PatchCore
+from benchmarks.accuracy.methods import CONTROL, METHODS
 from metaformer.training.episodes.episodes import MAKERS, Episode, EpisodeConfig, episode
 from metaformer.training.episodes.photo_pool import PhotoPool
 from metaformer.training.episodes.real_anomalies import novelty_tasks
@@ -53,7 +53,7 @@ def task_sets(pool: PhotoPool, count: int, seed: int) -> Iterator[tuple[str, Ite
 
 def score(tasks: Iterator[Episode]) -> tuple[list[float], list[float]]:
     """Image and pixel AUROC of each task that has clean and anomalous queries."""
-    method = PatchCore(name="nearest-patch", strides=(16,), standardise=True, neighbours=0)
+    method = METHODS[CONTROL]()
     image, pixel = [], []
     for task in tasks:
         if task.is_clean.all() or not task.is_clean.any():

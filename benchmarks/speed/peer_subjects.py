@@ -1,4 +1,4 @@
-"""What ``benchmarks.speed.peers`` times: one subject in one process, from pixels to score and map.
+"""What ``benchmarks.speed.peers`` times: a subject in a process, from pixels to score and map.
 
 Every subject takes images (H, W, 3) uint8 and gives a score and a map of the image's size. A
 subject that was exported is adapted and exported once, by ``prepare``, and then only scores.
@@ -21,6 +21,8 @@ Score = Callable[[Sequence[Image]], object]
 
 TORCH = (
     "metaformer",
+    "nearest-patch",
+    "pixel",
     "patchcore-256",
     "anomalib-patchcore",
     "anomalib-patchcore-all",
@@ -112,11 +114,12 @@ def build(name: str) -> Callable[[Sequence[Image]], Score]:
     if name == "anomalib-efficientad":
         return efficientad
     method: Any
-    if name == "metaformer":
-        from metaformer.evaluation.detector_method import DetectorMethod
+    if name in ("metaformer", "nearest-patch", "pixel"):
+        from benchmarks.accuracy.methods import METHODS
         from metaformer.io.workers import usual_workers
 
-        method = DetectorMethod("feature", resolution=RESOLUTION, workers=usual_workers())
+        method = METHODS["feature" if name == "metaformer" else name]()
+        method.workers = usual_workers()
     elif name == "patchcore-256":
         from benchmarks.accuracy.baselines import PatchCore
         from benchmarks.accuracy.baselines.features import patch_features

@@ -1,9 +1,14 @@
-"""Time and memory of ours against anomalib's PatchCore and EfficientAD, in one run.
+"""Time and memory of ours, our baselines, and anomalib's PatchCore and EfficientAD, in one run.
 
 PatchCore has the same backbone as ours; PyTorch meets PyTorch, ONNX Runtime meets ONNX Runtime, and
 OpenVINO meets OpenVINO.
 
-    python -m benchmarks.speed.peers CATEGORY_FOLDER --output peers_speed.json
+    python -m benchmarks.speed.peers CATEGORY_FOLDER --output benchmarks/results/peers_speed.json
+    python -m benchmarks.speed.peers CATEGORY_FOLDER --skip-tight \\
+        --methods metaformer,nearest-patch,patchcore-256,pixel \\
+        --output benchmarks/results/speed.json
+
+The second command, which README's table comes from, needs nothing beside this package.
 
 Every subject runs in a process of its own, in turn, several times: figures are medians, and a
 ratio is the median of the ratios within each round, which a busy machine disturbs least. Ours
@@ -20,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +35,7 @@ from rich.progress import Progress
 from benchmarks.speed.peer_subjects import (
     BATCH,
     CLOCKS,
+    EXPORTED,
     SUBJECTS,
     TORCH,
     exported_from,
@@ -68,7 +75,8 @@ def main() -> None:
         print(json.dumps(_child(options)))
         return
     with tempfile.TemporaryDirectory() as exported:
-        failures = _ask(options, "prepare", exported)
+        asked = set(options.methods) & set(EXPORTED)
+        failures = _ask(options, "prepare", exported) if asked else {}
         names = [n for n in options.methods if n in TORCH or exported_from(n) not in failures]
         tight = {
             name: NO_TIGHT if options.skip_tight else _tight(_ask(options, name, exported, TIGHT))
@@ -100,6 +108,7 @@ def _result(
         "median": {name: _median(figures) for name, figures in runs.items()},
         "ratios": ratios(runs),
         "runs": runs,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
     }
 

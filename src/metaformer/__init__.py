@@ -10,15 +10,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import metaformer.io.forking  # noqa: F401  # from now on forked workers can compute
+
 if TYPE_CHECKING:
     from metaformer.detection.detector import Detector, Metaformer
     from metaformer.detection.detector_file import DetectorFileError
+    from metaformer.detection.given_images import SkippedImageWarning
     from metaformer.detection.scoring.prediction import Prediction, Region, to_records
-    from metaformer.detection.support_set import (
-        DuplicateSupportWarning,
-        OddSupportWarning,
-        SkippedImageWarning,
-    )
+    from metaformer.detection.support_set import DuplicateSupportWarning, OddSupportWarning
     from metaformer.inference.allocator import keep_freed_memory
     from metaformer.io.pixels import ImageError
 
@@ -48,7 +47,7 @@ _MODULES = {
     "OddSupportWarning": "metaformer.detection.support_set",
     "Prediction": "metaformer.detection.scoring.prediction",
     "Region": "metaformer.detection.scoring.prediction",
-    "SkippedImageWarning": "metaformer.detection.support_set",
+    "SkippedImageWarning": "metaformer.detection.given_images",
     "keep_freed_memory": "metaformer.inference.allocator",
     "to_records": "metaformer.detection.scoring.prediction",
 }

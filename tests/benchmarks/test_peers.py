@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not in the package
 
 from benchmarks.accuracy.baselines.feature_cache import Remembering
-from benchmarks.accuracy.peers import __main__ as peers
 from benchmarks.accuracy.peers.anomaly_dino import AnomalyDino
-from benchmarks.accuracy.peers.summary import UNIFIED, comparison, one_for_all
+from benchmarks.accuracy.report import UNIFIED, comparison, one_for_all
 from benchmarks.speed import peers as speed
 from metaformer.networks.efficientnet import EfficientNetLite0
 
@@ -66,8 +64,9 @@ def result(preset: str, image_auroc: float, pixel_auroc: float | None = None) ->
 
 def test_ours_stands_beside_the_best_peer_of_each_metric() -> None:
     rows = [result("feature", 0.9, 0.8), result("a", 0.95, 0.7), result("b", 0.7, 0.75)]
-    last = comparison(rows).splitlines()[-1]
-    assert "90.0 / 95.0 a" in last and "80.0 / 75.0 b" in last and last.endswith("| – | – |")
+    last = comparison([*rows, result("nearest-patch", 0.88)]).splitlines()[-1]
+    assert "90.0 / 88.0 / 95.0 a" in last and "80.0 / – / 75.0 b" in last
+    assert last.endswith("| – | – |")
     assert comparison(rows[1:]).count("| d |") == 0  # nothing to compare with
 
 
@@ -81,7 +80,7 @@ def test_one_detector_for_all_stands_beside_one_for_each() -> None:
     rows = [
         line for line in one_for_all([own, other_seeds, joint]).splitlines() if "feature" in line
     ]
-    assert rows == ["| feature | 4 | d | 85.0 / 90.0 | – | – | – |"]
+    assert rows == ["| feature | 4 | d | – | 85.0 / 90.0 | – | – | – |"]
 
 
 def test_features_are_computed_once_an_image_and_the_oldest_are_forgotten() -> None:
@@ -112,29 +111,6 @@ def test_anomalibs_blur_in_two_passes_is_its_blur() -> None:
     blur = GaussianBlur2d(kernel_size=(33, 33), sigma=(4.0, 4.0), channels=1)
     maps = torch.rand(2, 1, 64, 80, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(SeparableBlur(blur)(maps), blur(maps), atol=1e-6)
-
-
-def test_a_stopped_run_goes_on_and_computes_nothing_twice(tmp_path: Path) -> None:
-    root = tmp_path / "bars"
-    images = {"train/good": product, "test/good": product, "test/spot": damaged}
-    for number, (kind, make) in enumerate(images.items()):
-        (root / kind).mkdir(parents=True)
-        for i in range(2):
-            cv2.imwrite(str(root / kind / f"{i}.png"), make(10 * number + i))
-    output = tmp_path / "out.json"
-    common = [str(root), "--output", str(output), "--shots", "1", "--seeds", "0", "--quiet"]
-    peers.main([*common, "--methods", "nearest-patch"])
-    first = json.loads(output.read_text())["results"][0]
-    peers.main([*common, "--methods", "nearest-patch,feature"])
-    results = json.loads(output.read_text())["results"]
-    assert results[0] == first and [r["preset"] for r in results] == ["nearest-patch", "feature"]
-    assert "nearest-patch" in output.with_suffix(".md").read_text()
-
-
-def test_an_unknown_method_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        peers.main(["data", "--output", "x.json", "--methods", "best-of-all"])
-    assert "anomalib-patchcore" in capsys.readouterr().err
 
 
 def test_ratios_pair_each_round_and_each_engine_with_its_own() -> None:

@@ -241,11 +241,16 @@ def test_images_of_a_kind_that_is_not_read_are_not_passed_over_in_silence(detect
         (folder / name).write_bytes(b"x")
     said = "2 .heic files cannot be read here; convert"
     done = run("predict", detector_file, folder, "-o", out)
-    assert done.exit_code == 0 and done.stderr.startswith(f"warning: passed over: {said}")
+    assert done.exit_code == 3 and "1 image scored, 0 anomalous, 2 not scored." in done.stdout
+    assert done.stderr.count(".heic files cannot be read here; convert") == 2
+    assert "1 sub-folder not looked into (in). Add --recursive." in done.stderr
     done = run("predict", detector_file, folder, "-o", out, "--recursive")
-    assert "1 .dng file, 2 .heic files cannot" in done.stderr
+    assert done.exit_code == 3 and "IMG_3.dng: .dng files cannot be read" in done.stderr
+    with (out / "failures.csv").open(newline="") as file:
+        failures = {Path(row["path"]).name: row["category"] for row in csv.DictReader(file)}
+    assert failures == dict.fromkeys(("IMG_1.HEIC", "IMG_2.heic", "IMG_3.dng"), "not read")
     done = run("adapt", folder, "-o", tmp_path / "d", "--resolution", 64)
-    assert done.exit_code == 0 and f"{folder}: {said}" in done.stderr
+    assert done.exit_code == 3 and f"{folder}: {said}" in done.stderr
     (folder / "001.png").unlink()
     for command in (
         ["predict", detector_file, folder, "-o", out],
@@ -567,3 +572,22 @@ def test_ctrl_c_while_adapting_leaves_nothing(tmp_path):
     assert process.returncode == 130, errors
     assert errors == "stopped.\n"
     assert [path.name for path in tmp_path.iterdir()] == ["good"]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
+def test_names_that_the_console_cannot_show_have_escapes(detector_file, tmp_path, encoding):
+    photo = boards.write_png(tmp_path / "in" / "零件.png", boards.defective(3))
+    (photo.parent / "坏.png").write_bytes(b"no image")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "metaformer.cli", "predict"),
+            *(detector_file, photo.parent, "-o", tmp_path / "out"),
+        ],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3, done.stderr
+    assert r"\u96f6\u4ef6.png" in done.stdout and r"\u574f.png" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [Path(name).name for name in scored(tmp_path / "out")] == ["零件.png"]

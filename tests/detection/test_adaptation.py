@@ -10,23 +10,19 @@ from hypothesis import strategies as st
 
 from metaformer.detection.adaptation import (
     PIXEL_FALSE_ALARM_RATE,
-    VIEWED_IMAGES,
-    Adaptation,
+    Calibrated,
     adapt_to_support,
     prepare,
-    prepare_views,
-    raw_maps,
+    views_of,
 )
 from metaformer.detection.augmentation import VIEWS, perturbed_views
-from metaformer.detection.feature.config import FeatureConfig
-from metaformer.detection.feature.preset import FeatureModel
-from metaformer.detection.scoring.anomaly_map import image_score, smooth
+from metaformer.detection.scoring.anomaly_map import image_score
 from metaformer.detection.support_set import MIN_IMAGES_TO_DOUBT, judge_support, make_folds
 from metaformer.io.images import shrink
-from tests.helpers import boards
+from tests.helpers import boards, trees
 
 
-def adapt(images, rate=0.05, seed=0, **options) -> Adaptation:
+def adapt(images, rate=0.05, seed=0, **options) -> Calibrated:
     return adapt_to_support(
         boards.universal().model,
         iter(images),
@@ -42,21 +38,14 @@ def support(count: int, **options) -> list[np.ndarray]:
 
 
 def maps_by_the_others(images) -> list[torch.Tensor]:
-    """Of each image by what a model remembers that was adapted to all others. How distances are
-    joined depends on all images: on their number, and on how alike they stand."""
+    """Of each image by a model that was adapted to all others."""
     model = boards.universal().model
-    prepared = [prepare(model, image) for image in images]
-    views = [prepare_views(model, image) for image in images]
-    whole = model.adapt(prepared, seed=0, views=views)
+    prepared = [prepare(model, image, support_size=len(images)) for image in images]
     maps = []
-    for i in range(len(images)):
-        others = model.adapt(
-            [p for j, p in enumerate(prepared) if j != i],
-            seed=0,
-            views=[v for j, v in enumerate(views) if j != i],
-        )
-        found = whole.read(prepared[i], others.distances(prepared[i]))
-        maps.append(smooth(found, model.config.sigma))
+    for i, image in enumerate(prepared):
+        others = [other for j, other in enumerate(prepared) if j != i]
+        adapted = model.adapt(others, seed=0, on_step=lambda done, total: None).adapted
+        maps.append(adapted.anomaly_map(image))
     return maps
 
 
@@ -93,9 +82,8 @@ def test_from_any_number_of_images_defects_score_higher(count, rule):
     assert calibration.threshold > calibration.center > 0
 
     def raw(image) -> float:
-        return image_score(
-            raw_maps(model, result.adapted, prepare(model, image))[0], model.config.score_share
-        )
+        grid = result.adapted.anomaly_map(prepare(model, image))
+        return image_score(grid, model.config.score_share)
 
     good = [raw(boards.good(seed)) for seed in range(100, 104)]
     bad = [raw(boards.defective(seed)) for seed in range(100, 104)]
@@ -106,17 +94,19 @@ def test_from_any_number_of_images_defects_score_higher(count, rule):
 def test_normal_scores_come_from_models_that_did_not_see_the_image():
     images = support(4)
     share = boards.universal().model.config.score_share
-    expected = [image_score(grids[0], share) for grids in maps_by_the_others(images)]
+    expected = [image_score(grid, share) for grid in maps_by_the_others(images)]
     result = adapt(images)
-    assert [score.raw_score for score in result.support_scores] == expected
-    assert result.calibration.normal_scores == tuple(sorted(expected))
+    found = [score.raw_score for score in result.support_scores]
+    # The matrix product rounds differently with banks of other sizes.
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert result.calibration.normal_scores == tuple(sorted(found))
 
 
 def test_few_normal_pixels_lie_above_the_pixel_threshold():
     images = support(5)
     result = adapt(images)
     above, count = 0, 0
-    for *_, cells in maps_by_the_others(images):
+    for cells in maps_by_the_others(images):
         above += int((cells > result.calibration.pixel_threshold).sum())
         count += cells.numel()
     assert 0 <= above <= math.ceil(PIXEL_FALSE_ALARM_RATE * count)
@@ -254,26 +244,24 @@ def test_views_do_not_wrap_brightness_around():
     assert min(int(view.min()) for view in white) > 150
 
 
-def test_images_of_a_small_support_are_remembered_in_other_light_and_mirrored_too():
-    """Their memory answers for darker and turned parts."""
-    universal = FeatureModel.from_pretrained(FeatureConfig(resolution=96))
-    image = boards.good(0)
+def test_views_of_a_lone_image_are_worked_at_its_own_size():
+    """Views of a large photo are made smaller first, which must not change their working size."""
+    model = boards.universal().model
+    image = trees.picture(0, 700, 1100)
+    views = views_of(model, image, seed=0)
+    assert len(views) == VIEWS
+    sides = {tuple(view.features[8].shape[2:]) for view in views}
+    assert sides == {tuple(prepare(model, image).features[8].shape[2:])}
+    assert all(view.mirrored == {} for view in views)
 
-    def remembered(*images):
-        return adapt_to_support(
-            universal, images, count=len(images), false_alarm_rate=0.05, seed=0
-        ).adapted
 
-    lone = remembered(image)
-    tokens = prepare(universal, image)
-    (kept,) = lone.support()
-    assert all(torch.equal(kept[name], tokens[name]) for name in tokens)
-    assert [len(views["8"]) for views in lone.views] == [5 * (144 // 8)]
-    plain = universal.adapt([tokens], seed=0)
-    for view in ((0.85 * image + 0.5).astype(np.uint8), np.ascontiguousarray(image[::-1])):
-        seen = prepare(universal, view)
-        assert float(lone.anomaly_maps(seen).mean()) < 0.9 * float(plain.anomaly_maps(seen).mean())
-
-    many = [boards.good(seed) for seed in range(VIEWED_IMAGES + 1)]
-    assert len(remembered(*many[:-1]).views) == VIEWED_IMAGES
-    assert remembered(*many).views == []
+def test_a_threshold_from_views_leaves_room_for_other_parts():
+    """A changed view of an image differs from it by less than another part does."""
+    model = boards.universal().model
+    result = adapt(support(1))
+    share = model.config.score_share
+    views = views_of(model, boards.good(0), 0)
+    raw = [image_score(result.adapted.anomaly_map(view), share) for view in views]
+    scaled = sorted(model.view_factor * each for each in raw)
+    assert list(result.calibration.normal_scores) == pytest.approx(scaled, rel=1e-5)
+    assert model.view_factor > 1

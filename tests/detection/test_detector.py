@@ -21,10 +21,10 @@ import metaformer
 from metaformer.detection.detector import Detector, Metaformer
 from metaformer.detection.detector_file import FORMAT_VERSION, DetectorFileError
 from metaformer.detection.pixel.config import PixelConfig
-from metaformer.detection.pixel.preset import PixelModel
+from metaformer.detection.pixel.preset import PixelPreset
 from metaformer.detection.scoring.prediction import Prediction
 from metaformer.detection.support_set import OddSupportWarning
-from metaformer.io.images import ImageError
+from metaformer.io.images import ImageError, WhiteLevelWarning
 from tests.helpers import boards, trees
 
 
@@ -161,6 +161,27 @@ def test_grey_images_score_as_their_colour_copies(detector):
     assert_same(detector.predict(grey), detector.predict(np.repeat(grey[:, :, None], 3, axis=2)))
 
 
+def test_the_white_level_can_be_given_and_stays_unknown_otherwise(tmp_path):
+    eight = [boards.good(seed) for seed in range(2)]
+    plain = boards.universal().adapt(eight)
+    assert plain.info()["white_level"] is None
+    deep = boards.defective(9).astype(np.uint16) * 16  # a 12-bit camera
+    with pytest.warns(WhiteLevelWarning):
+        plain.predict(deep)
+    plain.save(tmp_path / "plain.metaformer")
+    assert Detector.load(tmp_path / "plain.metaformer").info()["white_level"] is None
+
+    told = boards.universal().adapt(eight, white_level=4080)
+    assert told.info()["white_level"] == 4080
+    assert_same(told.predict(deep), told.predict(boards.defective(9)))
+    more = plain.extended_with([boards.good(3).astype(np.uint16) * 16], white_level=4080)
+    assert more.info()["white_level"] == 4080
+    with pytest.raises(ValueError, match="the detector's is 4080"):
+        told.extended_with([boards.good(3)], white_level=1023)
+    with pytest.raises(ValueError, match="between 1 and 65535"):
+        boards.universal().adapt(eight, white_level=0)
+
+
 def test_a_16_bit_support_sets_the_white_level(tmp_path):
     """A 12-bit camera that stores 16-bit files: detectors of both depths agree."""
     eight, twelve = tmp_path / "eight", tmp_path / "twelve"
@@ -285,10 +306,10 @@ def test_info_says_how_the_detector_was_made(tmp_path):
     assert info["guarantee"] == detector.calibration.guarantee
     assert info["versions"]["torch"] == torch.__version__
     assert info["versions"]["metaformer-ad"] == metaformer.__version__
-    assert info["support"] == [
-        {"name": f"{i:03d}.png", "sha256": hashlib.sha256(boards.good(i).tobytes()).hexdigest()}
-        for i in range(3)
-    ]
+    assert [image["name"] for image in info["support"]] == [f"{i:03d}.png" for i in range(3)]
+    for i, image in enumerate(info["support"]):
+        assert image["sha256"] == hashlib.sha256(boards.good(i).tobytes()).hexdigest()
+        assert len(bytes.fromhex(image["signature"])) == 256  # grey levels of 16 x 16
     assert str(tmp_path) not in json.dumps(info)  # folders of this machine mean nothing elsewhere
 
 
@@ -345,8 +366,8 @@ def test_an_aligned_detector_is_saved_and_loaded_too(tmp_path):
     for image in (boards.defective(5), boards.defective(5, height=64, width=160)):
         assert_same(loaded.predict(image), detector.predict(image))
     assert detector.predict(boards.defective(5)).is_anomalous
-    with pytest.raises(DetectorFileError, match="4 dimensions"):
-        changed = {"memory.8": torch.zeros(10, 40)}
+    with pytest.raises(DetectorFileError, match=r"support\.1\.8 has shape"):
+        changed = {"support.1.8": torch.zeros(10, 40)}
         Detector.load(rewrite(tmp_path / "a.metaformer", tensors=changed))
 
 
@@ -356,7 +377,7 @@ def test_aligned_comparison_is_not_for_the_long_mode():
 
 
 def test_the_pixel_preset_is_saved_and_loaded_too(tmp_path):
-    model = PixelModel.from_pretrained(PixelConfig(resolution=64))
+    model = PixelPreset.from_pretrained(PixelConfig(resolution=64))
     universal = Metaformer(model, "pixel")
     detector = universal.adapt([boards.good(0)])
     detector.save(tmp_path / "p.metaformer")
@@ -402,9 +423,9 @@ def test_another_format_version_is_refused(saved, version):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(saved, value):
-    memory = torch.full((10, 40), value)
-    with pytest.raises(DetectorFileError, match=r"board.*NaN or infinite values in memory\.8"):
-        Detector.load(rewrite(saved, tensors={"memory.8": memory}))
+    grid = torch.full((1, 40, 12, 12), value)
+    with pytest.raises(DetectorFileError, match=r"board.*NaN or infinite values in support\.0\.8"):
+        Detector.load(rewrite(saved, tensors={"support.0.8": grid}))
 
 
 def test_another_safetensors_file_is_refused(tmp_path):
@@ -423,9 +444,13 @@ def test_another_safetensors_file_is_refused(tmp_path):
         pytest.param({"header": {"settings": {"config": {"colour": "red"}}}}, id="other settings"),
         pytest.param({"header": {"made": {}}}, id="no preset"),
         pytest.param({"header": {"made": {"preset": "sift"}}}, id="unknown preset"),
-        pytest.param({"tensors": {"memory.8": None}}, id="no memory"),
-        pytest.param({"tensors": {"memory.8": torch.zeros(10, 39)}}, id="other width"),
-        pytest.param({"tensors": {"memory.16": torch.zeros(0, 112)}}, id="empty memory"),
+        pytest.param({"tensors": {"support.1.8": None}}, id="a level missing"),
+        pytest.param({"tensors": {"support.1.8": torch.zeros(1, 39, 12, 12)}}, id="other width"),
+        pytest.param({"tensors": {"support.1.16": torch.zeros(112, 6, 6)}}, id="other dimensions"),
+        pytest.param(
+            {"tensors": {f"support.{i}.{level}": None for i in range(3) for level in (8, 16)}},
+            id="no support",
+        ),
         pytest.param({"text": "[]"}, id="a list"),
         pytest.param({"text": "{"}, id="half of the header"),
     ],

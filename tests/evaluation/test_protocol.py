@@ -18,7 +18,8 @@ from rich.console import Console
 from metaformer.data.datasets.loading import DatasetError, load_categories
 from metaformer.evaluation.metrics import IMAGE_METRICS, METRICS, PIXEL_METRICS
 from metaformer.evaluation.protocol import evaluate, save_results
-from metaformer.evaluation.table import results_table
+from metaformer.evaluation.table import results_table, threshold_table
+from metaformer.evaluation.threshold_metrics import THRESHOLD_METRICS
 from metaformer.io.images import ImageError
 
 Image = NDArray[np.uint8]
@@ -43,6 +44,9 @@ class Difference:
 
 
 class FittedDifference:
+    threshold = 30.0
+    """Between what the good images and what the squares differ by."""
+
     def __init__(self, method: Difference, mean: NDArray[np.float64]) -> None:
         self.method, self.mean = method, mean
 
@@ -130,9 +134,10 @@ def test_one_category_has_every_promised_key_and_a_perfect_score(tmp_path: Path)
     results = evaluate(root, method, shots=3, seeds=(0, 5), batch_size=4, quiet=True)
     assert results["preset"] == "difference"
     assert (results["shots"], results["seeds"], results["resolution"]) == (3, [0, 5], SIDE)
-    assert results["mean"] == dict.fromkeys(METRICS, 1.0)
-    assert results["std"] == dict.fromkeys(METRICS, 0.0)
-    assert results["mean_ci"] == {"image_auroc": [1.0, 1.0]}
+    right = {"recall": 1.0, "false_alarm_rate": 0.0, "recall_at_5": 1.0}
+    assert results["mean"] == dict.fromkeys(METRICS, 1.0) | right
+    assert results["std"] == dict.fromkeys([*METRICS, *right], 0.0)
+    assert results["mean_ci"]["image_auroc"] == [1.0, 1.0]
     assert results["undefined"] == {}
     assert results["counts"] == {
         "train": 6,
@@ -170,7 +175,7 @@ def test_full_takes_all_training_images_and_one_seed_has_no_spread(tmp_path: Pat
     )
     assert results["shots"] == "full"
     assert len(results["per_seed"][0]["support"]) == 6
-    assert results["std"] == dict.fromkeys(METRICS)
+    assert results["std"] == dict.fromkeys([*METRICS, *THRESHOLD_METRICS])
 
 
 def test_results_are_the_same_again_but_for_time(tmp_path: Path) -> None:
@@ -186,16 +191,23 @@ def test_results_are_the_same_again_but_for_time(tmp_path: Path) -> None:
 def test_missing_masks_leave_the_image_metrics(tmp_path: Path) -> None:
     root = make_category(tmp_path / "bolt", masks=False)
     results = evaluate(root, Difference(), shots=2, seeds=(0,), quiet=True)
-    assert results["mean"] == dict.fromkeys(IMAGE_METRICS, 1.0) | dict.fromkeys(PIXEL_METRICS)
+    expected = dict.fromkeys(IMAGE_METRICS, 1.0) | dict.fromkeys(PIXEL_METRICS)
+    assert {key: results["mean"][key] for key in METRICS} == expected
     assert results["undefined"] == {"pixel": "the set has no masks"}
 
 
 def test_no_normal_test_image_leaves_the_pixel_metrics(tmp_path: Path) -> None:
     root = make_category(tmp_path / "bolt", normal=0)
     results = evaluate(root, Difference(), shots=2, seeds=(0,), quiet=True)
-    assert results["mean"] == dict.fromkeys(IMAGE_METRICS) | dict.fromkeys(PIXEL_METRICS, 1.0)
+    expected = dict.fromkeys(IMAGE_METRICS) | dict.fromkeys(PIXEL_METRICS, 1.0)
+    assert results["mean"] == expected | {
+        "recall": 1.0,  # the shipped threshold needs no good test image
+        "false_alarm_rate": None,
+        "recall_at_5": None,
+    }
     assert results["undefined"] == {"image": "no normal test image"}
-    assert results["mean_ci"] == {"image_auroc": None}
+    assert results["mean_ci"]["image_auroc"] is None
+    assert results["mean_ci"]["false_alarm_rate"] is None
 
 
 def test_defective_image_with_an_empty_mask_is_in_no_pixel_metric(tmp_path: Path) -> None:
@@ -204,7 +216,7 @@ def test_defective_image_with_an_empty_mask_is_in_no_pixel_metric(tmp_path: Path
     write(root / "ground_truth/spot/002_mask.png", np.zeros((SIDE, SIDE), np.uint8))
     results = evaluate(root, Difference(), shots=3, seeds=(0,), quiet=True)
     assert results["counts"]["defective_without_mask"] == 1
-    assert results["mean"] == dict.fromkeys(METRICS, 1.0)
+    assert {key: results["mean"][key] for key in METRICS} == dict.fromkeys(METRICS, 1.0)
 
 
 def test_masks_of_another_size_are_met_at_their_own(tmp_path: Path) -> None:
@@ -242,7 +254,9 @@ def test_several_categories_are_averaged_where_defined(tmp_path: Path) -> None:
     make_category(tmp_path / "set/nut", seed=2, masks=False)
     results = evaluate(tmp_path / "set", Difference(), shots=2, seeds=(0, 1), quiet=True)
     assert list(results["categories"]) == ["bolt", "nut"]
-    assert results["mean"] == dict.fromkeys(METRICS, 1.0)
+    assert {key: results["mean"][key] for key in METRICS} == dict.fromkeys(METRICS, 1.0)
+    assert results["mean"]["recall"] == 1.0
+    assert set(results["kinds"]) == {"bolt/spot", "bolt/good", "nut/spot", "nut/good"}
     assert results["undefined"] == {"pixel": "nut: the set has no masks"}
     assert results["counts"]["test_defective"] == 10
     first = results["per_seed"][0]
@@ -387,3 +401,80 @@ def test_progress_goes_to_a_terminal_only_and_can_be_silenced(
     assert "difference" in shown.err
     evaluate(root, Difference(), shots=1, seeds=(0,), quiet=True)
     assert capsys.readouterr() == ("", "")
+
+
+# ------------------------------------------------------------------- what the threshold catches
+
+
+class AtThreshold(Difference):
+    """With another threshold; squares of 250 on a ground of about 104 differ by about 146."""
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.threshold = threshold
+
+    def fit(self, support: Sequence[Image], seed: int) -> FittedDifference:
+        fitted = super().fit(support, seed)
+        fitted.threshold = self.threshold
+        return fitted
+
+
+class WithoutThreshold(Difference):
+    def fit(self, support: Sequence[Image], seed: int) -> Any:
+        scored = super().fit(support, seed)
+
+        class Fitted:
+            score = staticmethod(scored.score)
+
+        return Fitted()
+
+
+def test_the_shipped_threshold_is_counted_by_kind_and_not_the_best_one(tmp_path: Path) -> None:
+    """Two kinds of defect, of which a threshold of 90 sees the stronger alone."""
+    root = make_category(tmp_path / "bolt", normal=6)
+    rng = np.random.default_rng(5)
+    for i in range(3):
+        image = product(rng)
+        image[10:14, 10:14] = 160
+        write(root / f"test/faint/{i:03}.png", image)
+    results = evaluate(root, AtThreshold(90.0), shots=3, seeds=(0, 1), quiet=True)
+    assert results["mean"]["recall"] == 5 / 8
+    assert results["mean"]["false_alarm_rate"] == 0
+    assert results["mean"]["recall_at_5"] == 1.0  # the ranking is perfect
+    kinds = results["kinds"]
+    assert (kinds["faint"]["images"], kinds["faint"]["flagged"]) == (3, 0.0)
+    assert kinds["faint"]["flagged_at_5"] == kinds["spot"]["flagged"] == 1.0
+    assert kinds["good"] == kinds["good"] | {"images": 6, "is_defect": False, "flagged": 0.0}
+    low, high = results["mean_ci"]["recall"]
+    assert 0.3 < low < 5 / 8 < high < 0.9  # of 8 images, though two seeds looked at them
+    output = StringIO()
+    Console(file=output, width=80).print(threshold_table(results))
+    shown = output.getvalue()
+    assert "62.5 (30.6 to 86.3)" in shown
+    assert "faint" in shown and "0.0 (0.0 to 56.1)" in shown
+    assert "good flagged" in shown
+
+    flagging = evaluate(root, AtThreshold(-1.0), shots=3, seeds=(0,), quiet=True)
+    assert flagging["mean"]["false_alarm_rate"] == flagging["mean"]["recall"] == 1.0
+
+
+def test_a_method_without_a_threshold_has_the_ranking_alone(tmp_path: Path) -> None:
+    root = make_category(tmp_path / "bolt")
+    results = evaluate(root, WithoutThreshold(), shots=3, seeds=(0,), quiet=True)
+    assert results["mean"]["recall"] is None
+    assert results["mean"]["recall_at_5"] == 1.0
+    assert results["undefined"] == {"threshold": "the method has no threshold"}
+
+
+def test_in_pairs_each_image_meets_the_threshold_of_its_own_template(tmp_path: Path) -> None:
+    class ByBrightness(Difference):
+        """Boards 0 and 1 get a threshold that their defects pass, 2 and 3 one that they do not."""
+
+        def fit(self, support: Sequence[Image], seed: int) -> FittedDifference:
+            fitted = super().fit(support, seed)
+            fitted.threshold = 30.0 if support[0].mean() < 100 else 1000.0
+            return fitted
+
+    results = evaluate(make_pairs(tmp_path / "boards"), ByBrightness(), seeds=(0,), quiet=True)
+    assert results["mean"]["recall"] == 0.5
+    assert results["mean"]["false_alarm_rate"] is None

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from metaformer.detection.feature.position_memory import SamePlace
+from metaformer.export.onnx.anomaly_maps import UnsupportedExportError
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 from typer.testing import CliRunner
@@ -26,7 +28,6 @@ from metaformer.cli import app
 from metaformer.detection.adaptation import prepare
 from metaformer.detection.feature.adapted import AdaptedFeature
 from metaformer.detection.feature.config import FeatureConfig
-from metaformer.detection.feature.position_memory import SamePlace
 from metaformer.detection.feature.preset import FeatureModel
 from metaformer.export.backends import (
     Engine,
@@ -41,7 +42,6 @@ from metaformer.export.backends import (
     with_engine,
 )
 from metaformer.export.exporter import export_detector
-from metaformer.export.onnx.anomaly_maps import UnsupportedExportError
 from metaformer.export.onnx.detector import full_model
 from metaformer.export.sessions import PrecisionError, check_bf16, compile_model
 from metaformer.export.verification import (

@@ -248,11 +248,9 @@ def test_another_detector_is_refused_unless_told_to_overwrite(detector, photos, 
     score_images(detector, photos[:3], output)
     before = (output / "scores.csv").read_bytes()
     other = boards.universal().adapt([boards.good(9), boards.good(8)])
-    lenient = detector.with_false_alarm_rate(0.4)
-    for stranger in (other, lenient):
-        with pytest.raises(OutputFolderError, match=r"out: already holds .*--overwrite"):
-            score_images(stranger, photos, output)
-        assert (output / "scores.csv").read_bytes() == before
+    with pytest.raises(OutputFolderError, match=r"out: already holds .*--overwrite"):
+        score_images(other, photos, output)
+    assert (output / "scores.csv").read_bytes() == before
     result = score_images(other, photos[3:], output, overwrite=True)
     assert result.scored == 3 and result.resumed == 0
     assert [line["path"] for line in rows(output)] == [str(path) for path in photos[3:]]

@@ -583,3 +583,18 @@ def test_nowhere_remembers_nothing(tmp_path):
     folder = boards.write_good(tmp_path / "in", 2)
     for _ in range(2):
         assert watch(folder, Nowhere()).run(threading.Event(), once=True).scored == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_what_is_found_and_not_scored_is_recorded_once(tmp_path):
+    folder, file = boards.write_mixed(tmp_path / "in", 2), tmp_path / "r.jsonl"
+    for name in ("b.heic", "c.pgm", "@eaDir/t.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    os.mkfifo(folder / "pipe.png")
+    said: list[str] = []
+    result = once(folder, file, recursive=True, tell=said.append)
+    assert (result.scored, result.unreadable) == (2, 3)
+    assert sorted(names(file, "unreadable")) == ["b.heic", "c.pgm", "pipe.png"]
+    assert len(said) == 1 and "@eaDir" in said[0]
+    assert once(folder, file, recursive=True).unreadable == 0

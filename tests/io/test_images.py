@@ -16,6 +16,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from metaformer.io.images import (
     ImageError,
+    WhiteLevelWarning,
     guess_white_level,
     list_images,
     read_image,
@@ -251,12 +252,39 @@ def test_white_level_out_of_range(level):
 def test_guess_white_level(brightest, level):
     dark = np.zeros((9, 9), np.uint16)
     bright = dark.copy()
-    bright[4, 4] = brightest
+    bright[4, 3:] = brightest
     assert guess_white_level([dark, encoded(bright, "PNG"), RGB]) == level
 
 
+def test_hot_pixels_do_not_set_the_white_level():
+    frames = [np.full((100, 100), 3000, np.uint16) for _ in range(10)]
+    for frame in frames:
+        frame[::50, ::30] = 65535  # 8 of 10,000
+    assert guess_white_level(frames) == 4095
+    assert guess_white_level(frames[:1]) == 4095
+
+
+def test_one_odd_image_of_several_does_not_set_the_white_level():
+    frames = [np.full((20, 20), 3000, np.uint16) for _ in range(5)]
+    frames[2][:] = 65535
+    assert guess_white_level(frames) == 4095
+    dim = [np.full((20, 20), 800, np.uint16) for _ in range(6)]
+    assert guess_white_level(dim + frames[3:]) == 4095  # two of eight are no accident
+
+
 def test_guess_white_level_without_16_bit_images():
-    assert guess_white_level([RGB, GREY]) == 65535
+    assert guess_white_level([RGB, GREY]) is None
+
+
+def test_an_unknown_white_level_is_told_at_the_first_16_bit_image():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_image(RGB, white_level=None)
+        bright = read_image(np.full((20, 20), 25700, np.uint16), white_level=None)
+    assert (bright == 100).all()
+    with pytest.warns(WhiteLevelWarning, match="--white-level"):
+        dark = read_image(np.full((20, 20), 2570, np.uint16), white_level=None)
+    assert (dark == 10).all()
 
 
 def test_float_tiff():
@@ -647,7 +675,7 @@ def test_the_six_of_a_bad_folder(tmp_path):
 @pytest.mark.parametrize("form", ["PNG", "BMP", "JPEG", "WEBP"])
 def test_files_of_8_bits_are_not_decoded_for_the_white_level(form):
     cut_short = encoded(RGB, form)[:40]  # decoding it would raise
-    assert guess_white_level([cut_short]) == 65535
+    assert guess_white_level([cut_short]) is None
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tiff"])

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from metaformer.export.onnx.anomaly_maps import feature_maps
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -23,7 +24,6 @@ from metaformer.cli import app
 from metaformer.detection.adaptation import prepare
 from metaformer.detection.detector_file import read_detector_file, write_detector_file
 from metaformer.export.backends import fastest_engine
-from metaformer.export.onnx.anomaly_maps import feature_maps
 from metaformer.export.onnx.graph import Graph
 from metaformer.networks.backbone_weights import BackboneError, digest
 from metaformer.networks.efficientnet import load_backbone
@@ -485,7 +485,8 @@ def test_adapt_and_predict_on_the_command_line(weights, tmp_path):
     refused = run("adapt", good, *options)
     assert refused.exit_code == 1 and "--backbone-weights FILE" in refused.output
     assert run("adapt", good, *options, *given).exit_code == 0
-    assert json.loads(run("info", path, "--json", *given).output)["settings"]["config"]["backbone"] == VIT
+    info = json.loads(run("info", path, "--json", *given).output)
+    assert info["settings"]["config"]["backbone"] == VIT
     done = run("predict", path, photos, "-o", tmp_path / "out", *given)
     assert done.exit_code == 0, done.output
     assert "2 images scored" in done.output

@@ -42,6 +42,7 @@ class Remembering(nn.Module):
     def __init__(self, network: nn.Module, budget: int, finest: int = 0) -> None:
         super().__init__()
         self.network = network
+        self.channels: dict[int, int] = getattr(network, "channels", {})
         self.budget, self.finest = budget, finest
         self.used = 0
         self.kept: OrderedDict[bytes, Maps] = OrderedDict()

@@ -2,7 +2,8 @@
 
 What Lightning's engine would do around them (loading files, moving to devices, normalising scores
 with validation images) is left out: the models are fitted and asked directly. anomalib's own
-pre-processing, feature extraction, coreset, distances, scores and maps are used as they are.
+resizing, feature extraction, coreset, distances, scores and maps are used as they are. Colours are
+standardised as the backbone was trained, (pixel - 127) / 128.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from anomalib.models import Padim, Patchcore
+from anomalib.pre_processing import PreProcessor
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from benchmarks.accuracy.baselines.feature_cache import keeps_features, remembering
 from benchmarks.accuracy.baselines.imaging import to_image_size
 from benchmarks.accuracy.peers.backbone import TIMM_LAYERS, TIMM_NAME, load_shipped_weights
+from metaformer.networks.efficientnet import INPUT_MEAN, INPUT_STD
 
 Image = NDArray[np.uint8]
 BATCH = 32
@@ -107,14 +111,13 @@ class FittedAnomalib:
 @cache
 def patchcore_module(method: AnomalibPatchCore) -> Any:
     """anomalib's module with our weights and an empty memory."""
-    sides = (method.resolution, method.resolution)
     module = Patchcore(
         backbone=TIMM_NAME,
         layers=[TIMM_LAYERS[stride] for stride in method.strides],
         pre_trained=False,
         coreset_sampling_ratio=method.coreset,
         num_neighbors=method.neighbours,
-        pre_processor=Patchcore.configure_pre_processor(image_size=sides),
+        pre_processor=pre_processor(method.resolution),
         **PARTS,
     )
     _fill(module.model, method.strides)
@@ -123,17 +126,26 @@ def patchcore_module(method: AnomalibPatchCore) -> Any:
 
 @cache
 def padim_module(method: AnomalibPadim) -> Any:
-    sides = (method.resolution, method.resolution)
     module = Padim(
         backbone=TIMM_NAME,
         layers=[TIMM_LAYERS[stride] for stride in method.strides],
         pre_trained=False,
         n_features=method.dimensions,
-        pre_processor=Padim.configure_pre_processor(image_size=sides),
+        pre_processor=pre_processor(method.resolution),
         **PARTS,
     )
     _fill(module.model, method.strides)
     return module
+
+
+def pre_processor(side: int) -> PreProcessor:
+    """anomalib's default resize, then the colours that the backbone was trained on: anomalib's
+    default would standardise by ImageNet's mean and deviation, which are another network's."""
+    return PreProcessor(
+        transform=Compose(
+            [Resize((side, side), antialias=True), Normalize(list(INPUT_MEAN), list(INPUT_STD))]
+        )
+    )
 
 
 def _fill(model: Any, strides: tuple[int, ...]) -> None:

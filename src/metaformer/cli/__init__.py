@@ -10,6 +10,7 @@ all results); 130 stopped by Ctrl-C (``watch``: or SIGTERM), what was finished i
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import sys
 from typing import Annotated
 
@@ -74,7 +75,13 @@ app.add_typer(pretrain.app, name="pretrain")
 
 
 def main() -> None:
-    """Entry point; a broken pipe (``metaformer info x | head``) is not an error."""
+    """Entry point; a broken pipe (``metaformer info x | head``) is not an error.
+
+    Names that the terminal, or a file that the output goes to, cannot show have escapes.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except BrokenPipeError:

@@ -14,6 +14,7 @@ from metaformer.cli.arguments import (
     usual_detector,
 )
 from metaformer.cli.options import (
+    SOME_UNREADABLE,
     Aligned,
     AsJson,
     Backbone,
@@ -31,10 +32,11 @@ from metaformer.cli.options import (
     Resolution,
     Seed,
     UniversalWeights,
+    WhiteLevel,
     clear_errors,
     progress_bar,
 )
-from metaformer.cli.screen import Ending, command_line, show_table
+from metaformer.cli.screen import Ending, command_line, show_table, tell
 
 NOT_WITH_ADD = {
     "preset",
@@ -82,6 +84,7 @@ def adapt(
     mode: Mode = ModeName.fast,
     universal_weights: UniversalWeights = None,
     false_alarm_rate: FalseAlarmRate = 0.05,
+    white_level: WhiteLevel = None,
     seed: Seed = 0,
     device: Device = "cpu",
     quiet: Quiet = False,
@@ -101,9 +104,12 @@ def adapt(
                 f"{output}: a folder. Give a file, {output / 'product.metaformer'} for example."
             )
         from metaformer.detection.detector import Detector, Metaformer
+        from metaformer.detection.given_images import list_support, warn_about_omissions
+        from metaformer.io.folders import PASSED_OVER
         from metaformer.io.sources.shards import Sources
 
-        support = Sources(tuple(images), recursive, every)
+        support, omissions = list_support(Sources(tuple(images), recursive, every))
+        warn_about_omissions(omissions)
         if add is not None:
             given = given_options(context)
             refused = given & NOT_WITH_ADD
@@ -115,7 +121,9 @@ def adapt(
             known = Detector.load(add, backbone_weights=backbone_weights, device=device)
             rate = false_alarm_rate if "false_alarm_rate" in given else None
             with progress_bar("adapting", quiet) as on_step:
-                detector = known.extended_with(support, false_alarm_rate=rate, on_step=on_step)
+                detector = known.extended_with(
+                    support, false_alarm_rate=rate, white_level=white_level, on_step=on_step
+                )
         else:
             universal = Metaformer.from_pretrained(
                 preset.value,
@@ -130,7 +138,11 @@ def adapt(
             )
             with progress_bar("adapting", quiet) as on_step:
                 detector = universal.adapt(
-                    support, false_alarm_rate=false_alarm_rate, seed=seed, on_step=on_step
+                    support,
+                    false_alarm_rate=false_alarm_rate,
+                    seed=seed,
+                    white_level=white_level,
+                    on_step=on_step,
                 )
         detector.save(output)
         if as_json:
@@ -140,8 +152,15 @@ def adapt(
             typer.echo(f"{output}: adapted to {count} normal image{'s' if count > 1 else ''}.")
             if add is not None:
                 typer.echo(describe_addition(detector.made["additions"][-1]))
+            if detector.made["white_level"] is not None:
+                typer.echo(f"White of 16-bit images: {detector.made['white_level']}.")
             typer.echo(detector.guarantee)
             ending.say(command_line("predict", output, "FOLDER"), command_line("info", output))
+        not_used = sum(omission.category != PASSED_OVER for omission in omissions)
+        if not_used:
+            if not quiet:
+                tell(f"{not_used} file{'' if not_used == 1 else 's'} not used.")
+            raise typer.Exit(SOME_UNREADABLE)
 
 
 def given_options(context: typer.Context) -> set[str]:

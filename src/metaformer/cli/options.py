@@ -106,6 +106,14 @@ UniversalWeights = Annotated[
 FalseAlarmRate = Annotated[
     float, typer.Option(help="Share of good parts that may be flagged, between 0 and 1.")
 ]
+WhiteLevel = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=65535,
+        help="Value of 16-bit images that means white (12-bit cameras: 4095); guessed if unset.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", rich_help_panel=RARE)]
 Recursive = Annotated[bool, typer.Option("--recursive", help="Look into sub-folders too.")]
 Every = Annotated[
@@ -126,8 +134,12 @@ def clear_errors() -> Iterator[None]:
     Whatever is a mistake of ours still shows its traceback.
     """
 
+    shown: set[str] = set()
+
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        warn(message)
+        if str(message) not in shown:
+            shown.add(str(message))
+            warn(message)
 
     with warnings.catch_warnings():
         warnings.showwarning = show

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import heapq
 import json
-import warnings
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -121,7 +119,8 @@ def predict(
         from metaformer.data.datasets.suggestion import suggest_test_folder
         from metaformer.data.datasets.truth import LabelTable, Outcomes
         from metaformer.detection.scoring.overlays import format_score
-        from metaformer.io.sources.shards import Sources, shards
+        from metaformer.io.folders import describe_omissions
+        from metaformer.io.sources.shards import NotScored, Sources, shards
 
         if engine is EngineOption.ray:
             place, engine = Place.ray, EngineOption.auto
@@ -159,16 +158,21 @@ def predict(
         maps_folder = str((output / "maps").resolve())
         sources = Sources(tuple(arguments), recursive, every, maps_folder)
         check_arguments(arguments)
-        passed_over = describe_passed_over_in(arguments, recursive)
-        if next(shards(sources), None) is None:
-            advice = passed_over or (
+        if all(isinstance(shard, NotScored) for shard in shards(sources)):
+            omissions = [
+                omission
+                for shard in shards(sources)
+                if isinstance(shard, NotScored)
+                for omission in shard.omissions
+            ]
+            advice = describe_omissions(omissions) or (
                 "" if recursive else "To look into sub-folders too, add --recursive."
             )
-            if not passed_over and (first := Path(arguments[0])).is_dir():
+            if not omissions and (first := Path(arguments[0])).is_dir():
                 advice = f"{suggest_test_folder(first)} {advice}".strip()
             raise ValueError(f"{', '.join(arguments)}: no images in this folder. {advice}".strip())
-        if passed_over:
-            warnings.warn(f"passed over: {passed_over}", stacklevel=2)
+        if not recursive and not quiet:
+            note_sub_folders(arguments)
         table = None if labels is None else LabelTable(labels)
         predictions: list[dict[str, Any]] = []
         worst: list[tuple[float, str]] = []  # of this run, a heap, the lowest score first
@@ -240,6 +244,7 @@ def predict(
             "engine": computed_by,
             "truth": asdict(outcomes) if outcomes.describe() else None,
             "failed": result.failed,
+            "passed_over": result.passed_over,
             "failures": listed,
             "predictions": predictions,
         }
@@ -249,10 +254,17 @@ def predict(
     if result.failed > len(result.failures):
         more = result.failed - len(result.failures)
         typer.echo(f"not scored: {more} more, see {output / 'failures.csv'}", err=True)
+    if not quiet:
+        for name, reason in result.passed_over_listed[:SHOWN]:
+            typer.echo(f"note: {reason if name in reason else f'{name}: {reason}'}", err=True)
+        if result.passed_over > SHOWN:
+            more = result.passed_over - SHOWN
+            typer.echo(f"note: {more} more passed over, see {output / 'failures.csv'}", err=True)
     if not quiet and not as_json:
         earlier = f" ({result.resumed} of them before)" if result.resumed else ""
         images_scored = f"{result.scored} image{'' if result.scored == 1 else 's'} scored"
-        typer.echo(f"{images_scored}{earlier}, {result.anomalous} anomalous.")
+        omitted = f", {result.failed} not scored" if result.failed else ""
+        typer.echo(f"{images_scored}{earlier}, {result.anomalous} anomalous{omitted}.")
         if table is not None:
             typer.echo(table.describe())
         if described := outcomes.describe():
@@ -300,12 +312,21 @@ def check_arguments(arguments: list[str]) -> None:
         raise FileNotFoundError(f"{', '.join(missing)}: no such file or folder. Check the path.")
 
 
-def describe_passed_over_in(arguments: list[str], recursive: bool) -> str:
-    """Says which images of the folders named are of a kind that is not read; empty if none."""
-    from metaformer.io.folders import count_passed_over, describe_passed_over
+def note_sub_folders(arguments: list[str]) -> None:
+    """Say which folders inside those named are not looked into."""
+    from metaformer.io.folders import folder_passed_over, is_results, list_folders
 
-    counts: Counter[str] = Counter()
     for name in arguments:
-        if "://" not in name and Path(name).is_dir():
-            counts.update(count_passed_over(name, recursive=recursive))
-    return describe_passed_over(counts)
+        if "://" in name or not Path(name).is_dir():
+            continue
+        left = [
+            path.name
+            for path in list_folders(name)
+            if not folder_passed_over(path.name) and not is_results(str(path))
+        ]
+        if left:
+            listed = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+            count = f"{len(left)} sub-folder{'' if len(left) == 1 else 's'}"
+            typer.echo(
+                f"note: {name}: {count} not looked into ({listed}). Add --recursive.", err=True
+            )

@@ -1,5 +1,4 @@
-"""Training what is shipped: ``pretrain prior``, ``autoencoder``, ``universal``, ``metric`` and
-``transformer``."""
+"""Training what is shipped: ``pretrain prior``, ``autoencoder`` and ``universal``."""
 
 from __future__ import annotations
 
@@ -60,31 +59,3 @@ def pretrain_universal(
         from metaformer.training.universal.train import meta_train
 
         typer.echo(meta_train(MetaConfig.from_yaml(config), resume=resume, quiet=quiet))
-
-
-@app.command("metric", epilog=examples.pretrain("metric", "metric.yaml"))
-def pretrain_metric(
-    config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
-    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
-    quiet: Quiet = False,
-) -> None:
-    """Meta-train the metric of the feature preset on tasks made from unlabelled photos."""
-    with clear_errors():
-        from metaformer.training.metric.config import MetricConfig
-        from metaformer.training.metric.train import train_metric
-
-        typer.echo(train_metric(MetricConfig.from_yaml(config), resume=resume, quiet=quiet))
-
-
-@app.command("transformer", epilog=examples.pretrain("transformer", "token_transformer.yaml"))
-def pretrain_transformer(
-    config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
-    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
-    quiet: Quiet = False,
-) -> None:
-    """Meta-train T of the feature preset on tasks made from unlabelled photos."""
-    with clear_errors():
-        from metaformer.training.metric.config import MetricConfig
-        from metaformer.training.metric.train_transformer import train_transformer
-
-        typer.echo(train_transformer(MetricConfig.from_yaml(config), resume=resume, quiet=quiet))

@@ -23,6 +23,13 @@ from metaformer.detection.detector_file import (
 from metaformer.detection.extension import Earlier, extend
 from metaformer.detection.feature.config import SHIPPED
 from metaformer.detection.feature.preset import FeaturePreset
+from metaformer.detection.given_images import (
+    ImageSource,
+    SkippedImageWarning,
+    SupportImages,
+    named_sources,
+    support_sources,
+)
 from metaformer.detection.pixel.config import Mode
 from metaformer.detection.preset import Adapted, Preset
 from metaformer.detection.presets import (
@@ -37,13 +44,9 @@ from metaformer.detection.scoring.prediction import Prediction
 from metaformer.detection.scoring.regions import find_regions
 from metaformer.detection.summary import summary_html
 from metaformer.detection.support_set import (
-    ImageSource,
-    SkippedImageWarning,
-    SupportImages,
     SupportRecord,
+    choose_white_level,
     describe_source,
-    named_sources,
-    support_sources,
     warn_about_odd,
     when_and_with_what,
 )
@@ -53,7 +56,7 @@ from metaformer.detection.support_thumbnails import (
     take_from,
     to_tensors,
 )
-from metaformer.io.images import ImageError, guess_white_level, read_image
+from metaformer.io.images import ImageError, read_image
 from metaformer.io.sources.shards import Sources
 from metaformer.io.workers import side_by_side
 from metaformer.networks.backbone_weights import BackboneError
@@ -182,6 +185,7 @@ class Metaformer:
         *,
         false_alarm_rate: float = 0.05,
         seed: int = 0,
+        white_level: int | None = None,
         on_step: Callable[[int, int], None] = lambda done, total: None,
     ) -> Detector:
         """Adapt to a product from normal images.
@@ -193,6 +197,8 @@ class Metaformer:
                 ``Detector.calibration.guarantee`` for what their number can promise.
             false_alarm_rate: share of good parts that may be flagged.
             seed: of everything random in adaptation.
+            white_level: value of 16-bit images that means white, 1 to 65535 (12-bit cameras: 4095);
+                guessed from the images if None, unknown if none of them is 16-bit.
             on_step: called with (steps done, steps in all).
 
         Returns:
@@ -201,11 +207,12 @@ class Metaformer:
 
         Raises:
             ImageError: an image cannot be read, or there is none.
-            ValueError: no images, the root of a data set, or a rate outside (0, 1).
+            ValueError: no images, the root of a data set, a rate outside (0, 1), or a white level
+                outside 1 to 65535.
         """
         check_rate(false_alarm_rate)
         sources = support_sources(images)
-        white_level = guess_white_level(sources)
+        white_level = choose_white_level(white_level, None, sources)
         record = SupportRecord()
 
         def read_each() -> Iterator[NDArray[np.uint8]]:
@@ -402,6 +409,7 @@ class Detector:
         images: SupportImages,
         *,
         false_alarm_rate: float | None = None,
+        white_level: int | None = None,
         on_step: Callable[[int, int], None] = lambda done, total: None,
     ) -> Detector:
         """A new detector that knows more normal images; the earlier ones are not needed.
@@ -415,6 +423,7 @@ class Detector:
             images: as for ``Metaformer.adapt``, read with this detector's white level. Those whose
                 pixels it has seen are left out, with a ``DuplicateSupportWarning``.
             false_alarm_rate: share of good parts that may be flagged; this detector's if None.
+            white_level: as for ``Metaformer.adapt``, where this detector's is not known.
             on_step: called with (steps done, steps in all).
 
         Raises:
@@ -425,11 +434,12 @@ class Detector:
         rate = self.calibration.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
         check_rate(rate)
         sources = support_sources(images)
+        white_level = choose_white_level(white_level, self.made["white_level"], sources)
         record = SupportRecord(self.made["support"], self.thumbnails)
         count = len(record.images)
         prepared = []
         for i, source in enumerate(sources):
-            pixels = read_image(source, white_level=self.made["white_level"])
+            pixels = read_image(source, white_level=white_level)
             if record.take_in(describe_source(source, len(record.images)), pixels):
                 prepared.append(prepare(self.model, pixels, support_size=count + len(sources)))
             on_step(i + 1, len(sources) + 1)
@@ -457,6 +467,7 @@ class Detector:
         }
         made = {
             **self.made,
+            "white_level": white_level,
             "support": record.images,
             "support_scores": [asdict(score) for score in result.support_scores],
             "additions": [*self.made.get("additions", []), addition],

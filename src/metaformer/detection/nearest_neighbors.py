@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.jit._trace import is_tracing
 
 CHUNK = 1024
 """Queries and bank entries compared at once. The products then stay in the processor's cache: a
@@ -28,7 +29,7 @@ def nearest_distance(queries: Tensor, columns: Tensor, *, euclidean: bool) -> Te
         euclidean: Euclidean distance; otherwise 1 - cosine.
     """
     asked = torch.cat([queries, queries.new_ones(queries.shape[0], 1)], 1) if euclidean else queries
-    if torch.jit.is_tracing():  # a loop over chunks would be fixed to the traced size
+    if is_tracing():  # a loop over chunks would be fixed to the traced size
         best = (asked @ columns).amax(dim=1)
     else:
         parts = columns.split(CHUNK, dim=1)

@@ -12,6 +12,8 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from metaformer.detection.scoring.frame_check import FrameCheck
+
 P = TypeVar("P")
 """What a preset keeps of one image."""
 OnStep = Callable[[int, int], None]
@@ -41,6 +43,9 @@ class PresetConfig(Protocol):
 
 class Adapted(Protocol[P]):
     """A preset adapted to one product."""
+
+    frame: FrameCheck | None
+    """Refuses frames that do not show the product; part of ``anomaly_map`` and ``as_module``."""
 
     @property
     def config(self) -> PresetConfig: ...

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import platform
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -16,21 +16,13 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image as PillowImage
 
-from metaformer.data.datasets.suggestion import (
-    holds_defects,
-    suggest_good_folder,
-    suggest_test_folder,
-)
+from metaformer.detection.given_images import ImageSource
 from metaformer.detection.support_thumbnails import MOST as MOST_THUMBNAILS
 from metaformer.detection.support_thumbnails import make_thumbnail
-from metaformer.io.encoding import encode_picture
-from metaformer.io.folders import count_passed_over, describe_passed_over
-from metaformer.io.images import IMAGE_SUFFIXES, ImageError, Source, list_images
-from metaformer.io.sources.items import NamedBytes, items_of
-from metaformer.io.sources.shards import Sources
-from metaformer.io.tensors import TensorLike
+from metaformer.io.images import guess_white_level
+from metaformer.io.pixels import check_white_level
+from metaformer.io.sources.items import NamedBytes
 
 ODD_DISTANCE = 4.0
 """Robust standard deviations above the median at which a support image is called odd."""
@@ -41,22 +33,9 @@ SIGNATURE_SIDE = 16
 COPY_MEAN, COPY_MOST = 0.5, 2.5
 """Grey levels; signatures are stored rounded."""
 
-ImageSource = Source
-SupportImages = Path | str | Sources | ImageSource | Sequence[ImageSource]
-MOST_BYTES = 2 * 2**30
-"""Encoded images of archives and videos are held in memory, at most so many bytes of them."""
-
 
 class OddSupportWarning(UserWarning):
     """A support image looks unlike the rest: perhaps a defect, perhaps another product."""
-
-
-class PassedOverWarning(UserWarning):
-    """Some files of a folder are images of a kind that is not read."""
-
-
-class SkippedImageWarning(UserWarning):
-    """An image cannot be read and was left out, as asked for."""
 
 
 class DuplicateSupportWarning(UserWarning):
@@ -124,106 +103,24 @@ def are_copies(signature: NDArray[np.float32], stored: str | None) -> bool:
     return bool(apart.mean() <= COPY_MEAN and apart.max() <= COPY_MOST)
 
 
-def support_sources(images: SupportImages) -> Sequence[ImageSource]:
-    """The images that are meant: a sequence itself, or what is in a folder, archive, video, list
-    (``@FILE``) or behind an address.
+def choose_white_level(
+    given: int | None, known: int | None, images: Sequence[ImageSource]
+) -> int | None:
+    """The white level to read ``images`` with: the one given, or known, or guessed; None: unknown.
 
     Raises:
-        ImageError: there are none, or one cannot be read.
-        ValueError: the root of a data set is to be looked into, defective images and all.
-        OSError: a folder cannot be listed.
+        ValueError: it is not in 1..65535, or another one is known.
+        ImageError: an image to guess from cannot be read.
     """
-    if isinstance(images, (bytes, PillowImage.Image)):
-        return [images]
-    if isinstance(images, TensorLike):
-        return [images] if len(images.shape) < 4 else list(images)
-    if isinstance(images, np.ndarray):
-        return [images] if images.ndim < 4 else list(images)
-    if isinstance(images, (str, Path)):
-        images = Sources((str(images),))
-    if not isinstance(images, Sources):
-        return list(images)
-    found: list[ImageSource] = []
-    for argument in images.arguments:
-        if Path(argument).is_dir():
-            found += folder_images(argument, images)
-        else:
-            found += stored_images(replace(images, arguments=(argument,)))
-    if sum(len(image) for image in found if isinstance(image, bytes)) > MOST_BYTES:
+    if given is None:
+        return guess_white_level(images) if known is None else known
+    check_white_level(given)
+    if known is not None and given != known:
         raise ValueError(
-            f"{', '.join(images.arguments)}: over {MOST_BYTES / 2**30:.0f} GB of images in "
-            f"archives or videos. Take the good images you need out into a folder."
+            f"white_level is {given}, but the detector's is {known} and cannot change: its images "
+            f"were read with it. Adapt anew."
         )
-    return found
-
-
-def folder_images(folder: str, sources: Sources) -> list[Path]:
-    """The images of a folder, with a warning about what of it is not read.
-
-    Raises: as ``support_sources``.
-    """
-    if sources.recursive and holds_defects(Path(folder)):
-        raise ValueError(
-            f"{folder}: a data set with defective images in it, which a support must not have. "
-            f"{suggest_good_folder(Path(folder))}"
-        )
-    found = list_images(folder, recursive=sources.recursive)
-    passed_over = describe_passed_over(count_passed_over(folder, recursive=sources.recursive))
-    if not found:
-        endings = ", ".join(sorted(IMAGE_SUFFIXES))
-        usual = "Give the folder that holds the normal images itself."
-        advice = passed_over or suggest_good_folder(Path(folder)) or usual
-        raise ImageError(
-            folder, f"no images in this folder (by their endings: {endings}). {advice}"
-        )
-    if passed_over:
-        warnings.warn(f"{folder}: {passed_over}", PassedOverWarning, stacklevel=4)
-    return found
-
-
-def stored_images(sources: Sources) -> list[ImageSource]:
-    """Image files as their paths; images in archives, videos and at addresses in memory, encoded.
-
-    Raises: ImageError: there are none, or one cannot be had.
-    """
-    found: list[ImageSource] = []
-    for item in items_of(sources):
-        content = item.content
-        if isinstance(content, ImageError):
-            raise content
-        if isinstance(content, np.ndarray):
-            content = encode_picture(content)
-        found.append(NamedBytes(content, item.name) if isinstance(content, bytes) else content)
-    if not found:
-        raise ImageError(", ".join(sources.arguments), "no images in it. Give the normal images.")
-    return found
-
-
-def named_sources(
-    images: Path | str | Sources | Iterable[ImageSource],
-) -> Iterator[tuple[str | None, ImageSource | ImageError]]:
-    """Images to score, in order, with the names of those that were found in a folder, an archive, a
-    video or a list.
-
-    Raises:
-        ImageError: there are none in what is named.
-        OSError: a folder cannot be listed.
-    """
-    if isinstance(images, (str, Path)):
-        images = Sources((str(images),))
-    if not isinstance(images, Sources):
-        yield from ((None, image) for image in images)
-        return
-    count = 0
-    for item in items_of(images):
-        count += 1
-        content = item.content
-        named = NamedBytes(content, item.name) if isinstance(content, bytes) else content
-        yield item.name, named
-    if not count:
-        first = Path(images.arguments[0])
-        advice = suggest_test_folder(first) if first.is_dir() else "Check the path."
-        raise ImageError(", ".join(images.arguments), f"no images in it. {advice}".strip())
+    return given
 
 
 def describe_source(source: ImageSource, index: int) -> str:

@@ -16,10 +16,18 @@ from numpy.typing import NDArray
 
 from metaformer.data.datasets.loading import Category, Sample
 from metaformer.evaluation.metrics import METRICS, bootstrap_auroc, image_undefined_reason
+from metaformer.evaluation.threshold_metrics import (
+    THRESHOLD_METRICS,
+    Flags,
+    by_kind,
+    images_behind_mean,
+    interval,
+)
 
 CONFIDENCE = 95
 """Percentage that the confidence intervals of image AUROC cover."""
 BOOTSTRAP_RESAMPLES = 1000
+ALL_METRICS = METRICS + THRESHOLD_METRICS
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,7 @@ class SeedRun:
     seed: int
     support: tuple[str, ...]
     scores: NDArray[np.float64]  # (N,), in the order of the test samples
+    flags: Flags
     metrics: dict[str, float | None]
     pixel_reason: str | None
     without_mask: int
@@ -42,6 +51,8 @@ def summarise(
     """The JSON of one category, and its (seeds, resamples) bootstrap of image AUROC."""
     labels = [sample.is_anomalous for sample in samples]
     reasons = {"image": image_undefined_reason(labels), "pixel": runs[0].pixel_reason}
+    if runs[0].flags.at_threshold is None:
+        reasons["threshold"] = "the method has no threshold"
     bootstrap = None
     if reasons["image"] is None:
         bootstrap = bootstrap_auroc(
@@ -59,7 +70,8 @@ def summarise(
         "paired": category.is_paired,
         "seeds": [run.seed for run in runs],
         "per_seed": per_seed,
-        **_over_seeds(per_seed, bootstrap),
+        **_over_seeds(per_seed, bootstrap, labels.count(False), labels.count(True)),
+        "kinds": by_kind([sample.kind for sample in samples], labels, [run.flags for run in runs]),
         "seconds": {
             "adapt": median(second for run in runs for second in run.fit_seconds),
             "predict_per_image": median(second for run in runs for second in run.predict_seconds),
@@ -88,11 +100,11 @@ def average(
     for i, seed in enumerate(seeds):
         entries = {name: summary["per_seed"][i] for name, summary in summaries.items()}
         support = [f"{name}/{path}" for name, entry in entries.items() for path in entry["support"]]
-        means = {key: _mean(entry[key] for entry in entries.values()) for key in METRICS}
-        interval = None if bootstrap is None else _interval(bootstrap[i])
-        per_seed.append({"seed": seed, "support": support, **means, "image_auroc_ci": interval})
+        means = {key: _mean(entry[key] for entry in entries.values()) for key in ALL_METRICS}
+        around = None if bootstrap is None else _interval(bootstrap[i])
+        per_seed.append({"seed": seed, "support": support, **means, "image_auroc_ci": around})
     undefined = {}
-    for kind in ("image", "pixel"):
+    for kind in ("image", "pixel", "threshold"):
         reasons = {
             name: summary["undefined"][kind]
             for name, summary in summaries.items()
@@ -108,7 +120,19 @@ def average(
         "paired": is_paired,
         "seeds": list(seeds),
         "per_seed": per_seed,
-        **_over_seeds(per_seed, bootstrap),
+        **_over_seeds(
+            per_seed,
+            bootstrap,
+            *(
+                images_behind_mean([s["counts"][key] for s in summaries.values()])
+                for key in ("test_normal", "test_defective")
+            ),
+        ),
+        "kinds": {
+            f"{name}/{kind}": row
+            for name, summary in summaries.items()
+            for kind, row in summary["kinds"].items()
+        },
         "seconds": {
             key: fmean(summary["seconds"][key] for summary in summaries.values())
             for key in ("adapt", "predict_per_image")
@@ -123,11 +147,16 @@ def average(
 
 
 def _over_seeds(
-    per_seed: Sequence[dict[str, Any]], bootstrap: NDArray[np.float64] | None
+    per_seed: Sequence[dict[str, Any]],
+    bootstrap: NDArray[np.float64] | None,
+    normal: float,
+    defective: float,
 ) -> dict[str, Any]:
-    """``mean``, ``std`` and ``mean_ci``: the interval of the seeds' mean over test images."""
-    columns = {key: [entry[key] for entry in per_seed] for key in METRICS}
+    """``mean``, ``std`` and ``mean_ci``: the intervals of the seeds' means over test images, of
+    which there are so many."""
+    columns = {key: [entry[key] for entry in per_seed] for key in ALL_METRICS}
     is_spread = len(per_seed) > 1
+    images = {"recall": defective, "false_alarm_rate": normal, "recall_at_5": defective}
     return {
         "mean": {key: _mean(values) for key, values in columns.items()},
         "std": {
@@ -135,7 +164,8 @@ def _over_seeds(
             for key, values in columns.items()
         },
         "mean_ci": {
-            "image_auroc": None if bootstrap is None else _interval(bootstrap.mean(axis=0))
+            "image_auroc": None if bootstrap is None else _interval(bootstrap.mean(axis=0)),
+            **{key: interval(_mean(columns[key]), count) for key, count in images.items()},
         },
     }
 

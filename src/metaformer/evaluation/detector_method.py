@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metaformer.detection.detector import Detector, Metaformer, Preset
+from metaformer.detection.detector import Detector, Metaformer
 from metaformer.detection.feature.config import SHIPPED
 from metaformer.detection.pixel.config import Mode
+from metaformer.detection.presets import PresetName
 from metaformer.detection.support_set import OddSupportWarning
 from metaformer.io.workers import side_by_side
 
@@ -25,7 +26,7 @@ class DetectorMethod:
 
     def __init__(
         self,
-        preset: Preset,
+        preset: PresetName,
         *,
         resolution: int | None = None,
         aligned: bool = False,
@@ -49,7 +50,7 @@ class DetectorMethod:
             universal_weights=universal_weights,
             device=device,
         )
-        self._name = name or preset
+        self._name: str = name or preset
         self.workers = workers
         """Images scored at once."""
 
@@ -68,7 +69,8 @@ class DetectorMethod:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return asdict(self.universal.model.config)
+        config: Any = self.universal.model.config  # a dataclass of either preset
+        return asdict(config)
 
     def fit(self, support: Sequence[Image], seed: int) -> FittedDetector:
         with warnings.catch_warnings():
@@ -84,6 +86,7 @@ class FittedDetector:
     def __init__(self, detector: Detector, workers: int = 1) -> None:
         self.detector = detector
         self.workers = workers
+        self.threshold = detector.calibration.threshold
 
     def score(self, images: Sequence[Image]) -> list[tuple[float, NDArray[np.float32]]]:
         workers = min(self.workers, max(1, len(images)))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ from metaformer.evaluation.samples import (
     load_mask,
     template_of,
 )
+from metaformer.evaluation.threshold_metrics import flag, threshold_metrics
 from metaformer.io.atomic_files import write_text
 from metaformer.io.images import read_image, resize_map
 
@@ -44,6 +45,14 @@ class FittedMethod(Protocol):
 
     def score(self, images: Sequence[Image]) -> list[tuple[float, AnomalyMap]]:
         """Score and map of each (H, W, 3) image, higher is more anomalous; maps are (H, W)."""
+
+
+@runtime_checkable
+class HasThreshold(Protocol):
+    """A fitted method that says what is defective."""
+
+    threshold: float
+    """A score at or above it is anomalous."""
 
 
 class Method(Protocol):
@@ -103,13 +112,15 @@ def evaluate(
         on_scored: called with each test image when it has been scored.
 
     Returns:
-        ``preset, settings, shots, seeds, resolution, per_seed, mean, std, mean_ci, seconds,
+        ``preset, settings, shots, seeds, resolution, per_seed, mean, std, mean_ci, kinds, seconds,
         counts, undefined, version, date, machine``. ``per_seed`` holds per seed its support
         (paths relative to the category), all metrics and ``image_auroc_ci`` (bootstrap over
-        images). ``std`` is the sample standard deviation over seeds, None with one seed. A metric
-        that cannot be computed is None and ``undefined`` says why. With several categories there
-        is also ``categories`` (name -> the same keys), and the upper level is the plain mean over
-        the categories that define a metric.
+        images). ``mean_ci`` has that interval of the mean, and Wilson's of ``recall``,
+        ``false_alarm_rate`` and ``recall_at_5`` (``threshold_metrics``); ``kinds`` says what is
+        flagged of each kind of image. ``std`` is the sample standard deviation over seeds, None
+        with one seed. A metric that cannot be computed is None and ``undefined`` says why. With
+        several categories there is also ``categories`` (name -> the same keys), and the upper
+        level is the plain mean over the categories that define a metric.
 
     Raises:
         DatasetError: the folder is no data set, or a category has fewer than ``shots`` images.
@@ -221,6 +232,7 @@ def _run_seed(
 
     pixels = PixelMetrics()
     scores: list[float] = []
+    flagged: list[bool] | None = []
     fit_seconds: list[float] = []
     predict_seconds: list[float] = []
     without_mask = 0
@@ -237,6 +249,10 @@ def _run_seed(
             for sample, image, (score, anomaly_map) in zip(batch, images, outputs, strict=True):
                 on_scored(ScoredSample(seed, sample, image, score, anomaly_map, fitted))
                 scores.append(score)
+                if flagged is not None and isinstance(fitted, HasThreshold):
+                    flagged.append(score >= fitted.threshold)
+                else:
+                    flagged = None
                 mask = load_mask(sample, anomaly_map.shape)
                 if mask is None:
                     without_mask += 1
@@ -245,11 +261,17 @@ def _run_seed(
             advance(len(batch))
 
     labels = [sample.is_anomalous for sample in samples]
+    flags = flag(labels, scores, flagged)
     return SeedRun(
         seed=seed,
         support=tuple(path.relative_to(category.root).as_posix() for path in support),
         scores=np.asarray(scores),
-        metrics={**image_metrics(labels, scores), **pixels.compute()},
+        flags=flags,
+        metrics={
+            **image_metrics(labels, scores),
+            **threshold_metrics(labels, flags),
+            **pixels.compute(),
+        },
         pixel_reason=pixels.undefined_reason() if category.has_masks else "the set has no masks",
         without_mask=without_mask,
         fit_seconds=tuple(fit_seconds),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -18,6 +19,9 @@ HEADINGS = {
     "pixel_ap": "pixel AP",
     "pixel_f1max": "pixel F1-max",
     "aupro": "AUPRO",
+    "recall": "caught",
+    "false_alarm_rate": "false alarms",
+    "recall_at_5": "caught at 5 %",
 }
 
 
@@ -53,9 +57,57 @@ def results_table(results: dict[str, Any]) -> Table:
     return table
 
 
+def threshold_table(results: dict[str, Any]) -> Table:
+    """Defects caught and good images flagged: a row a kind, then all defects and all good images.
+
+    Args:
+        results: as for ``results_table``.
+    """
+    table = Table(
+        title="Images flagged, percent (95 % interval over test images)",
+        caption="at threshold: the detector's own, from its normal images alone\n"
+        "at 5 %: a threshold that at most 5 % of the good test images lie above",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("kind", overflow="fold", min_width=8)
+    for heading in ("images", "at threshold", "at 5 %"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for kind, row in results["kinds"].items():
+        if row["is_defect"]:
+            table.add_row(kind, str(row["images"]), *_flagged(row))
+    table.add_section()
+    mean, around, counts = results["mean"], results["mean_ci"], results["counts"]
+    table.add_row(
+        "defects caught",
+        str(counts["test_defective"]),
+        *(_percent(mean[key], around[key]) for key in ("recall", "recall_at_5")),
+    )
+    flagged = _percent(mean["false_alarm_rate"], around["false_alarm_rate"])
+    table.add_row(
+        "good flagged", str(counts["test_normal"]), flagged, "≤ 5" if counts["test_normal"] else "–"
+    )
+    return table
+
+
 def print_results(results: dict[str, Any], console: Console | None = None) -> None:
-    """Print the table to stdout (or to ``console``)."""
-    (console or Console()).print(results_table(results))
+    """Print both tables to stdout (or to ``console``), what a threshold catches first."""
+    console = console or Console()
+    console.print(threshold_table(results))
+    console.print(results_table(results))
+
+
+def _flagged(row: dict[str, Any]) -> list[str]:
+    return [_percent(row[name], row[f"{name}_ci"]) for name in ("flagged", "flagged_at_5")]
+
+
+def _percent(value: float | None, around: Sequence[float] | None) -> str:
+    """``93.1 (88.0 to 96.2)``; a dash where undefined."""
+    if value is None or around is None:
+        return "–"
+    return f"{100 * value:.1f} ({100 * around[0]:.1f} to {100 * around[1]:.1f})"
 
 
 def cell(summary: dict[str, Any], metric: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +21,29 @@ from metaformer.data.datasets.truth import FolderTruth, Outcomes, Truth
 from metaformer.detection.detector import Detector
 from metaformer.detection.scoring.overlays import map_levels
 from metaformer.detection.scoring.prediction import Prediction
-from metaformer.inference.report.html import ReportBuilder
+from metaformer.inference.report.html import NORMAL_SHARE, ReportBuilder
 from metaformer.inference.report.settings import report_settings
+from metaformer.inference.resuming import Highest, drop_replaced, earlier_pictures, rejudged
 from metaformer.inference.scores.csv_scores import CsvScores
 from metaformer.inference.scores.failures import Failures
 from metaformer.inference.scores.output_folder import ScoresFormat, claim_folder
 from metaformer.inference.scores.parquet_scores import ParquetScores
-from metaformer.inference.scores.rows import ScoreRow, score_row
+from metaformer.inference.scores.rows import ScoreRow, row_digest, score_row
 from metaformer.io.atomic_files import write_bytes
 from metaformer.io.encoding import encode_levels
+from metaformer.io.folders import PASSED_OVER, UNREADABLE, Omission
 from metaformer.io.images import ImageError
-from metaformer.io.sources.naming import map_path, name_digest
+from metaformer.io.sources.naming import (
+    UNKNOWN,
+    Version,
+    map_path,
+    name_digest,
+    version_digest,
+    version_of,
+)
 from metaformer.io.sources.prefetch import work_ahead
 from metaformer.io.sources.readers import Item, read_shard
-from metaformer.io.sources.shards import Sources, common_root, count_images, shards
+from metaformer.io.sources.shards import Sources, common_root, container_of, count_images, shards
 from metaformer.io.workers import Crew, usual_workers
 
 REPORT_LINES = 2000
@@ -53,10 +63,15 @@ class BatchResult:
     anomalous: int
     resumed: int
     failures: tuple[tuple[str, str], ...]
-    """(name, reason) of the first thousand that could not be read; ``failures.csv`` has all."""
+    """(name, reason) of the first thousand that were named or found and are not scored;
+    ``failures.csv`` has all, with a category."""
     interrupted: bool
     failed: int = 0
-    """How many could not be read."""
+    """How many those are."""
+    passed_over: int = 0
+    """Folders and files passed over on purpose: results, recycle bins, masks; no failures."""
+    passed_over_listed: tuple[tuple[str, str], ...] = ()
+    """(name, reason) of the first thousand of them."""
     outcomes: Outcomes = field(default_factory=Outcomes)
     """Verdicts on images whose truth is known, those of earlier runs included."""
 
@@ -77,8 +92,10 @@ def score_images(
 ) -> BatchResult:
     """Score ``images`` into the folder ``output``; see the module's text for what it holds.
 
-    What cannot be read is listed and passed over; what is named twice is scored once. Ctrl-C ends
-    the run, with every finished line and the report of this run on disk; the images at hand are
+    What cannot be read is listed and passed over; what is named twice is scored once, a file that
+    has changed since it was scored, by its size or time, again. Scores of an earlier run at another
+    false-alarm rate get the verdicts of this one. The report shows earlier images, too. Ctrl-C ends
+    the run, with every finished line and the report on disk; the images at hand are
     scored again the next time.
 
     Args:
@@ -94,8 +111,8 @@ def score_images(
             runs count as passed.
 
     Raises:
-        OutputFolderError: ``output`` holds the scores of another detector, or in the other format,
-            and ``overwrite`` is not set.
+        OutputFolderError: another process writes to ``output``, or it holds the scores of another
+            detector, or in the other format, and ``overwrite`` is not set.
         ValueError: an address or list cannot be used, or a package for it is missing.
         OSError: a folder cannot be listed, ``output`` cannot be written to, or the disk is full.
     """
@@ -106,93 +123,169 @@ def score_images(
     crew = Crew(min(workers, total or workers))
     root = common_root(sources)
     scores = CsvScores(output) if scores_format == "csv" else ParquetScores(output)
-    claim_folder(output, detector.info(), scores, overwrite)
+    with claim_folder(
+        output,
+        detector.info(),
+        scores,
+        overwrite,
+        lambda row: rejudged(row, detector.calibration),
+    ):
+        run = _Run(detector, sources, output, root, scores, write_maps, write_report, truth)
+        return run.score(crew, total, on_image, on_step)
 
-    report = ReportBuilder(report_settings(detector), max_lines=REPORT_LINES)
-    seen: set[bytes] = set()
-    anomalous = 0
-    truth = truth or FolderTruth()
-    outcomes = Outcomes()
-    for row in scores.read():
-        seen.add(name_digest(row.path))
-        anomalous += row.is_anomalous
-        known = truth(row.path)
-        outcomes.add(known, row.is_anomalous)
-        report.add_scored(
-            row.path,
-            score=row.score,
-            p_value=row.p_value,
-            is_anomalous=row.is_anomalous,
-            truth=known,
+
+class _Run:
+    """Scoring into a folder that has been claimed."""
+
+    def __init__(
+        self,
+        detector: Detector,
+        sources: Sources,
+        output: Path,
+        root: str,
+        scores: CsvScores | ParquetScores,
+        write_maps: bool,
+        write_report: bool,
+        truth: Truth | None,
+    ) -> None:
+        self.truth = truth or FolderTruth()
+        self.outcomes = Outcomes()
+        self.detector, self.sources = detector, sources
+        self.output, self.root, self.scores = output, root, scores
+        self.write_maps, self.write_report = write_maps, write_report
+        self.report = ReportBuilder(report_settings(detector), max_lines=REPORT_LINES)
+        self._passed = 0
+        self._known = {row_digest(row) for row in scores.read()}
+        """Versions of images that have a line, or their turn in this run."""
+        self._is_resumed = bool(self._known)
+        self._scored_now: set[bytes] = set()
+        """Names, where there are lines of earlier runs."""
+        self._versions: dict[str, Version] = {}
+        """Of the images at hand."""
+
+    def score(
+        self,
+        crew: Crew,
+        total: int | None,
+        on_image: Callable[[str, Prediction | str], None],
+        on_step: Callable[[int, int | None], None],
+    ) -> BatchResult:
+        interrupted = False
+        with self.scores, Failures(self.output) as failures, crew:
+            try:
+                white_level = self.detector.made["white_level"]
+                with closing(work_ahead(self._items(), white_level, self._work, crew)) as stream:
+                    for outcome in stream:
+                        name = outcome[0]
+                        noted = self._note(failures, *outcome)
+                        del outcome  # nothing of a large image outlives its turn
+                        self._passed += 1
+                        on_image(name, noted)
+                        on_step(self._passed, total)
+                        del noted
+                    on_step(self._passed, self._passed)
+            except KeyboardInterrupt:
+                interrupted = True
+        if self._is_resumed:
+            drop_replaced(self.scores, self._scored_now)
+        scored, anomalous, resumed = self._count()
+        if self.write_report:
+            self.report.write(self.output / "report.html")
+        return BatchResult(
+            scored,
+            anomalous,
+            resumed,
+            tuple(failures.listed),
+            interrupted,
+            failures.count,
+            failures.passed_over,
+            tuple(failures.listed_passed_over),
+            self.outcomes,
         )
-    resumed = scored = len(seen)
-    passed = 0
 
-    def is_wanted(name: str) -> bool:
-        nonlocal passed
-        digest = name_digest(name)
-        passed += digest in seen
-        is_new = digest not in seen
-        seen.add(digest)
-        return is_new
+    def _items(self) -> Iterator[Item]:
+        for shard in shards(self.sources):
+            container = container_of(shard)
+            version = None if container is None else version_of(container)
+            yield from read_shard(shard, partial(self._is_wanted, version=version))
 
-    def items() -> Iterator[Item]:
-        for shard in shards(sources):
-            yield from read_shard(shard, is_wanted)
+    def _is_wanted(self, name: str, version: Version | None) -> bool:
+        """Whether this image has no line yet, or has changed since; told before it is read."""
+        version = version_of(name) if version is None else version
+        digests = {version_digest(name, *version), version_digest(name, *UNKNOWN)}
+        is_known = not self._known.isdisjoint(digests)
+        self._passed += is_known
+        if not is_known:
+            self._known.add(version_digest(name, *version))
+            self._versions[name] = version
+        return not is_known
 
-    def score(item: Item, pixels: NDArray[np.uint8] | ImageError) -> Outcome:
+    def _work(self, item: Item, pixels: NDArray[np.uint8] | ImageError) -> Outcome:
+        version = self._versions.pop(item.name, UNKNOWN)
         if isinstance(pixels, ImageError):
             return item.name, pixels, None
-        scored = score_pixels(detector, pixels, item.name, output, root, write_maps)
+        scored = score_pixels(
+            self.detector, pixels, item.name, self.output, self.root, self.write_maps, version
+        )
         return item.name, pixels, scored
 
-    def note(
+    def _note(
+        self,
+        failures: Failures,
         name: str,
         pixels: NDArray[np.uint8] | ImageError,
         outcome: tuple[Prediction, ScoreRow] | None,
     ) -> Prediction | str:
-        nonlocal scored, anomalous
         if isinstance(pixels, ImageError) or outcome is None:
-            failures.add(name, str(pixels))
-            report.add_failure(name, str(pixels))
+            category = pixels.category if isinstance(pixels, ImageError) else UNREADABLE
+            failures.add(Omission(name, str(pixels), category))
+            if category != PASSED_OVER:
+                self.report.add_failure(name, str(pixels))
             return str(pixels)
         prediction, line = outcome
-        scores.write(line)
-        scored += 1
-        anomalous += prediction.is_anomalous
-        known = truth(name)
-        outcomes.add(known, prediction.is_anomalous)
-        if write_report:
-            report.add(pixels, prediction, truth=known, find_good=detector.nearest_good)
+        self.scores.write(line)
+        if self._is_resumed:
+            self._scored_now.add(name_digest(name))
+        if self.write_report:
+            known = self.truth(name)
+            self.report.add(pixels, prediction, truth=known, find_good=self.detector.nearest_good)
         return prediction
 
-    interrupted = False
-    with scores, Failures(output) as failures, crew:
-        try:
-            white_level = detector.made["white_level"]
-            with closing(work_ahead(items(), white_level, score, crew)) as stream:
-                for outcome in stream:
-                    name = outcome[0]
-                    noted = note(*outcome)
-                    del outcome  # nothing of a large image outlives its turn
-                    passed += 1
-                    on_image(name, noted)
-                    on_step(passed, total)
-                    del noted
-                on_step(passed, passed)
-        except KeyboardInterrupt:
-            interrupted = True
-    if write_report:
-        report.write(output / "report.html")
-    return BatchResult(
-        scored,
-        anomalous,
-        resumed,
-        tuple(failures.listed),
-        interrupted,
-        failures.count,
-        outcomes,
-    )
+    def _count(self) -> tuple[int, int, int]:
+        """Lines in all, anomalous ones and those of earlier runs, which go into the report, too."""
+        scored = anomalous = resumed = 0
+        pictured = Highest(self.report.max_images, self.report.max_images // NORMAL_SHARE)
+        for row in self.scores.read():
+            scored += 1
+            anomalous += row.is_anomalous
+            self.outcomes.add(self.truth(row.path), row.is_anomalous)
+            if not self._is_resumed or name_digest(row.path) in self._scored_now:
+                continue
+            resumed += 1
+            without = pictured.add(row) if self.write_report else row
+            if without is not None:
+                self._add_line(without)
+        rows = pictured.rows()
+        for pixels, prediction in earlier_pictures(rows, self.sources, self.output, self.detector):
+            self.report.add(
+                pixels,
+                prediction,
+                truth=self.truth(prediction.path or ""),
+                find_good=self.detector.nearest_good,
+            )
+            del rows[prediction.path or ""]
+        for row in rows.values():
+            self._add_line(row)
+        return scored, anomalous, resumed
+
+    def _add_line(self, row: ScoreRow) -> None:
+        self.report.add_scored(
+            row.path,
+            score=row.score,
+            p_value=row.p_value,
+            is_anomalous=row.is_anomalous,
+            truth=self.truth(row.path),
+        )
 
 
 def score_pixels(
@@ -202,16 +295,18 @@ def score_pixels(
     output: Path,
     root: str,
     write_maps: bool,
+    version: Version = UNKNOWN,
 ) -> tuple[Prediction, ScoreRow]:
     """Score one image (H, W, 3) uint8 RGB and write its map below ``output`` if it is to have one.
 
     ``root`` is the folder that the places of maps are told from; see ``naming.map_path``.
+    ``version`` is what the file was known by before it was read.
     """
     prediction = detector.predict_pixels(pixels, name)
     map_file = f"maps/{map_path(name, root)}" if write_maps else ""
     if map_file:
         write_map(output / map_file, prediction)
-    return prediction, score_row(prediction, detector.calibration.p_value_kind, map_file)
+    return prediction, score_row(prediction, detector.calibration.p_value_kind, map_file, version)
 
 
 def write_map(target: Path, prediction: Prediction) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from metaformer.io.folders import IMAGE_SUFFIXES, check_folder, is_visible, natural_key
-from metaformer.io.sources.naming import name_digest
+from metaformer.io.folders import Omission, check_folder, natural_key, walk
+from metaformer.io.sources.naming import version_digest
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Arrival:
     """Relative to the folder watched, with slashes."""
     size: int
     mtime_ns: int
+    omission: Omission | None = None
+    """Why it is not scored, where that is known without reading it."""
 
     @property
     def digest(self) -> bytes:
@@ -31,13 +33,8 @@ class Arrival:
         return version_digest(self.name, self.size, self.mtime_ns)
 
 
-def version_digest(name: str, size: int, mtime_ns: int) -> bytes:
-    """What a version is known by."""
-    return name_digest(f"{name}\0{size}\0{mtime_ns}")
-
-
 class Arrivals:
-    """New images in ``folder``, told by their endings; hidden ones are passed over.
+    """New images in ``folder``, told by their endings, and what of it is not scored.
 
     Args:
         recursive: sub-folders too, links to folders excepted.
@@ -59,29 +56,30 @@ class Arrivals:
             OSError: the folder cannot be listed.
         """
         check_folder(self.folder)
-        there = [a for a in self._walk(os.fspath(self.folder), "") if not self._is_known(a)]
+        there = [a for a in self._found() if not self._is_known(a)]
         settled = [arrival for arrival in there if arrival in self._seen]
         self.growing = len(there) - len(settled)
         self._seen = set(there)
         return sorted(settled, key=lambda arrival: (arrival.mtime_ns, natural_key(arrival.name)))
 
-    def _walk(self, folder: str, prefix: str) -> Iterator[Arrival]:
-        """The images below ``folder``, whose name is ``prefix``; a sub-folder may have gone."""
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if not is_visible(entry.name):
-                        continue
-                    ending = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122, a hot path
-                    if ending in IMAGE_SUFFIXES:
-                        arrival = as_it_is(entry.path, prefix + entry.name)
-                        if arrival is not None:
-                            yield arrival
-                    elif self.recursive and entry.is_dir(follow_symlinks=False):
-                        yield from self._walk(entry.path, f"{prefix}{entry.name}/")
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            if not prefix:
-                raise
+    def _found(self) -> Iterator[Arrival]:
+        """The images there, and what is omitted, told from the folder watched."""
+        for found in walk(self.folder, recursive=self.recursive, follow_links=False):
+            path = found if isinstance(found, str) else found.path
+            name = os.path.relpath(path, self.folder).replace(os.sep, "/")
+            if isinstance(found, str):
+                arrival = as_it_is(path, name)
+                if arrival is not None:
+                    yield arrival
+            else:
+                try:
+                    status = os.stat(path)  # noqa: PTH116
+                except OSError:
+                    continue
+                # What is in a folder may change, the reason stays.
+                is_file = stat.S_ISREG(status.st_mode)
+                version = (status.st_size, status.st_mtime_ns) if is_file else (0, 0)
+                yield Arrival(path, name, *version, found)
 
 
 def as_it_is(path: str, name: str) -> Arrival | None:

@@ -17,20 +17,29 @@ from typing import Any
 
 from metaformer.inference.batch import BatchResult
 from metaformer.inference.ray_task import Job, load_detector, score_shard, shard_file
+from metaformer.inference.resuming import rejudged
 from metaformer.inference.scores.failures import Failures
 from metaformer.inference.scores.output_folder import claim_folder
-from metaformer.inference.scores.parquet_scores import ParquetScores, read_failures, read_part
-from metaformer.io.sources.naming import absolute, name_digest
-from metaformer.io.sources.readers import member_name
+from metaformer.inference.scores.parquet_scores import (
+    ParquetScores,
+    read_failures,
+    read_omissions,
+    read_part,
+)
+from metaformer.inference.scores.rows import is_current
+from metaformer.io.folders import UNREADABLE, Omission
+from metaformer.io.sources.naming import absolute, member_name, name_digest, version_of
 from metaformer.io.sources.shards import (
     SHARD_IMAGES,
     Files,
+    NotScored,
     Shard,
     Sources,
     TarArchive,
     Video,
     ZipMembers,
     common_root,
+    container_of,
     count_images,
     shards,
 )
@@ -71,29 +80,35 @@ def score_on_ray(
     try:
         detector = load_detector(detector_file.read_bytes(), false_alarm_rate)
         scores = ParquetScores(output)
-        claim_folder(output, detector.info(), scores, overwrite)
-        scores.folder.mkdir(exist_ok=True)
-        resumed = sum(1 for _ in scores.read())
-        total = count_images(sources)
-        job = Job(
-            str(Path.cwd()),
-            absolute(str(output)),
-            common_root(sources),
-            false_alarm_rate,
-            write_maps,
-        )
-        lost, interrupted = run_tasks(
-            ray,
-            job,
-            detector_file.read_bytes(),
-            work_left(sources, scores, shard_images),
-            lambda passed: on_step(passed, total),
-            resumed,
-        )
-        scores.mend()
-        if not interrupted and total is not None:
-            on_step(total, total)
-        return summarise(output, scores, resumed, lost, interrupted)
+        with claim_folder(
+            output,
+            detector.info(),
+            scores,
+            overwrite,
+            lambda row: rejudged(row, detector.calibration),
+        ):
+            scores.folder.mkdir(exist_ok=True)
+            resumed = sum(1 for _ in scores.read())
+            total = count_images(sources)
+            job = Job(
+                str(Path.cwd()),
+                absolute(str(output)),
+                common_root(sources),
+                false_alarm_rate,
+                write_maps,
+            )
+            lost, interrupted = run_tasks(
+                ray,
+                job,
+                detector_file.read_bytes(),
+                work_left(sources, scores, shard_images),
+                lambda passed: on_step(passed, total),
+                resumed,
+            )
+            scores.mend()
+            if not interrupted and total is not None:
+                on_step(total, total)
+            return summarise(output, scores, resumed, lost, interrupted)
     finally:
         ray.shutdown()
 
@@ -130,7 +145,7 @@ def work_left(
             done.update(row.path for row in read_part(part))
     for shard in distinct(shards(sources, size)):
         target = shard_file(scores, shard)
-        if target.exists() and not read_failures(target):
+        if target.exists() and not read_failures(target) and is_all_current(target, shard):
             continue
         match shard:
             case Files(paths=paths) if done:
@@ -141,6 +156,15 @@ def work_left(
                 yield shard, frozenset(name for name in done if name.startswith(path))
             case _:
                 yield shard, frozenset()
+
+
+def is_all_current(part: Path, shard: Shard) -> bool:
+    """No image of the shard has changed since it was scored."""
+    container = container_of(shard)
+    if container is not None:
+        version = version_of(container)
+        return all(is_current(row, version) for row in read_part(part))
+    return all(is_current(row, version_of(row.path)) for row in read_part(part))
 
 
 def distinct(found: Iterator[Shard]) -> Iterator[Shard]:
@@ -167,6 +191,8 @@ def distinct(found: Iterator[Shard]) -> Iterator[Shard]:
             case TarArchive(archive=path) | Video(path=path):
                 if is_new(path):
                     yield shard
+            case NotScored():
+                yield shard
 
 
 def run_tasks(
@@ -176,13 +202,13 @@ def run_tasks(
     work: Iterator[tuple[Shard, frozenset[str]]],
     on_passed: Callable[[int], None],
     passed: int,
-) -> tuple[list[tuple[str, str]], bool]:
+) -> tuple[list[Omission], bool]:
     """Have the cluster score the shards; (shards given up with the reason, was it interrupted)."""
     task = ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1)(score_shard)
     shared = ray.put(detector)
     most = SHARDS_AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
     running: dict[Any, Shard] = {}
-    lost: list[tuple[str, str]] = []
+    lost: list[Omission] = []
     try:
         while True:
             while len(running) < most and (left := next(work, None)) is not None:
@@ -195,7 +221,8 @@ def run_tasks(
                 passed += ray.get(done)
             except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
                 reason = f"{ATTEMPTS} workers died scoring these images ({type(error).__name__})"
-                lost.append((describe(shard), f"{reason}. Look for one too large for the memory."))
+                why = f"{reason}. Look for one too large for the memory."
+                lost.append(Omission(describe(shard), why, UNREADABLE))
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from error
             on_passed(passed)
@@ -214,13 +241,15 @@ def describe(shard: Shard) -> str:
             return f"{archive}/{members[0]} to {members[-1]}" if members else archive
         case TarArchive(archive=path) | Video(path=path):
             return path
+        case NotScored(omissions=omissions):
+            return omissions[0].path
 
 
 def summarise(
     output: Path,
     scores: ParquetScores,
     resumed: int,
-    lost: list[tuple[str, str]],
+    lost: list[Omission],
     interrupted: bool,
 ) -> BatchResult:
     """Count what is on disk, and list what could not be read."""
@@ -230,10 +259,17 @@ def summarise(
             for row in read_part(part):
                 scored += 1
                 anomalous += row.is_anomalous
-            for name, reason in read_failures(part):
-                failures.add(name, reason)
-        for name, reason in lost:
-            failures.add(name, reason)
+            for omission in read_omissions(part):
+                failures.add(omission)
+        for omission in lost:
+            failures.add(omission)
     return BatchResult(
-        scored, anomalous, resumed, tuple(failures.listed), interrupted, failures.count
+        scored,
+        anomalous,
+        resumed,
+        tuple(failures.listed),
+        interrupted,
+        failures.count,
+        failures.passed_over,
+        tuple(failures.listed_passed_over),
     )

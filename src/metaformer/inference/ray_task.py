@@ -17,10 +17,13 @@ from metaformer.detection.detector import Detector
 from metaformer.inference.allocator import keep_freed_memory
 from metaformer.inference.batch import score_pixels
 from metaformer.inference.scores.parquet_scores import ParquetScores, read_part, write_part
+from metaformer.inference.scores.rows import is_current
+from metaformer.io.folders import Omission
 from metaformer.io.images import ImageError
+from metaformer.io.sources.naming import UNKNOWN, Version, version_of
 from metaformer.io.sources.prefetch import read_ahead
 from metaformer.io.sources.readers import read_shard
-from metaformer.io.sources.shards import Shard, shard_digest
+from metaformer.io.sources.shards import Shard, container_of, shard_digest
 
 
 @dataclass(frozen=True)
@@ -44,26 +47,44 @@ def score_shard(job: Job, detector_content: bytes, shard: Shard, done: frozenset
     os.chdir(job.folder)
     output = Path(job.output)
     target = shard_file(ParquetScores(output), shard)
-    rows = list(read_part(target)) if target.exists() else []
+    container = container_of(shard)
+
+    def version(name: str) -> Version:
+        return version_of(name if container is None else container)
+
+    rows = (
+        [row for row in read_part(target) if is_current(row, version(row.path))]
+        if target.exists()
+        else []
+    )
     earlier = len(rows)
     known = set(done).union(row.path for row in rows)
 
     def is_wanted(name: str) -> bool:
         is_new = name not in known
         known.add(name)  # an archive may hold a name twice
+        if is_new:
+            versions[name] = version(name)
         return is_new
 
     detector = load_detector(detector_content, job.false_alarm_rate)
-    failures: list[tuple[str, str]] = []
+    failures: list[Omission] = []
+    versions: dict[str, Version] = {}
     items = read_shard(shard, is_wanted)
     with closing(read_ahead(items, detector.made["white_level"])) as stream:
         for item, pixels in stream:
             if isinstance(pixels, ImageError):
-                failures.append((item.name, str(pixels)))
+                failures.append(Omission(item.name, str(pixels), pixels.category))
             else:
-                line = score_pixels(detector, pixels, item.name, output, job.root, job.write_maps)[
-                    1
-                ]
+                _, line = score_pixels(
+                    detector,
+                    pixels,
+                    item.name,
+                    output,
+                    job.root,
+                    job.write_maps,
+                    versions.pop(item.name, UNKNOWN),
+                )
                 rows.append(line)
             del item, pixels  # a large image is not kept while the next one is decoded
     if rows or failures:

@@ -24,10 +24,12 @@ from typing import Any
 
 from metaformer.detection.detector import Detector
 from metaformer.inference.drift import DriftTest
-from metaformer.inference.folder_poller import Arrival, Arrivals, as_it_is, version_digest
+from metaformer.inference.folder_poller import Arrival, Arrivals, as_it_is
 from metaformer.inference.scores.json_lines import Record
 from metaformer.inference.webhook import Webhook
+from metaformer.io.folders import PASSED_OVER, Omission
 from metaformer.io.images import ImageError, read_image
+from metaformer.io.sources.naming import version_digest
 
 LOOKING_SHARE = 0.2
 """Looking at a folder of very many files takes this share of the time at most."""
@@ -159,6 +161,9 @@ class Watch:
 
     def _score(self, arrival: Arrival) -> bool:
         """Score one settled file; False if it is left for another look."""
+        if arrival.omission is not None:
+            self._omit(arrival, arrival.omission)
+            return True
         try:
             pixels = read_image(arrival.path, white_level=self.detector.made["white_level"])
         except ImageError as error:
@@ -181,6 +186,14 @@ class Watch:
             self._test.update(prediction.raw_score)
             self._warn_of_drift()
         return True
+
+    def _omit(self, arrival: Arrival, omission: Omission) -> None:
+        if omission.category == PASSED_OVER:
+            self._known.add(arrival.digest)
+            self._tell(f"passed over: {arrival.name}: {omission.reason}")
+            return
+        self.result.unreadable += 1
+        self._finish(arrival, {"event": "unreadable", "reason": omission.reason})
 
     def _finish(self, arrival: Arrival, entry: Entry) -> None:
         version = {"path": arrival.name, "size": arrival.size, "mtime_ns": arrival.mtime_ns}

@@ -1,17 +1,44 @@
-"""Writing files so that a reader never sees half of one."""
+"""Opening files that are files, and writing them so that a reader never sees half of one."""
 
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 _READING_UMASK = threading.Lock()
 """It is the whole process's, and cannot be read without being set."""
+
+
+class NotAFileError(OSError):
+    """A folder, pipe, socket or device where a file is needed."""
+
+
+def open_file(path: Path | str) -> BinaryIO:
+    """A regular file, or a link to one, for reading: never a pipe, which would wait for ever.
+
+    Raises:
+        NotAFileError: it is something else.
+        OSError: it is not there or cannot be read.
+        ValueError: an impossible name.
+    """
+
+    def without_waiting(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    if Path(path).is_dir():
+        raise NotAFileError(f"{path}: a folder, not a file.")
+    file = open(path, "rb", opener=without_waiting)  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise NotAFileError(f"{path}: neither a file nor a link to one.")
+    return file
 
 
 @contextmanager

@@ -24,8 +24,18 @@ def encode_levels(levels: NDArray[np.uint8]) -> bytes:
     return _encode(".png", levels, FOR_MAPS)
 
 
+JPEG_SIDE = 65_500
+"""Longest side that encoders of JPEG take; scans of webs and wires are longer."""
+
+
 def encode_photo(photo: NDArray[np.uint8], quality: int) -> bytes:
-    """(H, W, 3) RGB as JPEG of ``quality``, 0 to 100."""
+    """(H, W, 3) RGB as JPEG of ``quality``, 0 to 100; made smaller if JPEG has no room for it."""
+    longest = max(photo.shape[:2])
+    if longest > JPEG_SIDE:
+        height, width = (max(1, side * JPEG_SIDE // longest) for side in photo.shape[:2])
+        photo = np.asarray(
+            cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA), np.uint8
+        )
     return _encode(".jpg", photo[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
 
 

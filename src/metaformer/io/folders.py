@@ -1,21 +1,69 @@
-"""Listing the images of a folder, in an order that does not depend on the file system."""
+"""What of a folder is an image, what is not, and why: the one place that lists.
+
+Everything found is either an image or said: a file that might be an image and is not read, a folder
+that may not be entered, and what is passed over on purpose (results, recycle bins, masks).
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib"}
+    | {".tif", ".tiff", ".webp"}
+)
 """Endings (lower case) of the files taken for images; case does not matter."""
 
 OTHER_IMAGE_SUFFIXES = frozenset(
-    {".avif", ".heic", ".heif", ".jp2", ".jxl", ".gif", ".raw"}
-    | {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"}
+    {".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".j2c", ".jpf", ".jpx", ".jxl", ".jxr"}
+    | {".gif", ".raw", ".pgm", ".ppm", ".pbm", ".pnm", ".pam", ".pfm", ".dcm", ".dicom", ".exr"}
+    | {".tga", ".hdr", ".psd", ".pcx", ".ico", ".svg", ".eps", ".fits", ".fit", ".sgi", ".ras"}
+    | {".btf", ".svs", ".ndpi", ".czi", ".lif", ".nd2", ".vsi", ".npy", ".npz", ".jls", ".wdp"}
+    | {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw", ".x3f"}
 )
-"""Endings of images that are not read: telephones and cameras write some of them."""
+"""Endings of images that are not read: telephones, cameras and instruments write some of them."""
+
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg")
 
 _CLUTTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+_BINS = {
+    "@eadir": "thumbnails of a network drive",
+    "@tmp": "a network drive's own folder",
+    "#recycle": "a recycle bin",
+    "@recycle": "a recycle bin",
+    "#snapshot": "snapshots of a network drive",
+    "@recently-snapshot": "snapshots of a network drive",
+    "$recycle.bin": "a recycle bin",
+    "recycler": "a recycle bin",
+    "system volume information": "a folder of the system",
+    "lost+found": "a folder of the system",
+}
+_TRUTH = frozenset({"ground_truth", "ground-truth", "groundtruth", "mask", "masks"})
+
+PASSED_OVER = "passed over"
+"""Category of what is no image to score, on purpose; it is said, and is no failure."""
+UNREADABLE = "unreadable"
+NOT_READ = "not read"
+"""Category of files that may hold images and are of a kind that is not read."""
+NO_PERMISSION = "no permission"
+NOT_A_FILE = "not a file"
+MISSING = "missing"
+CUT_SHORT = "cut short"
+
+
+@dataclass(frozen=True)
+class Omission:
+    """Something that was found and is not scored."""
+
+    path: str
+    reason: str
+    category: str
 
 
 def natural_key(path: Path | str) -> tuple[object, ...]:
@@ -37,62 +85,208 @@ def is_visible(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in _CLUTTER
 
 
-def list_images(folder: Path | str, *, recursive: bool = False) -> list[Path]:
-    """The image files of ``folder`` (by their ending), in natural order; may be empty.
+def suffix_of(name: str) -> str:
+    """The ending of a name in lower case, with its dot."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122, a hot path
 
-    Hidden files and folders are skipped; links are followed, each folder once.
+
+def file_omission(path: str, name: str) -> Omission | None:
+    """Why the file ``name`` is not scored though it may hold images; None if nobody would ask."""
+    suffix = suffix_of(name)
+    reason = ""
+    if suffix in OTHER_IMAGE_SUFFIXES:
+        reason = f"{suffix} files cannot be read here; convert to PNG, JPEG or TIFF."
+    elif name.lower().endswith(ARCHIVE_SUFFIXES):
+        reason = "an archive inside a folder or archive is not opened. Name it itself."
+    elif name.lower().endswith(VIDEO_SUFFIXES):
+        reason = "a video inside a folder or archive is not opened. Name it itself."
+    return Omission(path, reason, NOT_READ) if reason else None
+
+
+def member_omission(path: str, member: str) -> Omission | None:
+    """``file_omission`` for a member of an archive or remote folder, and passing over its folders.
+
+    Args:
+        path: what messages call it.
+        member: its path inside, with slashes.
+    """
+    *folders, name = PurePosixPath(member).parts or ("",)
+    if not all(is_visible(part) or part == ".." for part in (*folders, name)):
+        return None
+    for folder in folders:
+        why = folder_passed_over(folder)
+        if why and suffix_of(name) in IMAGE_SUFFIXES:
+            return Omission(path, f"in {folder}: {why}; passed over.", PASSED_OVER)
+    return file_omission(path, name)
+
+
+def folder_passed_over(name: str) -> str:
+    """Why the images of a folder with this name are not looked at; empty if they are."""
+    if name.lower() in _TRUTH:
+        return "masks that mark defects"
+    return _BINS.get(name.lower(), "")
+
+
+def is_results(folder: str) -> bool:
+    """A folder that ``predict`` has written."""
+    if not os.path.isfile(os.path.join(folder, "run.json")):  # noqa: PTH113, PTH118, a hot path
+        return False
+    return any(
+        os.path.exists(os.path.join(folder, name))  # noqa: PTH110, PTH118
+        for name in ("maps", "scores.csv", "scores", "failures.csv")
+    )
+
+
+def walk(
+    folder: Path | str, *, recursive: bool = False, follow_links: bool = True, passed_over: str = ""
+) -> Iterator[str | Omission]:
+    """The image files of ``folder`` (by their ending) and what is omitted, in natural order.
+
+    One folder is in memory at a time. Hidden files and folders are skipped; links are followed,
+    each folder once. Pipes and devices are omitted; links to nothing are not, as reading tells.
+
+    Args:
+        passed_over: a folder not to look into nor to speak of (its real path).
 
     Raises:
         FileNotFoundError: there is no such folder.
         NotADirectoryError: it is a file.
-        PermissionError: it may not be read.
+        PermissionError: it may not be listed.
     """
-    folder = check_folder(folder)
-    found: list[Path] = []
-    visited: set[str] = set()
-    for where, folders, files in os.walk(folder, followlinks=True):
-        here = os.path.realpath(where)
-        if here in visited:  # a link that leads back up
-            folders.clear()
-            continue
-        visited.add(here)
-        found += [
-            Path(where) / name
-            for name in files
-            if is_visible(name) and Path(name).suffix.lower() in IMAGE_SUFFIXES
+    yield from _walk(os.fspath(check_folder(folder)), recursive, follow_links, passed_over, set())
+
+
+def _walk(
+    folder: str, recursive: bool, follow_links: bool, passed_over: str, visited: set[str]
+) -> Iterator[str | Omission]:
+    here = os.path.realpath(folder)
+    if here in visited:  # a link that leads back up
+        return
+    visited.add(here)
+    with os.scandir(folder) as entries:
+        found = [
+            (entry.name, _is_folder(entry, follow_links))
+            for entry in entries
+            if is_visible(entry.name)
         ]
-        if not recursive:
-            break
-        # Sorted, so that which of two links to one folder is kept does not depend on the disk.
-        folders[:] = sorted((name for name in folders if is_visible(name)), key=natural_key)
+    found.sort(key=lambda entry: natural_key(entry[0]))
+    stems = {os.path.splitext(name)[0] for name, _ in found}  # noqa: PTH122
+    for name, is_folder in found:
+        path = os.path.join(folder, name)  # noqa: PTH118, a hot path
+        if not is_folder:
+            yield from _sort_file(path, name, stems)
+        elif recursive and os.path.realpath(path) != passed_over:
+            why = _why_not_into(folder, path, name)
+            if why is not None:
+                yield why
+                continue
+            try:
+                yield from _walk(path, recursive, follow_links, passed_over, visited)
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # gone meanwhile
+            except PermissionError:
+                yield no_permission(path)
+
+
+def _is_folder(entry: os.DirEntry[str], follow_links: bool) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=follow_links)
+    except OSError:
+        return False
+
+
+def _sort_file(path: str, name: str, stems: set[str]) -> Iterator[str | Omission]:
+    suffix = suffix_of(name)
+    if suffix not in IMAGE_SUFFIXES:
+        omission = file_omission(path, name)
+        if omission is not None:
+            yield omission
+        return
+    stem = name[: -len(suffix)]
+    if stem.lower().endswith("_mask") and stem[: -len("_mask")] in stems:
+        yield Omission(path, "a mask that marks defects; passed over.", PASSED_OVER)
+        return
+    why = not_a_file(path)
+    yield path if why is None else why
+
+
+def _why_not_into(parent: str, path: str, name: str) -> Omission | None:
+    """Why a folder is passed over by its name or content."""
+    why = folder_passed_over(name)
+    if not why and is_results(path):
+        why = "results of this program"
+    if not why and name in ("maps", "scores") and is_results(parent):
+        why = "results of this program"
+    if not why:
+        return None
+    if name.lower() != "system volume information":  # on Windows nobody may list it
+        try:
+            with os.scandir(path):
+                pass
+        except PermissionError:
+            return no_permission(path)
+        except OSError:
+            return None
+    return Omission(path, f"{why}; passed over.", PASSED_OVER)
+
+
+def no_permission(path: str) -> Omission:
+    return Omission(
+        path, "no permission to list this folder. Change its permissions.", NO_PERMISSION
+    )
+
+
+def not_a_file(path: str) -> Omission | None:
+    """Pipes, sockets and devices, which can make a reader wait for ever."""
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116, a hot path
+    except (OSError, ValueError):
+        return None  # reading it says why
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return None
+    return Omission(path, "neither a file nor a link to one. Give an image file.", NOT_A_FILE)
+
+
+def list_images(folder: Path | str, *, recursive: bool = False) -> list[Path]:
+    """The image files of ``folder`` (by their ending), in natural order; may be empty.
+
+    Raises: as ``walk``; PermissionError for a sub-folder, too.
+    """
+    found = []
+    for entry in walk(folder, recursive=recursive):
+        if isinstance(entry, str):
+            found.append(Path(entry))
+        elif entry.category == NO_PERMISSION:
+            raise PermissionError(f"{entry.path}: {entry.reason}")
     return sorted(found, key=lambda path: natural_key(path.relative_to(folder)))
 
 
-def count_passed_over(folder: Path | str, *, recursive: bool = False) -> dict[str, int]:
-    """How many images of ``folder`` are of a kind that is not read: ending -> count.
-
-    Raises: as ``list_images``.
-    """
-    counts: dict[str, int] = {}
-    for _, folders, files in os.walk(check_folder(folder)):
-        for name in files:
-            suffix = Path(name).suffix.lower()
-            if suffix in OTHER_IMAGE_SUFFIXES and is_visible(name):
-                counts[suffix] = counts.get(suffix, 0) + 1
-        if not recursive:
-            break
-        folders[:] = [name for name in folders if is_visible(name)]
-    return dict(sorted(counts.items()))
+def list_omissions(folder: Path | str) -> list[Omission]:
+    """What ``walk`` omits of ``folder`` itself, sub-folders aside."""
+    return [entry for entry in walk(folder) if isinstance(entry, Omission)]
 
 
-def describe_passed_over(counts: dict[str, int]) -> str:
-    """What ``count_passed_over`` has found and what to do about it; empty if it found nothing."""
-    if not counts:
-        return ""
-    files = ", ".join(
-        f"{count} {suffix} file{'' if count == 1 else 's'}" for suffix, count in counts.items()
-    )
-    return f"{files} cannot be read here; convert to PNG, JPEG or TIFF."
+def describe_omissions(omissions: Sequence[Omission], shown: int = 3) -> str:
+    """A line for people: how many files of each ending, and others by reason with a few names."""
+    endings: dict[str, int] = {}
+    by_reason: dict[str, list[str]] = {}
+    for omission in omissions:
+        suffix = suffix_of(omission.path)
+        if omission.category == NOT_READ and suffix in OTHER_IMAGE_SUFFIXES:
+            endings[suffix] = endings.get(suffix, 0) + 1
+        else:
+            by_reason.setdefault(omission.reason, []).append(Path(omission.path).name)
+    parts = []
+    if endings:
+        files = (
+            f"{count} {suffix} file{'' if count == 1 else 's'}"
+            for suffix, count in sorted(endings.items())
+        )
+        parts.append(f"{', '.join(files)} cannot be read here; convert to PNG, JPEG or TIFF.")
+    for reason, names in by_reason.items():
+        listed = ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
+        parts.append(f"{listed}: {reason}")
+    return " ".join(parts)
 
 
 def list_folders(folder: Path | str) -> list[Path]:

@@ -7,7 +7,8 @@ the rest of the package may trust its input.
 from __future__ import annotations
 
 import io
-import stat
+import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
+from metaformer.io.atomic_files import NotAFileError, open_file
 from metaformer.io.decoding import (
     BIT_DEPTH_WITHIN,
     check_size,
@@ -25,7 +27,7 @@ from metaformer.io.decoding import (
     load,
     may_hold_16_bits,
 )
-from metaformer.io.folders import IMAGE_SUFFIXES, list_images
+from metaformer.io.folders import IMAGE_SUFFIXES, MISSING, NO_PERMISSION, NOT_A_FILE, list_images
 from metaformer.io.pixels import (
     ImageError,
     check_white_level,
@@ -41,6 +43,7 @@ __all__ = [
     "MAX_PIXELS",
     "MIN_SIDE",
     "ImageError",
+    "WhiteLevelWarning",
     "guess_white_level",
     "list_images",
     "pixels_of",
@@ -60,8 +63,19 @@ WHITE_LEVELS = (255, 1023, 4095, 16383, 65535)
 """Full scale of 8, 10, 12, 14 and 16 bit cameras."""
 
 
+UNKNOWN_WHITE_LEVEL = (
+    "a 16-bit image, of which it is not known which value is white: the detector was adapted to "
+    "8-bit images. 65535 is taken; images of a 10 or 12 bit camera are nearly black then. Adapt to "
+    "16-bit images, or adapt again with --white-level (white_level=) 1023, 4095, 16383 or 65535."
+)
+
+
+class WhiteLevelWarning(UserWarning):
+    """A 16-bit image was read without knowing which value means white."""
+
+
 def read_image(
-    source: Source, *, white_level: int = 65535, max_pixels: int = MAX_PIXELS
+    source: Source, *, white_level: int | None = 65535, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:
     """Read one image as (H, W, 3) uint8 RGB.
 
@@ -79,7 +93,9 @@ def read_image(
     Args:
         source: path, encoded bytes, array, tensor or Pillow image.
         white_level: value of a 16-bit image that means white; brighter values become 255. Has
-            no effect on 8-bit images. 12-bit cameras: 4095, or see ``guess_white_level``.
+            no effect on 8-bit images. 12-bit cameras: 4095, or see ``guess_white_level``. None
+            if it is not known: a 16-bit image is read with 65535 then, and warns if no pixel gets
+            far enough to show that this is right.
         max_pixels: refuse larger images, before decoding them.
 
     Raises:
@@ -87,7 +103,8 @@ def read_image(
             (``MIN_SIDE``), too large, or of a type or value range that is not accepted.
         ValueError: ``white_level`` is not in 1..65535.
     """
-    check_white_level(white_level)
+    if white_level is not None:
+        check_white_level(white_level)
     name, pixels = _read_pixels(source, max_pixels)
     height, width = pixels.shape[:2]
     if min(height, width) < MIN_SIDE:
@@ -96,6 +113,11 @@ def read_image(
             f"found an image of {width} x {height} pixels (width x height); accepted is at least "
             f"{MIN_SIDE} on each side. Use a larger image.",
         )
+    if white_level is None:
+        white_level = WHITE_LEVELS[-1]
+        # Brighter than 14 bits can be: then it is white at 65535.
+        if pixels.dtype == np.uint16 and _bright(_colour(pixels)) <= WHITE_LEVELS[-2]:
+            warnings.warn(UNKNOWN_WHITE_LEVEL, WhiteLevelWarning, stacklevel=2)
     return to_rgb(pixels, white_level)
 
 
@@ -116,28 +138,42 @@ def read_mask(path: Path | str) -> NDArray[np.bool_]:
     return mask
 
 
-def guess_white_level(images: Iterable[Source]) -> int:
-    """Full scale of a set of 16-bit images: the smallest of ``WHITE_LEVELS`` covering them all.
+def guess_white_level(images: Iterable[Source]) -> int | None:
+    """Full scale of a set of 16-bit images: the smallest of ``WHITE_LEVELS`` covering most of them.
 
-    Returns 65535 when none of them is 16-bit, where the white level has no effect. A guess from a
-    few dark images can be too low: know your camera, or use many images. Files whose first bytes
-    rule out 16 bits (most) are not decoded for it, nor checked.
+    Of an image the brightest thousandth of its pixels does not count, of five images or more the
+    brightest tenth: a hot pixel, or one image of another camera, decides nothing.
+
+    Returns None when none of them is 16-bit: unknown. A guess from a few dark images can be too
+    low: know your camera, or use many images. Files whose first bytes rule out 16 bits (most) are
+    not decoded for it, nor checked.
 
     Raises:
         ImageError: as ``read_image``.
     """
-    brightest = -1
+    brightness = []
     for source in images:
         if not _may_be_16_bit(source):
             continue
         _, pixels = _read_pixels(source, MAX_PIXELS)
         if pixels.dtype == np.uint16:
-            brightest = max(
-                brightest, int(pixels[:, :, :3].max() if pixels.ndim == 3 else pixels.max())
-            )
-    if brightest < 0:
-        return WHITE_LEVELS[-1]
+            brightness.append(_bright(_colour(pixels)))
+    if not brightness:
+        return None
+    left_out = 0 if len(brightness) < 5 else -(-len(brightness) // 10)
+    brightest = sorted(brightness)[-1 - left_out]
     return next(level for level in WHITE_LEVELS if level >= brightest)
+
+
+def _colour(pixels: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """Without alpha."""
+    return pixels[:, :, :3] if pixels.ndim == 3 else pixels
+
+
+def _bright(values: NDArray[np.uint16]) -> int:
+    """The level that all pixels but one in a thousand, and always but one, reach at most."""
+    rank = min(values.size - 1 - values.size // 1000, max(0, values.size - 2))
+    return int(np.partition(values, rank, axis=None)[rank])
 
 
 def pixels_of(source: Source) -> int:
@@ -151,7 +187,7 @@ def pixels_of(source: Source) -> int:
     if isinstance(source, bytes):
         return count_pixels(io.BytesIO(source))
     try:
-        with Path(source).open("rb") as stream:
+        with open_file(source) as stream:
             return count_pixels(stream)
     except (OSError, ValueError, TypeError):  # no file, an impossible name, not a name
         return 0
@@ -181,7 +217,7 @@ def _may_be_16_bit(source: Source) -> bool:
     """Told by the first bytes; True where only decoding can tell, or the source is no image."""
     if isinstance(source, (str, Path)):
         try:
-            with Path(source).open("rb") as stream:
+            with open_file(source) as stream:
                 start = stream.read(BIT_DEPTH_WITHIN)
         except (OSError, ValueError):
             return True
@@ -220,17 +256,23 @@ def _read_pixels(source: Source, max_pixels: int) -> tuple[str, NDArray[Any]]:
         )
     name = str(source)
     try:
-        status = Path(source).stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise ImageError(name, "a folder, not an image. Give an image file inside it.")
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError(name, "neither a file nor a link to one. Give an image file.")
-        with Path(source).open("rb") as stream:
-            return name, decode(name, stream, status.st_size, max_pixels)
+        if Path(source).is_dir():
+            raise ImageError(
+                name, "a folder, not an image. Give an image file inside it.", NOT_A_FILE
+            )
+        with open_file(source) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            return name, decode(name, stream, size, max_pixels)
+    except NotAFileError:
+        raise ImageError(
+            name, "neither a file nor a link to one. Give an image file.", NOT_A_FILE
+        ) from None
     except FileNotFoundError:
-        raise ImageError(name, "no such file. Check the path.") from None
+        raise ImageError(name, "no such file. Check the path.", MISSING) from None
     except PermissionError:
-        raise ImageError(name, "no permission to read it. Change its permissions.") from None
+        raise ImageError(
+            name, "no permission to read it. Change its permissions.", NO_PERMISSION
+        ) from None
     except ImageError:
         raise
     except (OSError, ValueError) as error:  # a bad disk, an impossible file name

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from metaformer.io.folders import UNREADABLE
+
 COPIED_ROWS = 256
 """Rows that leave Pillow at a time; bounds memory."""
 
@@ -19,12 +21,14 @@ class ImageError(ValueError):
     Attributes:
         path: the file, or a description of the array or bytes.
         reason: the message without the path.
+        category: what kind of failure it is, as ``failures.csv`` names it (``listing``).
     """
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
+    def __init__(self, path: str, reason: str, category: str = UNREADABLE) -> None:
+        super().__init__(path, reason, category)
         self.path = path
         self.reason = reason
+        self.category = category
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
@@ -60,7 +64,7 @@ def pixels_from_array(name: str, array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype in (np.uint8, np.uint16):
         return array.astype(array.dtype.type, copy=False)  # native byte order
     if array.dtype.kind == "f":
-        return _pixels_from_floats(name, array)
+        return pixels_from_floats(name, array)
     raise ImageError(
         name,
         f"found values of type {array.dtype}; accepted are uint8, uint16, bool, and float in "
@@ -104,7 +108,7 @@ def pixels_from_pillow(name: str, image: Image.Image) -> NDArray[Any]:
             )
         return values.astype(np.uint16)
     if mode == "F":
-        return _pixels_from_floats(name, np.asarray(image))
+        return pixels_from_floats(name, np.asarray(image))
     raise ImageError(
         name,
         f"found colour mode {mode}; accepted are grey, RGB, RGBA, palette and CMYK. Save it "
@@ -125,7 +129,8 @@ def _copy_by_rows(image: Image.Image) -> NDArray[np.uint8]:
     return pixels
 
 
-def _pixels_from_floats(name: str, values: NDArray[Any]) -> NDArray[np.uint8]:
+def pixels_from_floats(name: str, values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Decimals in [0, 1] of any shape as 0 to 255. Raises: ImageError: others than those."""
     if not np.isfinite(values).all():
         raise ImageError(name, "found NaN or infinite values. Replace them by numbers in [0, 1].")
     low, high = float(values.min()), float(values.max())
@@ -152,8 +157,11 @@ def turn_upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 def to_rgb(pixels: NDArray[Any], white_level: int) -> NDArray[np.uint8]:
     """(H, W), (H, W, 3) or (H, W, 4), uint8 or uint16 -> (H, W, 3) uint8, alpha over black.
 
-    ``white_level`` is the uint16 value that becomes 255; alpha always runs to 65535.
+    ``white_level`` is the uint16 value that becomes 255; alpha always runs to 65535. An alpha of
+    zero everywhere is no transparency: programs that store four bytes a pixel leave it there.
     """
+    if pixels.ndim == 3 and pixels.shape[2] == 4 and not pixels[:, :, 3].any():
+        pixels = pixels[:, :, :3]
     if pixels.dtype == np.uint16:
         values = np.arange(65536, dtype=np.int64)
         grey_of = np.minimum((values * 255 + white_level // 2) // white_level, 255).astype(np.uint8)

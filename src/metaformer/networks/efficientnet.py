@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 
 Colours = tuple[float, float, float]
 INPUT_MEAN: Colours = (127 / 255,) * 3
@@ -75,7 +76,7 @@ class Pointwise(nn.Module):
         self.conv = nn.Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_tracing():
+        if is_tracing():
             return F.conv2d(x, self.conv.weight, self.conv.bias)
         cells = x.permute(0, 2, 3, 1)  # (B, H, W, C_in), of channels-last maps a view
         weight = self.conv.weight.flatten(1)  # (C_out, C_in)
@@ -158,9 +159,7 @@ class EfficientNetLite0(nn.Module):
         self.size_multiple = max(self.channels)
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
-        if not torch.jit.is_tracing() and any(
-            side % self.size_multiple for side in images.shape[2:]
-        ):
+        if not is_tracing() and any(side % self.size_multiple for side in images.shape[2:]):
             raise ValueError(
                 f"images of {images.shape[2]} x {images.shape[3]} pixels: both sides must be "
                 f"multiples of {self.size_multiple}."

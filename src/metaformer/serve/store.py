@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import secrets
 import shutil
-import sys
 import threading
 from collections import OrderedDict
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -24,6 +23,7 @@ from metaformer.detection.detector import Detector
 from metaformer.detection.detector_file import DetectorFileError
 from metaformer.detection.scoring.calibration import Calibration, guarantee_of
 from metaformer.io.atomic_files import force_to_disk
+from metaformer.io.locking import one_writer
 from metaformer.serve.http.schemas import DetectorSummary
 
 ServeEngine = Literal["torch", "onnxruntime"]
@@ -81,13 +81,21 @@ class DetectorStore:
         self._loading = threading.Lock()
         self._index: dict[str, DetectorSummary] = {}
         self._memory: OrderedDict[str, Detector] = OrderedDict()
-        self._claim = claim(folder)
+        self._claim = ExitStack()
+        self._claim.enter_context(
+            one_writer(
+                folder / LOCK,
+                StoreError(
+                    f"{folder}: another server uses this folder. Stop it, or choose another folder."
+                ),
+            )
+        )
         self._sweep()
         self._read_folder()
 
     def close(self) -> None:
         """Let another server use the folder."""
-        os.close(self._claim)
+        self._claim.close()
 
     def _sweep(self) -> None:
         # The second kind is what the atomic writing of one of the first leaves when killed, the
@@ -268,7 +276,7 @@ def computed_by(detector: Detector, engine: ServeEngine) -> Detector:
     if engine == "torch":
         return detector
     from metaformer.export.backends import with_engine
-    from metaformer.export.onnx.anomaly_maps import UnsupportedExportError
+    from metaformer.export.onnx.detector import UnsupportedExportError
 
     try:
         return with_engine(detector, engine)
@@ -301,23 +309,3 @@ def read_summary(path: Path) -> DetectorSummary:
         raise DetectorFileError(
             f"{path}: not a readable detector file ({error!r}). Remove it from the folder."
         ) from error
-
-
-def claim(folder: Path) -> int:
-    """An open, locked file; the system frees the lock however the program ends.
-
-    Raises:
-        StoreError: another server holds it.
-    """
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    if sys.platform != "win32":
-        import fcntl
-
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(handle)
-            raise StoreError(
-                f"{folder}: another server uses this folder. Stop it, or choose another folder."
-            ) from None
-    return handle

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import metaformer.detection.pixel.finetuning as pixel_long
 import metaformer.detection.pixel.fitting as pixel_fit
+from metaformer.detection.pixel.adapted import AdaptedPixel, PreparedImage, padded
 from metaformer.detection.pixel.config import PixelConfig
 from metaformer.detection.pixel.fitting import (
     check_loss,
@@ -21,7 +22,7 @@ from metaformer.detection.pixel.fitting import (
     squeezed,
 )
 from metaformer.detection.pixel.inner_rates import InnerRates
-from metaformer.detection.pixel.preset import AdaptedPixel, PixelModel, padded
+from metaformer.detection.pixel.preset import PixelPreset
 from metaformer.detection.pixel.universal_model import UniversalModel
 from metaformer.detection.pixel.universal_weights import UniversalWeightsError
 from metaformer.networks.instance_prior import InstancePrior
@@ -38,55 +39,67 @@ def stripes(shift: int, *, spot: bool = False, width: int = 144) -> Tensor:
     return image
 
 
+def adapt(preset: PixelPreset, support: list[PreparedImage], *, seed: int) -> AdaptedPixel:
+    found = preset.adapt(support, seed=seed, on_step=lambda done, total: None).adapted
+    assert isinstance(found, AdaptedPixel)
+    return found
+
+
+def extended(adapted: AdaptedPixel, new: list[PreparedImage]) -> AdaptedPixel:
+    found = adapted.extend(new, seed=0).adapted
+    assert isinstance(found, AdaptedPixel)
+    return found
+
+
 @pytest.fixture(scope="module")
-def model() -> PixelModel:
+def model() -> PixelPreset:
     torch.manual_seed(0)
     universal = UniversalModel()
     rates = InnerRates(universal.autoencoder, 2, 0.05)
     prior = InstancePrior().eval().requires_grad_(False)
-    return PixelModel(CONFIG, universal, rates.requires_grad_(False), prior)
+    return PixelPreset(CONFIG, universal, rates.requires_grad_(False), prior)
 
 
 @pytest.fixture(scope="module")
-def adapted(model: PixelModel) -> AdaptedPixel:
-    return model.adapt([model.prepare(stripes(s)) for s in range(3)], seed=0)
+def adapted(model: PixelPreset) -> AdaptedPixel:
+    return adapt(model, [model.prepare(stripes(s)) for s in range(3)], seed=0)
 
 
-def test_padding_is_cut_off_again(model: PixelModel, adapted: AdaptedPixel) -> None:
+def test_padding_is_cut_off_again(model: PixelPreset, adapted: AdaptedPixel) -> None:
     prepared = model.prepare(stripes(0))
     assert prepared.pixels.shape == (1, 3, 96, 144), "nothing is rebuilt, so nothing padded"
     assert prepared.response is None, "T has no say in the fast mode"
     assert adapted.anomaly_map(prepared).shape == (96 // 4, 144 // 4)
-    with_gap = PixelModel(replace(CONFIG, gap=True), model.universal, model.rates, model.prior)
+    with_gap = PixelPreset(replace(CONFIG, gap=True), model.universal, model.rates, model.prior)
     prepared = with_gap.prepare(stripes(0))
     assert prepared.pixels.shape == (1, 3, 128, 256)
-    found = with_gap.adapt([prepared], seed=0)
+    found = adapt(with_gap, [prepared], seed=0)
     assert found.anomaly_map(prepared).shape == (96 // 4, 144 // 4)
 
 
-def test_a_spot_stands_out(model: PixelModel, adapted: AdaptedPixel) -> None:
+def test_a_spot_stands_out(model: PixelPreset, adapted: AdaptedPixel) -> None:
     raw = adapted.anomaly_map(model.prepare(stripes(5, spot=True)))
     inside = raw[10:14, 15:19].mean()
     outside = torch.cat([raw[:, :10].flatten(), raw[:, 26:].flatten()]).mean()
     assert inside > 1.5 * outside
 
 
-def test_same_seed_same_detector(model: PixelModel, adapted: AdaptedPixel) -> None:
-    again = model.adapt([model.prepare(stripes(s)) for s in range(3)], seed=0)
+def test_same_seed_same_detector(model: PixelPreset, adapted: AdaptedPixel) -> None:
+    again = adapt(model, [model.prepare(stripes(s)) for s in range(3)], seed=0)
     query = model.prepare(stripes(7, spot=True))
     assert torch.equal(adapted.anomaly_map(query), again.anomaly_map(query))
 
 
-def test_adapting_leaves_the_universal_weights_alone(model: PixelModel) -> None:
+def test_adapting_leaves_the_universal_weights_alone(model: PixelPreset) -> None:
     before = {name: t.clone() for name, t in model.universal.state_dict().items()}
-    fitted = model.adapt([model.prepare(stripes(0))], seed=1).universal
+    fitted = adapt(model, [model.prepare(stripes(0))], seed=1).universal
     for name, tensor in model.universal.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     moved = [not torch.equal(t, before[name]) for name, t in fitted.state_dict().items()]
     assert any(moved)
 
 
-def test_adapting_lowers_the_reconstruction_error(model: PixelModel) -> None:
+def test_adapting_lowers_the_reconstruction_error(model: PixelPreset) -> None:
     images = [squeezed(model.prepare(stripes(s)).pixels) for s in range(3)]
     fitted = fit(model.universal, model.rates, images, torch.Generator())
 
@@ -99,7 +112,7 @@ def test_adapting_lowers_the_reconstruction_error(model: PixelModel) -> None:
     assert error(fitted) < error(model.universal)
 
 
-def test_the_pass_for_the_moments_is_the_reading_by_them(model: PixelModel) -> None:
+def test_the_pass_for_the_moments_is_the_reading_by_them(model: PixelPreset) -> None:
     autoencoder = model.universal.autoencoder
     images = [padded(stripes(s, width=w) * 2 - 1) for s, w in ((0, 144), (1, 96), (2, 144))]
     moments, passes = read_support(autoencoder, images, torch.Generator())
@@ -120,17 +133,17 @@ def test_the_pass_for_the_moments_is_the_reading_by_them(model: PixelModel) -> N
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
-def test_state_restores_the_same_map(model: PixelModel, adapted: AdaptedPixel) -> None:
+def test_state_restores_the_same_map(model: PixelPreset, adapted: AdaptedPixel) -> None:
     tensors, settings = adapted.state()
     restored = AdaptedPixel.from_state(tensors, settings)
     query = model.prepare(stripes(2, spot=True))
     assert torch.equal(restored.anomaly_map(query), adapted.anomaly_map(query))
 
 
-def test_the_gap_has_a_share_only_where_asked(model: PixelModel, adapted: AdaptedPixel) -> None:
+def test_the_gap_has_a_share_only_where_asked(model: PixelPreset, adapted: AdaptedPixel) -> None:
     """And has it in files from before it could be left out, which do not name it."""
-    with_gap = PixelModel(replace(CONFIG, gap=True), model.universal, model.rates, model.prior)
-    other = with_gap.adapt([with_gap.prepare(stripes(s)) for s in range(3)], seed=0)
+    with_gap = PixelPreset(replace(CONFIG, gap=True), model.universal, model.rates, model.prior)
+    other = adapt(with_gap, [with_gap.prepare(stripes(s)) for s in range(3)], seed=0)
     assert adapted.known is not None and other.known is not None
     assert len(adapted.known.typical) == 3 and len(other.known.typical) == 4
     query = with_gap.prepare(stripes(2, spot=True))
@@ -142,18 +155,19 @@ def test_the_gap_has_a_share_only_where_asked(model: PixelModel, adapted: Adapte
     assert torch.equal(AdaptedPixel.from_state(tensors, settings).anomaly_map(query), raw)
 
 
-def test_a_left_out_image_is_not_in_the_memory(model: PixelModel) -> None:
+def test_a_left_out_image_is_not_in_the_memory(model: PixelPreset) -> None:
     odd = model.prepare(stripes(0, spot=True))
-    adapted = model.adapt([model.prepare(stripes(s)) for s in (0, 1)] + [odd], seed=0)
-    known = adapted.anomaly_map(odd)[10:14, 15:19].mean()
-    left_out = adapted.left_out_maps({2}, seed=0)[2][10:14, 15:19].mean()
+    support = [model.prepare(stripes(s)) for s in (0, 1)] + [odd]
+    done = model.adapt(support, seed=0, on_step=lambda done, total: None)
+    known = done.adapted.anomaly_map(odd)[10:14, 15:19].mean()
+    left_out = done.left_out[2][10:14, 15:19].mean()
     assert left_out > 1.5 * known
 
 
-def test_sizes_may_be_mixed_and_the_memory_grows(model: PixelModel) -> None:
+def test_sizes_may_be_mixed_and_the_memory_grows(model: PixelPreset) -> None:
     support = [model.prepare(stripes(0)), model.prepare(stripes(1, width=96))]
-    adapted = model.adapt(support, seed=0)
-    more = adapted.extended([model.prepare(stripes(2))], earlier=2, seed=0)
+    adapted = adapt(model, support, seed=0)
+    more = extended(adapted, [model.prepare(stripes(2))])
     assert adapted.known is not None and more.known is not None
     assert more.known.images == 3
     for level, memory in adapted.known.memory.items():
@@ -161,10 +175,10 @@ def test_sizes_may_be_mixed_and_the_memory_grows(model: PixelModel) -> None:
     assert torch.isfinite(more.anomaly_map(support[1])).all()
 
 
-def test_aligned_a_shift_that_a_memory_forgives_is_found(model: PixelModel) -> None:
+def test_aligned_a_shift_that_a_memory_forgives_is_found(model: PixelPreset) -> None:
     """Half the stripes moved by six pixels: every patch is one of the support's."""
-    aligned = PixelModel(replace(CONFIG, aligned=True), model.universal, model.rates, model.prior)
-    adapted = aligned.adapt([aligned.prepare(stripes(0)) for _ in range(2)], seed=0)
+    aligned = PixelPreset(replace(CONFIG, aligned=True), model.universal, model.rates, model.prior)
+    adapted = adapt(aligned, [aligned.prepare(stripes(0)) for _ in range(2)], seed=0)
     moved = stripes(0)
     moved[:, :, 48:] = stripes(6)[:, :, 48:]
     raw = adapted.anomaly_map(aligned.prepare(moved))
@@ -172,26 +186,27 @@ def test_aligned_a_shift_that_a_memory_forgives_is_found(model: PixelModel) -> N
     tensors, settings = adapted.state()
     restored = AdaptedPixel.from_state(tensors, settings)
     assert torch.equal(restored.anomaly_map(aligned.prepare(moved)), raw)
-    more = adapted.extended([aligned.prepare(moved)], earlier=2, seed=0)
+    more = extended(adapted, [aligned.prepare(moved)])
     assert more.anomaly_map(aligned.prepare(moved))[14:, 2:-2].mean() < 0.5 * raw[14:, 2:-2].mean()
     assert len(more.known.templates) == 3  # type: ignore[union-attr]
 
 
 @pytest.mark.slow
-def test_long_training_keeps_the_best(model: PixelModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_training_keeps_the_best(model: PixelPreset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pixel_long, "STEPS", 4)
     monkeypatch.setattr(pixel_long, "CHECK_EVERY", 2)
     config = replace(CONFIG, mode="long", long_steps=2)
-    long = PixelModel(config, model.universal, model.rates, model.prior)
+    long = PixelPreset(config, model.universal, model.rates, model.prior)
     support = [long.prepare(stripes(s)) for s in range(2)]
-    adapted = long.adapt(support, seed=0)
+    adapted = adapt(long, support, seed=0)
+    adapted.readings = [adapted.read(image) for image in support]  # let go of after adapting
     losses = pixel_long.train_transformer(adapted, support, seed=1)
     assert len(losses) == 3
     assert not any(p.requires_grad for p in adapted.universal.parameters())
 
 
 def test_long_fitting_keeps_a_at_its_best(
-    model: PixelModel, monkeypatch: pytest.MonkeyPatch
+    model: PixelPreset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stops when images left out are rebuilt no better, and goes back to the best."""
     monkeypatch.setattr(pixel_fit, "LONG_CHECK_EVERY", 2)
@@ -229,4 +244,4 @@ def test_an_image_is_shifted_within_reach() -> None:
 
 def test_missing_weights_are_named(tmp_path: object) -> None:
     with pytest.raises(UniversalWeightsError, match="universal weights cannot be used"):
-        PixelModel.from_pretrained(folder=tmp_path)  # type: ignore[arg-type]
+        PixelPreset.from_pretrained(folder=tmp_path)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metaformer.detection.nearest_neighbors import cosine_distance
+from metaformer.detection.nearest_neighbors import as_columns, nearest_distance
 from metaformer.detection.pixel.universal_model import (
     CELL,
     FINE,
@@ -418,5 +418,6 @@ def test_typical_distance_is_that_to_the_other_images() -> None:
     expected = []
     for i, image in enumerate(images):
         others = torch.cat([other for j, other in enumerate(images) if j != i])
-        expected.append(cosine_distance(spread(image, 320), spread(others, 8192)))
+        bank = as_columns(spread(others, 8192), euclidean=False)
+        expected.append(nearest_distance(spread(image, 320), bank, euclidean=False))
     assert torch.equal(typical_distance(images), torch.cat(expected).mean())

@@ -30,7 +30,7 @@ class FeatureConfig:
     """Most patch features of a memory bank that an image is compared with, at each level."""
     max_patches: int = 20_000
     """Most patch features that are stored, at each level, so that more images can be added."""
-    mirrored_images: int = 8
+    mirrored_images: int = 10
     """A support of at most so many images also enters the memory bank mirrored."""
     score_share: float = 0.0
     """The image score is the mean of this share of the highest cells; 0 for the maximum."""

@@ -211,6 +211,11 @@ class FeaturePreset:
         preset = cls.of(restored.config, backbone_weights, backbone=backbone, device=device)
         restored.check(preset.backbone.channels)
         adapted = AdaptedFeature(
-            restored.config, preset.backbone, restored.bank, restored.support, restored.count
+            restored.config,
+            preset.backbone,
+            restored.bank,
+            restored.support,
+            restored.count,
+            restored.frame,
         )
         return preset, adapted

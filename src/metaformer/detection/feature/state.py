@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from metaformer.detection.feature.adapted import STATE_VERSION, FeatureImage, from_support
 from metaformer.detection.feature.config import SHIPPED, FeatureConfig
 from metaformer.detection.feature.memory_bank import POOLED, MemoryBank
+from metaformer.detection.scoring.frame_check import FrameCheck
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """What version 1 standardised pixels by. The shipped backbone was trained on other values, which
@@ -27,6 +28,7 @@ class Restored:
     bank: MemoryBank | None
     support: dict[int, FeatureImage]
     count: int
+    frame: FrameCheck | None = None
 
     def check(self, channels: Mapping[int, int]) -> None:
         """Raises: ValueError: shapes do not fit a backbone with these channels by stride."""
@@ -63,9 +65,10 @@ def restore(tensors: dict[str, Tensor], settings: dict[str, Any]) -> Restored:
         raise ValueError(f"no SHA-256 of the weights of {config.backbone}")
     count = image_count(settings)
     support = support_of(tensors, config)
+    frame = FrameCheck.from_state(tensors, settings["frame"])
     if config.aligned or len(support) == count:
-        return from_images(config, support, count)
-    return Restored(config, bank_of(tensors), {}, count)
+        return replace(from_images(config, support, count), frame=frame)
+    return Restored(config, bank_of(tensors), {}, count, frame)
 
 
 def from_images(config: FeatureConfig, support: dict[int, FeatureImage], count: int) -> Restored:
@@ -95,11 +98,19 @@ def support_of(tensors: dict[str, Tensor], config: FeatureConfig) -> dict[int, F
     indices = {int(found[1]) for name in tensors if (found := re.match(r"support\.(\d+)\.", name))}
     return {
         i: FeatureImage(
-            {level: tensors[f"support.{i}.{level}"] for level in config.levels},
+            {level: in_backbone_layout(tensors[f"support.{i}.{level}"]) for level in config.levels},
             under(f"mirrored.{i}.", tensors),
         )
         for i in sorted(indices)
     }
+
+
+def in_backbone_layout(grid: Tensor) -> Tensor:
+    """(1, C, h, w) with channels last, as the backbone gives it: sums over channels round
+    differently in another layout, and scores would differ in their last bits."""
+    if grid.ndim != 4:  # refused later, with its name
+        return grid
+    return grid.contiguous(memory_format=torch.channels_last)
 
 
 def bank_of(tensors: dict[str, Tensor]) -> MemoryBank:
@@ -160,8 +171,8 @@ def restore_version_1(tensors: dict[str, Tensor], settings: dict[str, Any]) -> R
         if sum(h * w for h, w in shapes) != len(of_level):
             raise ValueError(f"grids.{level} does not add up to the {len(of_level)} rows kept")
         for i, part in enumerate(of_level.split([h * w for h, w in shapes])):
-            grid = part.T.reshape(1, -1, *shapes[i]).contiguous(memory_format=torch.channels_last)
-            features.setdefault(i, {})[level] = grid
+            grid = part.T.reshape(1, -1, *shapes[i])
+            features.setdefault(i, {})[level] = in_backbone_layout(grid)
     support = {i: FeatureImage(of_image) for i, of_image in features.items()}
     return from_images(config, support, len(support))
 

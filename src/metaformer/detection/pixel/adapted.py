@@ -29,6 +29,7 @@ from metaformer.detection.pixel.universal_model import (
 from metaformer.detection.pixel.universal_weights import universal_config
 from metaformer.detection.preset import Extension
 from metaformer.detection.scoring.anomaly_map import smooth
+from metaformer.detection.scoring.frame_check import FrameCheck, Statistics, frame_statistics
 from metaformer.detection.support_set import make_folds
 from metaformer.networks.autoencoder import SIZE_MULTIPLE, Moments
 from metaformer.networks.instance_prior import InstancePrior, PriorConfig
@@ -40,6 +41,9 @@ LEAST_TEMPLATE_GAP = 0.01
 """Added to the gap to a golden sample, in [0, 1]: where there is none, other gaps still count."""
 
 
+FRAME_STRIDES = (8, 16)
+FRAME_LIMITS = (0.48, 1e6)
+"""Of the frame check. Features of unit length say little by their mean: the deviation decides."""
 MAX_FOLDS = 10
 """Folds that the support is left out in."""
 
@@ -95,7 +99,9 @@ class AdaptedPixel:
         prior: InstancePrior,
         moments: Moments,
         known: Known | None,
+        frame: FrameCheck | None = None,
     ) -> None:
+        self.frame = frame
         self.config = config
         self.universal = universal
         self.prior = prior
@@ -203,13 +209,21 @@ class AdaptedPixel:
                 choose([*old.templates, *new.templates], self.config.max_templates, generator)
             ),
         )
-        return AdaptedPixel(self.config, self.universal, self.prior, self.moments, known)
+        frame = self.frame
+        if frame is not None:
+            frame = frame.extended([statistics_of(reading) for reading in readings])
+        return AdaptedPixel(self.config, self.universal, self.prior, self.moments, known, frame)
 
     @torch.no_grad()
     def anomaly_map(self, image: PreparedImage) -> Tensor:
         """(h, w) raw map at stride 4, about 1 where all is normal."""
         assert self.known is not None
-        return self.map_of(self.read(image), self.known)[0]
+        reading = self.read(image)
+        return self.checked(self.map_of(reading, self.known), reading)[0]
+
+    def checked(self, maps: Tensor, reading: Reading) -> Tensor:
+        """(B, h, w) maps, raised where a frame does not show the product."""
+        return maps if self.frame is None else self.frame(maps, reading.features)
 
     def map_of(self, reading: Reading, known: Known) -> Tensor:
         """(B, h, w) blurred."""
@@ -245,6 +259,9 @@ class AdaptedPixel:
             "prior": asdict(self.prior.config),
             "images": known.images,
         }
+        if self.frame is not None:
+            frame_tensors, settings["frame"] = self.frame.state()
+            tensors |= frame_tensors
         return {n: t.contiguous() for n, t in tensors.items()}, json.loads(json.dumps(settings))
 
     @classmethod
@@ -280,7 +297,13 @@ class AdaptedPixel:
             prior.requires_grad_(False).eval(),
             {name: (moments[f"{name}.mean"], moments[f"{name}.variance"]) for name in names},
             known,
+            # Files of earlier versions have none.
+            FrameCheck.from_state(tensors, settings["frame"]) if "frame" in settings else None,
         )
+
+
+def statistics_of(reading: Reading) -> Statistics:
+    return frame_statistics(reading.features, FRAME_STRIDES)
 
 
 class PixelModule(nn.Module):
@@ -296,4 +319,5 @@ class PixelModule(nn.Module):
         adapted = self.adapted
         assert adapted.known is not None
         image = prepare(adapted.config, self.prior, images)
-        return adapted.map_of(adapted.read(image), adapted.known)
+        reading = adapted.read(image)
+        return adapted.checked(adapted.map_of(reading, adapted.known), reading)

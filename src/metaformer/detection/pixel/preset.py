@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from metaformer.detection.pixel.adapted import (
+    FRAME_LIMITS,
     MAX_FOLDS,
     AdaptedPixel,
     PreparedImage,
     prepare,
     reading_of,
+    statistics_of,
 )
 from metaformer.detection.pixel.config import PixelConfig
 from metaformer.detection.pixel.finetuning import train_transformer
@@ -29,6 +31,7 @@ from metaformer.detection.pixel.universal_model import UniversalModel
 from metaformer.detection.pixel.universal_weights import load_universal
 from metaformer.detection.preprocessing import working_size
 from metaformer.detection.preset import Adaptation, OnStep
+from metaformer.detection.scoring.frame_check import FrameCheck
 from metaformer.detection.support_set import make_folds
 from metaformer.networks.instance_prior import InstancePrior, load_prior
 
@@ -87,6 +90,7 @@ class PixelPreset:
             for i, image in enumerate(support)
         ]
         adapted.known = adapted.know(adapted.readings, generator)
+        adapted.frame = FrameCheck.of([statistics_of(r) for r in adapted.readings], FRAME_LIMITS)
         if self.config.mode == "long":
             train_transformer(adapted, support, seed=seed)
         folds = make_folds(len(support), MAX_FOLDS)

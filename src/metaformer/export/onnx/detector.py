@@ -48,7 +48,7 @@ def map_model(detector: Detector) -> Any:
     """
     onnx = need("onnx")
     side = detector.model.size_multiple * 4
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()  # torch types it as a path, and takes both
     free = {0: "N", 2: "H", 3: "W"}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
@@ -57,7 +57,7 @@ def map_model(detector: Detector) -> Any:
             torch.onnx.export(
                 WithChannel(detector.adapted.as_module()).eval(),
                 (torch.rand(2, 3, side, side + detector.model.size_multiple),),
-                buffer,
+                buffer,  # the tracing exporter takes a buffer
                 input_names=["images"],
                 output_names=["raw_maps"],
                 dynamic_axes={"images": free, "raw_maps": {0: "N", 2: "h", 3: "w"}},

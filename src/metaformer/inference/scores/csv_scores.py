@@ -5,17 +5,28 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
 from metaformer.inference.scores.rows import (
     COLUMNS,
+    OLDER_COLUMNS,
     OutputFolderError,
     ScoreRow,
     from_text,
     to_text,
 )
+from metaformer.io.atomic_files import atomic_path
+
+
+def csv_line(values: tuple[object, ...]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(values)
+    return line.getvalue()
+
+
+OLDER_HEADER = csv_line(OLDER_COLUMNS).encode()
 
 ODD_NAMES = "surrogateescape"
 """File names need not be UTF-8; written this way they come back as they were."""
@@ -39,7 +50,7 @@ class CsvScores:
         yield from (row for row, _ in self._read())
 
     def mend(self) -> None:
-        """Cut off the half line that a killed run may have left.
+        """Cut off the half line that a killed run may have left, and add columns that are new.
 
         Raises: as ``read``.
         """
@@ -50,6 +61,27 @@ class CsvScores:
             whole = end
         if whole < self.path.stat().st_size:
             os.truncate(self.path, whole)
+        if whole == len(OLDER_HEADER) or (whole and self._is_older()):
+            self.rewrite(lambda row: row)
+
+    def _is_older(self) -> bool:
+        with self.path.open("rb") as file:
+            return file.readline() == OLDER_HEADER
+
+    def rewrite(self, change: Callable[[ScoreRow], ScoreRow | None]) -> None:
+        """Replace every line by what ``change`` makes of it, None being none, in one step.
+
+        Raises: as ``read``.
+        """
+        with (
+            atomic_path(self.path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8", errors=ODD_NAMES) as file,
+        ):
+            file.write(csv_line(COLUMNS))
+            for row in self.read():
+                changed = change(row)
+                if changed is not None:
+                    file.write(csv_line(to_text(changed)))
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -114,6 +146,8 @@ def header_length(path: Path) -> int:
         found = file.read(len(header))
     if found == header:
         return len(header)
+    if found.startswith(OLDER_HEADER):
+        return len(OLDER_HEADER)
     if header.startswith(found):
         return 0
     raise not_ours(path, "its columns are others")
@@ -124,9 +158,3 @@ def not_ours(path: Path, why: str) -> OutputFolderError:
         f"{path}: not as this program wrote it ({why}), so the run cannot go on. Choose another "
         f"folder, or pass --overwrite to replace it."
     )
-
-
-def csv_line(values: tuple[object, ...]) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(values)
-    return line.getvalue()

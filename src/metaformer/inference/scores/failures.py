@@ -1,4 +1,4 @@
-"""What a run could not read, listed in ``failures.csv`` without holding it in memory."""
+"""What was named or found and is not scored: ``failures.csv``, without holding it in memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Self, TextIO
 
 from metaformer.inference.scores.csv_scores import ODD_NAMES, csv_line
+from metaformer.inference.scores.rows import guarded
+from metaformer.io.folders import PASSED_OVER, Omission
 
 LISTED = 1000
 """Failures kept in memory to be shown; the file has them all."""
@@ -17,7 +19,10 @@ class Failures:
     def __init__(self, output: Path) -> None:
         self.path = output / "failures.csv"
         self.count = 0
+        """Without what was passed over on purpose."""
         self.listed: list[tuple[str, str]] = []
+        self.passed_over = 0
+        self.listed_passed_over: list[tuple[str, str]] = []
         self._partial = output / ".failures.csv.partial"
         self._file: TextIO | None = None
 
@@ -25,14 +30,21 @@ class Failures:
         self._partial.unlink(missing_ok=True)
         return self
 
-    def add(self, name: str, reason: str) -> None:
+    def add(self, omission: Omission) -> None:
         if self._file is None:
             self._file = self._partial.open("w", newline="", encoding="utf-8", errors=ODD_NAMES)
-            self._file.write(csv_line(("path", "reason")))
-        self._file.write(csv_line((name, reason)))
-        self.count += 1
-        if len(self.listed) < LISTED:
-            self.listed.append((name, reason))
+            self._file.write(csv_line(("path", "reason", "category")))
+        self._file.write(
+            csv_line((guarded(omission.path), guarded(omission.reason), omission.category))
+        )
+        if omission.category == PASSED_OVER:
+            self.passed_over += 1
+            listed = self.listed_passed_over
+        else:
+            self.count += 1
+            listed = self.listed
+        if len(listed) < LISTED:
+            listed.append((omission.path, omission.reason))
 
     def __exit__(self, *_: object) -> None:
         if self._file is None:

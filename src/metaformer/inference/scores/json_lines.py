@@ -6,10 +6,12 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 from metaformer.inference.scores.rows import OutputFolderError
+from metaformer.io.locking import one_writer
 
 
 class Record(Protocol):
@@ -45,17 +47,22 @@ class JsonLines:
             raise FileNotFoundError(
                 f"{self.path}: its folder {self.path.parent} does not exist. Create it first."
             )
-        self._file = self.path.open("a+b", buffering=0)
-        try:
-            lock(self._file.fileno(), self.path)
+        with ExitStack() as stack:
+            stack.enter_context(
+                one_writer(self.path.with_name(f".{self.path.name}.lock"), self._busy())
+            )
+            self._file = stack.enter_context(self.path.open("a+b", buffering=0))
             self._mend()
-        except BaseException:
-            self._file.close()
-            raise
+            self._opened = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()  # which releases the lock, as the end of the process does
+        self._opened.close()
+
+    def _busy(self) -> OutputFolderError:
+        return OutputFolderError(
+            f"{self.path}: another process is writing to it. Stop that one, or choose another file."
+        )
 
     def size(self) -> int:
         """Bytes that are there; 0 without a file."""
@@ -133,19 +140,3 @@ class Nowhere:
 
     def write(self, entry: dict[str, Any]) -> None:
         pass
-
-
-def lock(handle: int, path: Path) -> None:
-    """Keep other processes from writing to the file, where the system can do that."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise OutputFolderError(
-            f"{path}: another process is writing to it. Stop that one, or choose another file."
-        ) from None
-    except OSError:  # some network drives have no locks
-        return

@@ -4,37 +4,63 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from metaformer.inference.scores.csv_scores import CsvScores
 from metaformer.inference.scores.parquet_scores import ParquetScores
-from metaformer.inference.scores.rows import OutputFolderError
+from metaformer.inference.scores.rows import OutputFolderError, ScoreRow
 from metaformer.io.atomic_files import write_text
+from metaformer.io.locking import one_writer
 
 ScoresFormat = Literal["csv", "parquet"]
 
 
+@contextmanager
 def claim_folder(
-    output: Path, detector_info: dict[str, Any], scores: CsvScores | ParquetScores, overwrite: bool
-) -> None:
-    """Make ``output`` the folder of this detector's run, or refuse; mends what a kill has torn.
+    output: Path,
+    detector_info: dict[str, Any],
+    scores: CsvScores | ParquetScores,
+    overwrite: bool,
+    rejudge: Callable[[ScoreRow], ScoreRow | None],
+) -> Iterator[None]:
+    """Make ``output`` the folder of this detector's run while the block lasts, or refuse.
+
+    Mends what a kill has torn. Scores of the same detector at another false-alarm rate get the
+    verdicts of this one by ``rejudge``, or are left out, to be made again, where it returns None.
 
     Raises:
-        OutputFolderError: it holds the scores of another detector or in another format, and
-            ``overwrite`` is not set.
+        OutputFolderError: another process writes to it, or it holds the scores of another detector
+            or in another format, and ``overwrite`` is not set.
         OSError: it cannot be written to.
     """
     output.mkdir(parents=True, exist_ok=True)
+    busy = OutputFolderError(
+        f"{output}: another process is writing to it. Wait for it, or choose another folder."
+    )
+    with one_writer(output / ".lock", busy):
+        _prepare(output, detector_info, scores, overwrite, rejudge)
+        yield
+
+
+def _prepare(
+    output: Path,
+    detector_info: dict[str, Any],
+    scores: CsvScores | ParquetScores,
+    overwrite: bool,
+    rejudge: Callable[[ScoreRow], ScoreRow | None],
+) -> None:
     run = output / "run.json"
-    fingerprint = hashlib.sha256(json.dumps(detector_info, sort_keys=True).encode()).hexdigest()
     either: tuple[CsvScores, ParquetScores] = (CsvScores(output), ParquetScores(output))
     if overwrite:
         for earlier in either:
             remove_results(output, earlier)
+        found: dict[str, Any] | None = None
     elif any(earlier.exist() for earlier in either):
-        found = json.loads(run.read_text())["fingerprint"] if run.exists() else None
-        if found != fingerprint:
+        found = json.loads(run.read_text())["detector"] if run.exists() else None
+        if found is None or fingerprint(found) != fingerprint(detector_info):
             raise OutputFolderError(
                 f"{output}: already holds the scores of another detector. Choose another folder, "
                 f"or pass --overwrite to replace them."
@@ -45,8 +71,24 @@ def claim_folder(
                 f"{output}: already holds scores as {form}. Go on with --format {form.lower()}, "
                 f"choose another folder, or pass --overwrite to replace them."
             )
-    write_text(run, json.dumps({"fingerprint": fingerprint, "detector": detector_info}, indent=2))
+    else:
+        found = None
     scores.mend()
+    # The scores first: killed in between, the next run does it again.
+    if found is not None and found["calibration"] != detector_info["calibration"]:
+        scores.rewrite(rejudge)
+    record = {"fingerprint": fingerprint(detector_info), "detector": detector_info}
+    write_text(run, json.dumps(record, indent=2))
+
+
+def fingerprint(detector_info: dict[str, Any]) -> str:
+    """Of what raw scores depend on: all but the threshold and what it promises."""
+    info = {key: value for key, value in detector_info.items() if key != "guarantee"}
+    threshold = ("false_alarm_rate", "threshold", "rule")
+    info["calibration"] = {
+        key: value for key, value in detector_info["calibration"].items() if key not in threshold
+    }
+    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
 
 
 def remove_results(output: Path, scores: CsvScores | ParquetScores) -> None:

@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
 from metaformer.inference.scores.rows import COLUMNS, OutputFolderError, ScoreRow
 from metaformer.io.atomic_files import atomic_path
+from metaformer.io.folders import PASSED_OVER, UNREADABLE, Omission
 from metaformer.io.sources.naming import as_text
 
 PART_ROWS = 5000
 PART_SECONDS = 30.0
 FAILURES_KEY = b"metaformer.failures"
-"""In a file's metadata: what of its shard could not be read, as JSON [[path, reason], ...]."""
+"""In a file's metadata, what of its shard is not scored: JSON [[path, reason, category], ...]."""
 EXTRA = "pip install 'metaformer-ad[parquet]'"
-
-Failures = Sequence[tuple[str, str]]
 
 
 def arrow() -> Any:
@@ -54,11 +53,13 @@ def schema() -> Any:
         "largest_region_box": pa.string(),
         "largest_region_area": pa.int64(),
         "map": pa.string(),
+        "size": pa.int64(),
+        "mtime_ns": pa.int64(),
     }
     return pa.schema([(column, kinds[column]) for column in COLUMNS])
 
 
-def write_part(path: Path, rows: Sequence[ScoreRow], failures: Failures = ()) -> None:
+def write_part(path: Path, rows: Sequence[ScoreRow], failures: Sequence[Omission] = ()) -> None:
     """Write one Parquet file in one step.
 
     Names that are no text have their odd bytes escaped: Parquet holds UTF-8 only.
@@ -67,7 +68,7 @@ def write_part(path: Path, rows: Sequence[ScoreRow], failures: Failures = ()) ->
         OSError: the folder cannot be written to, or the disk is full.
     """
     pa = arrow()
-    listed = json.dumps([[as_text(name), as_text(reason)] for name, reason in failures])
+    listed = json.dumps([[as_text(f.path), as_text(f.reason), f.category] for f in failures])
     clean = [asdict(replace(row, path=as_text(row.path), map=as_text(row.map))) for row in rows]
     table = pa.Table.from_pylist(clean, schema().with_metadata({FAILURES_KEY: listed.encode()}))
     with atomic_path(path) as temporary:
@@ -83,14 +84,21 @@ def read_part(path: Path) -> Iterator[ScoreRow]:
     pa = arrow()
     try:
         with pa.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(PART_ROWS, columns=list(COLUMNS)):
+            there = [column for column in COLUMNS if column in file.schema_arrow.names]
+            for batch in file.iter_batches(PART_ROWS, columns=there):
                 yield from (ScoreRow(**values) for values in batch.to_pylist())
     except (pa.ArrowException, TypeError) as error:
         raise not_ours(path, error) from error
 
 
 def read_failures(path: Path) -> list[tuple[str, str]]:
-    """What of the shard of this file could not be read; (path, reason).
+    """(path, reason) of what ``read_omissions`` gives and was not passed over on purpose."""
+    omissions = read_omissions(path)
+    return [(o.path, o.reason) for o in omissions if o.category != PASSED_OVER]
+
+
+def read_omissions(path: Path) -> list[Omission]:
+    """What of the shard of this file is not scored.
 
     Raises:
         OutputFolderError: the file is damaged or not as this program writes it.
@@ -98,8 +106,12 @@ def read_failures(path: Path) -> list[tuple[str, str]]:
     pa = arrow()
     try:
         metadata = pa.parquet.read_schema(path).metadata or {}
-        return [(name, reason) for name, reason in json.loads(metadata.get(FAILURES_KEY, b"[]"))]
-    except (pa.ArrowException, ValueError) as error:
+        listed = json.loads(metadata.get(FAILURES_KEY, b"[]"))
+        return [
+            Omission(*(failure if len(failure) == 3 else [*failure, UNREADABLE]))
+            for failure in listed
+        ]
+    except (pa.ArrowException, ValueError, TypeError) as error:
         raise not_ours(path, error) from error
 
 
@@ -133,6 +145,15 @@ class ParquetScores:
         """
         for part in self.parts():
             yield from read_part(part)
+
+    def rewrite(self, change: Callable[[ScoreRow], ScoreRow | None]) -> None:
+        """Replace every row by what ``change`` makes of it, None being none, file by file.
+
+        Raises: as ``read``.
+        """
+        for part in self.parts():
+            rows = [change(row) for row in read_part(part)]
+            write_part(part, [row for row in rows if row is not None], read_omissions(part))
 
     def mend(self) -> None:
         """Remove the temporary files that a killed run may have left."""

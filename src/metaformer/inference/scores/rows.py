@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import astuple, dataclass, fields
 from typing import Any
 
 from metaformer.detection.scoring.prediction import Prediction
+from metaformer.io.sources.naming import UNKNOWN, Version, version_digest
+
+FORMULA = re.compile(r"'*[=+\-@\t\r]")
+"""How a text begins that a spreadsheet would run, or that has the mark against that."""
 
 
 class OutputFolderError(ValueError):
@@ -27,12 +32,32 @@ class ScoreRow:
     largest_region_area: int
     map: str
     """Path of the heat map inside the output folder, with slashes; empty if none was written."""
+    size: int = 0
+    """Bytes of the file, or of the archive or video, when it was scored; 0 if not known."""
+    mtime_ns: int = 0
+    """When that was last changed, in nanoseconds since 1970; 0 if not known."""
 
 
 COLUMNS = tuple(field.name for field in fields(ScoreRow))
 
 
-def score_row(prediction: Prediction, p_value_kind: str, map_file: str) -> ScoreRow:
+OLDER_COLUMNS = COLUMNS[:-2]
+"""Of releases that did not know a file by its size and time."""
+
+
+def row_digest(row: ScoreRow) -> bytes:
+    """What a version of an image is known by."""
+    return version_digest(row.path, row.size, row.mtime_ns)
+
+
+def is_current(row: ScoreRow, version: Version) -> bool:
+    """Whether the image is still as it was when it was scored, as far as that is known."""
+    return (row.size, row.mtime_ns) in (version, UNKNOWN) or version == UNKNOWN
+
+
+def score_row(
+    prediction: Prediction, p_value_kind: str, map_file: str, version: Version = UNKNOWN
+) -> ScoreRow:
     """The line of an image, ``prediction.path`` being its name."""
     largest = prediction.largest_region
     return ScoreRow(
@@ -48,12 +73,15 @@ def score_row(prediction: Prediction, p_value_kind: str, map_file: str) -> Score
         ),
         largest_region_area=largest.area if largest else 0,
         map=map_file,
+        size=version[0],
+        mtime_ns=version[1],
     )
 
 
 def to_text(row: ScoreRow) -> tuple[Any, ...]:
     """The line as CSV shows it."""
     values = dict(zip(COLUMNS, astuple(row), strict=True))
+    values["path"] = guarded(row.path)
     values["score"] = f"{row.score:.6f}"
     values["is_anomalous"] = "true" if row.is_anomalous else "false"
     values["p_value"] = f"{row.p_value:.4f}"
@@ -67,11 +95,12 @@ def from_text(values: list[str]) -> ScoreRow:
     Raises:
         ValueError: not as ``to_text`` writes it.
     """
-    row = dict(zip(COLUMNS, values, strict=True))
+    columns = OLDER_COLUMNS if len(values) == len(OLDER_COLUMNS) else COLUMNS
+    row = dict(zip(columns, values, strict=True))
     if row["is_anomalous"] not in ("true", "false"):
         raise ValueError(f"is_anomalous is {row['is_anomalous']!r}")
     return ScoreRow(
-        path=row["path"],
+        path=unguarded(row["path"]),
         score=float(row["score"]),
         is_anomalous=row["is_anomalous"] == "true",
         p_value=float(row["p_value"]),
@@ -81,4 +110,19 @@ def from_text(values: list[str]) -> ScoreRow:
         largest_region_box=row["largest_region_box"],
         largest_region_area=int(row["largest_region_area"]),
         map=row["map"],
+        size=int(row.get("size", 0)),
+        mtime_ns=int(row.get("mtime_ns", 0)),
     )
+
+
+def guarded(text: str) -> str:
+    """``text`` with a mark in front if a spreadsheet would take it for a formula and run it.
+
+    ``unguarded`` takes the mark away; the web page's own CSV has it, too.
+    """
+    return f"'{text}" if FORMULA.match(text) else text
+
+
+def unguarded(text: str) -> str:
+    """What ``guarded`` was given."""
+    return text[1:] if text.startswith("'") and FORMULA.match(text) else text

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 from pathlib import Path, PurePosixPath
 
-from metaformer.io.folders import IMAGE_SUFFIXES, is_visible
+from metaformer.io.folders import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_visible
 
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg")
 LONGEST_PART = 180
 """Bytes of one part of a map's path; file systems take 255, and endings are added."""
 ELSEWHERE = "elsewhere"
@@ -44,6 +43,11 @@ def is_image_name(path: str) -> bool:
     )
 
 
+def member_name(archive: str, member: str) -> str:
+    """What a member is called in the results."""
+    return f"{archive}/{posixpath.normpath(member.lstrip('/'))}"
+
+
 def absolute(path: str) -> str:
     """From the root of the file system, without ``..``; links are left as they are.
 
@@ -60,6 +64,27 @@ def as_text(name: str) -> str:
 def name_digest(name: str) -> bytes:
     """12 bytes that stand for a name: a million of them in memory weigh 80 MB, no more."""
     return hashlib.blake2b(as_text(name).encode(), digest_size=12).digest()
+
+
+Version = tuple[int, int]
+"""Size in bytes and time of the last change in nanoseconds: what a file is known by."""
+UNKNOWN: Version = (0, 0)
+
+
+def version_of(path: str) -> Version:
+    """The present version of a file; unknown for addresses and what is not there."""
+    if is_address(path):
+        return UNKNOWN
+    try:
+        status = os.stat(path)  # noqa: PTH116, once for each image
+    except (OSError, ValueError):
+        return UNKNOWN
+    return status.st_size, status.st_mtime_ns
+
+
+def version_digest(name: str, size: int, mtime_ns: int) -> bytes:
+    """What a version is known by."""
+    return name_digest(f"{name}\0{size}\0{mtime_ns}")
 
 
 def map_path(name: str, root: str) -> str:

@@ -101,7 +101,7 @@ class PixelBudget:
 class Decoding:
     """Items as they are decoded, a few ahead of the one asked for."""
 
-    def __init__(self, items: Iterator[Item], white_level: int, pixel_budget: int) -> None:
+    def __init__(self, items: Iterator[Item], white_level: int | None, pixel_budget: int) -> None:
         self._items = items
         self._white_level = white_level
         self._budget = PixelBudget(pixel_budget)
@@ -145,7 +145,7 @@ class Decoding:
 
 
 def read_ahead(
-    items: Iterator[Item], white_level: int, *, pixel_budget: int = PIXEL_BUDGET
+    items: Iterator[Item], white_level: int | None, *, pixel_budget: int = PIXEL_BUDGET
 ) -> Generator[Decoded, None, None]:
     """Each item with its pixels (H, W, 3) uint8 RGB or why it has none, in order."""
     with closing(Decoding(items, white_level, pixel_budget)) as decoding:
@@ -159,7 +159,7 @@ def read_ahead(
 
 def work_ahead(
     items: Iterator[Item],
-    white_level: int,
+    white_level: int | None,
     work: Callable[[Item, NDArray[np.uint8] | ImageError], Result],
     crew: Crew,
     *,

@@ -7,7 +7,6 @@ an item that says why, and the run goes on.
 from __future__ import annotations
 
 import os
-import posixpath
 import tarfile
 import zipfile
 import zlib
@@ -21,13 +20,24 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from metaformer.io.folders import CUT_SHORT, MISSING, NOT_READ, Omission, member_omission
 from metaformer.io.images import ImageError, read_image
-from metaformer.io.sources.naming import is_address, is_image_name
+from metaformer.io.sources.naming import is_address, is_image_name, member_name
 from metaformer.io.sources.remote import open_container
-from metaformer.io.sources.shards import Files, Shard, TarArchive, Video, ZipMembers
+from metaformer.io.sources.shards import (
+    Files,
+    NotScored,
+    Shard,
+    TarArchive,
+    Video,
+    ZipMembers,
+    frames_by_header,
+)
 
 MAX_ENCODED_BYTES = 256 * 2**20
 """Largest member of an archive, and largest remote file, that is read."""
+HEADER_ERROR = 0.01
+"""Share of frames by which headers of sound videos may err."""
 DAMAGED_ARCHIVE = (OSError, EOFError, RuntimeError, ValueError, NotImplementedError, zlib.error)
 """What zipfile and tarfile raise on damaged, encrypted or odd archives, or inherit from."""
 
@@ -55,6 +65,12 @@ def read_shard(shard: Shard, is_wanted: Callable[[str], bool]) -> Iterator[Item]
             yield from read_tar(shard, is_wanted)
         case Video():
             yield from read_video(shard, is_wanted)
+        case NotScored(omissions=omissions):
+            yield from (omitted(omission) for omission in omissions)
+
+
+def omitted(omission: Omission) -> Item:
+    return Item(omission.path, ImageError(omission.path, omission.reason, omission.category))
 
 
 def read_zip(shard: ZipMembers, is_wanted: Callable[[str], bool]) -> Iterator[Item]:
@@ -75,32 +91,37 @@ def read_tar(shard: TarArchive, is_wanted: Callable[[str], bool]) -> Iterator[It
     try:
         with open_container(archive) as file, tarfile.open(fileobj=file, mode="r|*") as opened:
             for info in opened:
-                if not (info.isfile() and is_image_name(info.name)):
-                    continue
-                name = member_name(archive, info.name)
-                if is_wanted(name):
-                    yield Item(name, read_member(name, info.name, info.size, opened, info))
                 opened.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+                name = member_name(archive, info.name)
+                omission = None if info.isdir() else member_omission(name, info.name)
+                if (
+                    omission is None
+                    and is_image_name(info.name)
+                    and not (info.isfile() or info.isdir())
+                ):
+                    kind = "a link" if info.issym() or info.islnk() else "neither a file nor a link"
+                    reason = f"{kind} inside a tar archive, which is not followed. Pack the file."
+                    omission = Omission(name, reason, NOT_READ)
+                if omission is not None:
+                    yield omitted(omission)
+                elif info.isfile() and is_image_name(info.name) and is_wanted(name):
+                    yield Item(name, read_member(name, info.name, info.size, opened, info))
     except (tarfile.TarError, *DAMAGED_ARCHIVE) as error:
         yield broken_archive(archive, error)
 
 
 def broken_archive(archive: str, error: Exception) -> Item:
     if isinstance(error, FileNotFoundError):
-        return Item(archive, ImageError(archive, "no such file. Check the path."))
+        return Item(archive, ImageError(archive, "no such file. Check the path.", MISSING))
     return Item(
         archive,
         ImageError(
             archive,
             f"the archive is damaged, cut short or of another kind ({error}); what came before "
             f"was read. Copy or pack it again.",
+            CUT_SHORT,
         ),
     )
-
-
-def member_name(archive: str, member: str) -> str:
-    """What a member is called in the results."""
-    return f"{archive}/{posixpath.normpath(member.lstrip('/'))}"
 
 
 def read_member(name: str, member: str, size: int, opened: Any, key: Any) -> bytes | ImageError:
@@ -139,6 +160,7 @@ def read_video(shard: Video, is_wanted: Callable[[str], bool]) -> Iterator[Item]
         reason = "videos are read from local files only. Copy it here first."
         yield Item(path, ImageError(path, reason))
         return
+    expected = frames_by_header(path)
     capture = cv2.VideoCapture(path)
     frame = 0
     try:
@@ -156,11 +178,18 @@ def read_video(shard: Video, is_wanted: Callable[[str], bool]) -> Iterator[Item]
     if frame == 0:
         reason = "no frame can be read. It is damaged or of an unknown kind; convert it to MP4."
         if not Path(path).exists():
-            reason = "no such file. Check the path."
-        yield Item(path, ImageError(path, reason))
+            yield Item(path, ImageError(path, "no such file. Check the path.", MISSING))
+        else:
+            yield Item(path, ImageError(path, reason))
+    elif expected - frame > max(1, expected * HEADER_ERROR):
+        reason = (
+            f"the video is cut short or damaged: {frame} frames could be read of {expected} by its "
+            f"header. Copy or record it again."
+        )
+        yield Item(path, ImageError(path, reason, CUT_SHORT))
 
 
-def decode_item(item: Item, white_level: int) -> NDArray[np.uint8] | ImageError:
+def decode_item(item: Item, white_level: int | None) -> NDArray[np.uint8] | ImageError:
     """Pixels (H, W, 3) uint8 RGB of an item, or why there are none."""
     content = item.content
     if isinstance(content, ImageError):
@@ -168,7 +197,7 @@ def decode_item(item: Item, white_level: int) -> NDArray[np.uint8] | ImageError:
     try:
         return read_image(content, white_level=white_level)
     except ImageError as error:
-        return ImageError(item.name, error.reason)
+        return ImageError(item.name, error.reason, error.category)
 
 
 def fetch(item: Item) -> Item:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
-from metaformer.io.folders import natural_key
+from metaformer.io.atomic_files import open_file
+from metaformer.io.folders import Omission, member_omission, natural_key
 from metaformer.io.sources.naming import is_address, is_image_name
 
 EXTRA = "pip install 'metaformer-ad[remote]'"
@@ -61,11 +61,12 @@ def open_container(path: str) -> BinaryIO:
     if is_address(path):
         file: BinaryIO = open_address(path)
         return file
-    return Path(path).open("rb")
+    return open_file(path)
 
 
-def list_address(address: str, *, recursive: bool) -> Iterator[str]:
-    """Addresses of the images in a remote folder, folder by folder, in natural order.
+def list_address(address: str, *, recursive: bool) -> Iterator[str | Omission]:
+    """Addresses of the images in a remote folder, folder by folder, in natural order, and what is
+    omitted.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -79,5 +80,9 @@ def list_address(address: str, *, recursive: bool) -> Iterator[str]:
         inside = str(where).rstrip("/").removeprefix(top).strip("/")
         for name in sorted(files, key=natural_key):
             relative = f"{inside}/{name}" if inside else name
-            if is_image_name(relative):
-                yield f"{address.rstrip('/')}/{relative}"
+            whole = f"{address.rstrip('/')}/{relative}"
+            omission = member_omission(whole, relative)
+            if omission is not None:
+                yield omission
+            elif is_image_name(relative):
+                yield whole

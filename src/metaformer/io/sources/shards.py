@@ -8,15 +8,25 @@ a tar archive or a video can only be read from its start and is one shard.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import select
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import cv2
 
-from metaformer.io.folders import IMAGE_SUFFIXES, check_folder, is_visible, natural_key
+from metaformer.io.atomic_files import NotAFileError, open_file
+from metaformer.io.folders import (
+    IMAGE_SUFFIXES,
+    Omission,
+    member_omission,
+    no_permission,
+    not_a_file,
+    walk,
+)
 from metaformer.io.sources.naming import (
     absolute,
     as_text,
@@ -24,10 +34,13 @@ from metaformer.io.sources.naming import (
     is_archive,
     is_image_name,
     is_video,
+    member_name,
 )
 from metaformer.io.sources.remote import list_address, open_container
 
 SHARD_IMAGES = 1000
+PIPE_SECONDS = 10.0
+"""For the first line of a list from a pipe."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,15 @@ class Sources:
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ValueError(f"every must be 1 or more frames, got {self.every}.")
+        # A list from a pipe can be read once; sources are gone through several times.
+        arguments: list[str] = []
+        for argument in self.arguments:
+            path = Path(argument[1:])
+            if is_list(argument) and path.exists() and not path.is_file():
+                arguments += lines_of_pipe(path)
+            else:
+                arguments.append(argument)
+        object.__setattr__(self, "arguments", tuple(arguments))
 
 
 @dataclass(frozen=True)
@@ -78,7 +100,14 @@ class Video:
     every: int
 
 
-Shard = Files | ZipMembers | TarArchive | Video
+@dataclass(frozen=True)
+class NotScored:
+    """What was found and is not scored, with the reasons: read as so many failures."""
+
+    omissions: tuple[Omission, ...]
+
+
+Shard = Files | ZipMembers | TarArchive | Video | NotScored
 
 
 def shards(sources: Sources, size: int = SHARD_IMAGES) -> Iterator[Shard]:
@@ -91,19 +120,29 @@ def shards(sources: Sources, size: int = SHARD_IMAGES) -> Iterator[Shard]:
         ValueError: a list is not UTF-8 text, or an address is not known.
     """
     files: list[str] = []
+    omissions: list[Omission] = []
     for found in _walk(sources):
-        if isinstance(found, str):
-            files.append(found)
-        if files and (len(files) == size or not isinstance(found, str)):
+        match found:
+            case str():
+                files.append(found)
+            case Omission():
+                omissions.append(found)
+        is_other = not isinstance(found, (str, Omission))
+        if files and (len(files) == size or is_other):
             yield Files(tuple(files))
             files = []
+        if omissions and (len(omissions) == size or is_other):
+            yield NotScored(tuple(omissions))
+            omissions = []
         if isinstance(found, ZipMembers):
             starts = range(0, max(1, len(found.members)), size)
             yield from (ZipMembers(found.archive, found.members[i : i + size]) for i in starts)
-        elif not isinstance(found, str):
+        elif not isinstance(found, (str, Omission)):
             yield found
     if files:
         yield Files(tuple(files))
+    if omissions:
+        yield NotScored(tuple(omissions))
 
 
 def count_images(sources: Sources) -> int | None:
@@ -125,16 +164,35 @@ def images_in(shard: Shard) -> int | None:
             return len(names)
         case Video():
             return frames_of(shard)
+        case NotScored(omissions=omissions):
+            return len(omissions)
         case TarArchive():
             return None
 
 
 def frames_of(video: Video) -> int | None:
     """Frames to score, by what the header says; None if it says nothing."""
-    capture = cv2.VideoCapture(video.path)
+    frames = frames_by_header(video.path)
+    return -(-frames // video.every) if frames > 0 else None
+
+
+def frames_by_header(path: str) -> int:
+    """How many frames a video has by its header, all of them; 0 if it says nothing."""
+    if not Path(path).is_file():  # a pipe would be waited for
+        return 0
+    capture = cv2.VideoCapture(path)
     frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
     capture.release()
-    return -(-frames // video.every) if frames > 0 else None
+    return max(0, frames)
+
+
+def container_of(shard: Shard) -> str | None:
+    """The archive or video that the images of a shard are in; None if they are files."""
+    match shard:
+        case ZipMembers(archive=path) | TarArchive(archive=path) | Video(path=path):
+            return path
+        case Files() | NotScored():
+            return None
 
 
 def shard_digest(shard: Shard) -> str:
@@ -148,6 +206,8 @@ def shard_digest(shard: Shard) -> str:
             kind, names = f"tar {archive}", ()
         case Video(path=path, every=every):
             kind, names = f"video {every} {path}", ()
+        case NotScored(omissions=omissions):
+            kind, names = "not scored", tuple(omission.path for omission in omissions)
     text = "\0".join([kind, *names])
     return hashlib.blake2b(as_text(text).encode(), digest_size=10).hexdigest()
 
@@ -171,39 +231,82 @@ def common_root(sources: Sources) -> str:
 def _named(sources: Sources) -> Iterator[str]:
     """The arguments, with the lines of lists in their place."""
     for argument in sources.arguments:
-        if argument.startswith("@") and not Path(argument).exists():
+        if is_list(argument):
             yield from _lines(Path(argument[1:]))
         else:
             yield argument
 
 
+def is_list(argument: str) -> bool:
+    """``@FILE``, unless a file is called so."""
+    return argument.startswith("@") and not Path(argument).exists()
+
+
 def _lines(path: Path) -> Iterator[str]:
     """The lines of a list that are not blank."""
     try:
-        with path.open(encoding="utf-8-sig", errors="strict", newline=None) as file:
-            for line in file:
+        with open_file(path) as binary:
+            for line in io.TextIOWrapper(binary, encoding="utf-8-sig", newline=None):
                 if name := line.rstrip("\r\n"):
                     yield name
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such list. Check the path.") from None
+    except NotAFileError:
+        raise ValueError(f"{path}: a folder, not a list of images. Give a file.") from None
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: not a list of images: the text is not UTF-8 ({error}). Write one path or "
-            f"address on each line."
-        ) from error
+        raise not_utf8(path, error) from error
 
 
-def _walk(sources: Sources) -> Iterator[str | ZipMembers | TarArchive | Video]:
-    """Paths of images, and containers of images."""
+def lines_of_pipe(path: Path) -> list[str]:
+    """The lines of a list that another program writes, as ``<(find ...)`` in a shell.
+
+    Raises:
+        ValueError: it is no pipe, nothing comes out of it, or it is not UTF-8 text.
+    """
+    refusal = f"{path}: neither a file nor a pipe that a list of images comes out of. "
+    if not path.is_fifo():
+        raise ValueError(refusal + "Write the list to a file.")
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(handle, "rb") as file:
+        if not select.select([handle], [], [], PIPE_SECONDS)[0]:
+            raise ValueError(refusal + "Nothing has been written to it.")
+        os.set_blocking(handle, True)
+        content = file.read()
+    try:
+        return [line for line in content.decode("utf-8-sig").splitlines() if line]
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, error) from error
+
+
+def not_utf8(path: Path, error: UnicodeDecodeError) -> ValueError:
+    return ValueError(
+        f"{path}: not a list of images: the text is not UTF-8 ({error}). Write one path or "
+        f"address on each line."
+    )
+
+
+Found = str | Omission | ZipMembers | TarArchive | Video
+
+
+def _walk(sources: Sources) -> Iterator[Found]:
+    """Paths of images, containers of images, and what is omitted."""
     for source in _named(sources):
         is_remote = is_address(source)
         path = source if is_remote else str(Path(source))
         if not is_remote and Path(path).is_dir():
-            visited: set[str] = set()
-            yield from walk_folder(path, sources.recursive, sources.passed_over, visited)
+            try:
+                yield from walk(path, recursive=sources.recursive, passed_over=sources.passed_over)
+            except PermissionError:
+                if len(sources.arguments) == 1:
+                    raise  # nothing else was named
+                yield no_permission(path)
+        elif not is_remote and (omission := not_a_file(path)) is not None:
+            yield omission
         elif is_archive(path):
-            is_zip = path.lower().endswith(".zip")
-            yield ZipMembers(path, zip_members(path)) if is_zip else TarArchive(path)
+            if path.lower().endswith(".zip"):
+                yield from zip_members(path)
+            else:
+                yield TarArchive(path)
         elif is_video(path):
             yield Video(path, sources.every)
         elif is_remote and Path(path).suffix.lower() not in IMAGE_SUFFIXES:
@@ -212,45 +315,23 @@ def _walk(sources: Sources) -> Iterator[str | ZipMembers | TarArchive | Video]:
             yield path
 
 
-def walk_folder(folder: str, recursive: bool, passed_over: str, visited: set[str]) -> Iterator[str]:
-    """The image files of ``folder`` in natural order, one folder in memory at a time.
+def zip_members(archive: str) -> Iterator[Omission | ZipMembers]:
+    """The images in a zip archive, in the order they are in, and what of it is omitted.
 
-    Hidden files and folders are skipped; links are followed, each folder once.
-
-    Raises: as ``listing.list_images``.
+    None if it is damaged, as reading it will say.
     """
-    check_folder(folder)
-    here = os.path.realpath(folder)
-    if here in visited or here == passed_over:
-        return
-    visited.add(here)
-    with os.scandir(folder) as entries:
-        found = [
-            (entry.name, is_folder)
-            for entry in entries
-            if is_visible(entry.name)
-            and (
-                (is_folder := entry.is_dir())
-                or PurePath(entry.name).suffix.lower() in IMAGE_SUFFIXES
-            )
-        ]
-    found.sort(key=lambda entry: natural_key(entry[0]))
-    for name, is_folder in found:
-        path = str(Path(folder, name))
-        if not is_folder:
-            yield path
-        elif recursive:
-            yield from walk_folder(path, recursive, passed_over, visited)
-
-
-def zip_members(archive: str) -> tuple[str, ...]:
-    """Names of the images in a zip archive, in the order they are in; none if it is damaged."""
+    members: list[str] = []
     try:
         with open_container(archive) as file, zipfile.ZipFile(file) as opened:
-            return tuple(info.filename for info in opened.infolist() if is_member(info))
+            for info in opened.infolist():
+                if info.is_dir():
+                    continue
+                path = member_name(archive, info.filename)
+                omission = member_omission(path, info.filename)
+                if omission is not None:
+                    yield omission
+                elif is_image_name(info.filename):
+                    members.append(info.filename)
     except (OSError, zipfile.BadZipFile, NotImplementedError):
-        return ()
-
-
-def is_member(info: zipfile.ZipInfo) -> bool:
-    return not info.is_dir() and is_image_name(info.filename)
+        members.clear()
+    yield ZipMembers(archive, tuple(members))

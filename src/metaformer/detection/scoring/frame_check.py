@@ -1,0 +1,133 @@
+"""Whether a frame shows the product at all.
+
+A memory bank asks of each patch whether it is normal, and a patch of a plain background is. A lens
+cap, an overexposed frame or one whose lower half is lost can therefore score as low as a good
+image. This check asks of the frame as a whole: are the mean and the deviation of its features like
+those of any support image, over the frame and over each of its halves? Ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MOST_REFERENCES = 64
+"""Support images compared with; bounds the time."""
+MARGIN = 1.25
+"""A frame is refused if it is this many times as far from the support as any support image from
+the others, and beyond the fixed limits."""
+
+Statistics = dict[int, tuple[Tensor, Tensor]]
+"""Stride -> mean and standard deviation, (B, 5, C) each: of the frame and of its four halves."""
+
+
+def frame_statistics(features: Mapping[int, Tensor], strides: Sequence[int]) -> Statistics:
+    """Of features (B, C, h, w) by stride."""
+    found = {}
+    for stride in strides:
+        x = features[stride]
+        rows, columns = x.shape[2] // 2, x.shape[3] // 2
+        halves = (x[:, :, :rows], x[:, :, rows:], x[:, :, :, :columns], x[:, :, :, columns:])
+        means, deviations = [], []
+        for part in (x, *halves):
+            mean = part.mean((2, 3), keepdim=True)
+            means.append(mean[:, :, 0, 0])
+            deviations.append((part - mean).square().mean((2, 3)).sqrt())
+        found[stride] = torch.stack(means, 1), torch.stack(deviations, 1)
+    return found
+
+
+class FrameCheck(nn.Module):
+    """Raises the map of a frame that does not show the product.
+
+    Args:
+        references: statistics of K support images.
+        limits: relative distance of the deviations, and of the means, from which on a frame is
+            refused. Both are measured in units of a support image's deviation over the frame.
+        level: raw score that a refused frame has at least; above the image threshold.
+    """
+
+    def __init__(
+        self, references: Statistics, limits: tuple[float, float], level: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.references = references
+        self.limits = limits
+        self.level = level
+        count = len(next(iter(references.values()))[0])
+        self.limit = 1.0
+        if count > 1:
+            between = self.distances(references).fill_diagonal_(torch.inf)
+            self.limit = max(1.0, MARGIN * float(between.amin(1).max()))
+
+    @classmethod
+    def of(cls, support: Sequence[Statistics], limits: tuple[float, float]) -> FrameCheck:
+        """From the statistics of each support image, a batch of one each."""
+        if len(support) > MOST_REFERENCES:
+            generator = torch.Generator().manual_seed(0)
+            kept = torch.randperm(len(support), generator=generator)[:MOST_REFERENCES]
+            support = [support[i] for i in kept.sort().values.tolist()]
+        references = {
+            stride: (
+                torch.cat([each[stride][0] for each in support]),
+                torch.cat([each[stride][1] for each in support]),
+            )
+            for stride in support[0]
+        }
+        return cls(references, limits)
+
+    def extended(self, support: Sequence[Statistics]) -> FrameCheck:
+        """With the statistics of more support images."""
+        count = len(next(iter(self.references.values()))[0])
+        earlier = [
+            {s: (mean[i : i + 1], std[i : i + 1]) for s, (mean, std) in self.references.items()}
+            for i in range(count)
+        ]
+        return FrameCheck.of([*earlier, *support], self.limits)
+
+    def distances(self, statistics: Statistics) -> Tensor:
+        """(B, K) distance of each frame to each support image, 1 at the limits."""
+        worst: Tensor | None = None
+        for stride, (mean, deviation) in statistics.items():
+            known_mean, known_deviation = self.references[stride]  # (K, 5, C)
+            unit = known_deviation[:, 0].norm(dim=1).clamp_min(1e-6)  # (K,)
+            pairs = ((deviation, known_deviation), (mean, known_mean))
+            for (found, known), limit in zip(pairs, self.limits, strict=True):
+                apart = (found[:, None] - known[None]).norm(dim=3).amax(2)  # (B, K)
+                relative = apart / unit / limit
+                worst = relative if worst is None else torch.maximum(worst, relative)
+        assert worst is not None
+        return worst
+
+    def forward(self, maps: Tensor, features: Mapping[int, Tensor]) -> Tensor:
+        """(B, h, w) maps, those of refused frames raised to ``level`` or more everywhere."""
+        statistics = frame_statistics(features, tuple(self.references))
+        distance = self.distances(statistics).amin(1) / self.limit  # (B,)
+        raised = self.level * distance * (distance > 1).to(distance.dtype)
+        return torch.maximum(maps, raised[:, None, None])
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and settings for a detector file."""
+        tensors = {}
+        for stride, (mean, deviation) in self.references.items():
+            tensors[f"frame.mean.{stride}"] = mean.contiguous()
+            tensors[f"frame.deviation.{stride}"] = deviation.contiguous()
+        return tensors, {"limits": list(self.limits), "level": self.level}
+
+    @classmethod
+    def from_state(cls, tensors: Mapping[str, Tensor], settings: dict[str, Any]) -> FrameCheck:
+        """Raises: KeyError, TypeError, ValueError: something is missing or wrong."""
+        start = "frame.mean."
+        strides = sorted(int(name[len(start) :]) for name in tensors if name.startswith(start))
+        references = {
+            stride: (tensors[f"{start}{stride}"], tensors[f"frame.deviation.{stride}"])
+            for stride in strides
+        }
+        shapes = {tuple(t.shape) for pair in references.values() for t in pair}
+        if not references or any(len(shape) != 3 or shape[1] != 5 for shape in shapes):
+            raise ValueError(f"frame: found shapes {sorted(shapes)}, needed are (K, 5, C)")
+        deviations, means = settings["limits"]
+        return cls(references, (float(deviations), float(means)), float(settings["level"]))

@@ -1,0 +1,1 @@
+"""Parts of image formats that are decoded here."""

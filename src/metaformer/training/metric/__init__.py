@@ -1,1 +1,0 @@
-"""Meta-training of the metric of patch features."""

@@ -1,0 +1,1 @@
+"""Tests of metaformer.io.formats."""
