@@ -1,4 +1,5 @@
-"""Training what is shipped: ``pretrain prior``, ``autoencoder`` and ``universal``."""
+"""Training what is shipped: ``pretrain prior``, ``autoencoder``, ``universal`` and
+``transformer``."""
 
 from __future__ import annotations
 
@@ -59,3 +60,18 @@ def pretrain_universal(
         from metaformer.training.universal.train import meta_train
 
         typer.echo(meta_train(MetaConfig.from_yaml(config), resume=resume, quiet=quiet))
+
+
+@app.command("transformer")
+def pretrain_transformer(
+    config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Meta-train the transformer T, which corrects the anomaly map, on tasks made from photos."""
+    with clear_errors():
+        from metaformer.training.transformer.config import TransformerTrainingConfig
+        from metaformer.training.transformer.train import train_transformer
+
+        settings = TransformerTrainingConfig.from_yaml(config)
+        typer.echo(train_transformer(settings, resume=resume, quiet=quiet))

@@ -82,6 +82,8 @@ def adapt_to_support(
     # Another part differs from this one by more than a changed view of it does.
     views = views_of(preset, image, seed)
     maps = [preset.view_factor * done.adapted.anomaly_map(view) for view in views]
+    if done.adapted.frame is not None:
+        done.adapted.frame.allow([done.adapted.frame_distance(view) for view in views])
     on_step(2, 2)
     calibration = calibrate(
         scores_of(done.adapted, maps),

@@ -53,6 +53,9 @@ class Adapted(Protocol[P]):
     def anomaly_map(self, image: P) -> Tensor:
         """(h, w) raw map, blurred, 0 or more. It depends on this image and the support alone."""
 
+    def frame_distance(self, image: P) -> float:
+        """How far an image as a whole is from the support (``FrameCheck``)."""
+
     def extend(self, new: Sequence[P], *, seed: int) -> Extension[P]:
         """With more support images. Does not change this one.
 

@@ -154,6 +154,10 @@ class AdaptedFeature(nn.Module):
         return self.maps(image.features)[0]
 
     @torch.inference_mode()
+    def frame_distance(self, image: FeatureImage) -> float:
+        return 0.0 if self.frame is None else float(self.frame.distance(image.features))
+
+    @torch.inference_mode()
     def left_out_map(self, image: FeatureImage, index: int) -> Tensor:
         """(h, w) map of a support image compared with the others alone."""
         return self.maps(image.features, without=index)[0]

@@ -221,6 +221,10 @@ class AdaptedPixel:
         reading = self.read(image)
         return self.checked(self.map_of(reading, self.known), reading)[0]
 
+    @torch.no_grad()
+    def frame_distance(self, image: PreparedImage) -> float:
+        return 0.0 if self.frame is None else float(self.frame.distance(self.read(image).features))
+
     def checked(self, maps: Tensor, reading: Reading) -> Tensor:
         """(B, h, w) maps, raised where a frame does not show the product."""
         return maps if self.frame is None else self.frame(maps, reading.features)

@@ -102,10 +102,18 @@ class FrameCheck(nn.Module):
         assert worst is not None
         return worst
 
+    def distance(self, features: Mapping[int, Tensor]) -> Tensor:
+        """(B,) distance to the nearest support image."""
+        return self.distances(frame_statistics(features, tuple(self.references))).amin(1)
+
+    def allow(self, distances: Sequence[float]) -> None:
+        """Widen the limit for frames as far away as these, which show the product: changed views of
+        a lone support image."""
+        self.limit = max(self.limit, MARGIN * max(distances))
+
     def forward(self, maps: Tensor, features: Mapping[int, Tensor]) -> Tensor:
         """(B, h, w) maps, those of refused frames raised to ``level`` or more everywhere."""
-        statistics = frame_statistics(features, tuple(self.references))
-        distance = self.distances(statistics).amin(1) / self.limit  # (B,)
+        distance = self.distance(features) / self.limit  # (B,)
         raised = self.level * distance * (distance > 1).to(distance.dtype)
         return torch.maximum(maps, raised[:, None, None])
 
@@ -115,7 +123,11 @@ class FrameCheck(nn.Module):
         for stride, (mean, deviation) in self.references.items():
             tensors[f"frame.mean.{stride}"] = mean.contiguous()
             tensors[f"frame.deviation.{stride}"] = deviation.contiguous()
-        return tensors, {"limits": list(self.limits), "level": self.level}
+        return tensors, {
+            "limits": list(self.limits),
+            "limit": self.limit,
+            "level": self.level,
+        }
 
     @classmethod
     def from_state(cls, tensors: Mapping[str, Tensor], settings: dict[str, Any]) -> FrameCheck:
@@ -130,4 +142,6 @@ class FrameCheck(nn.Module):
         if not references or any(len(shape) != 3 or shape[1] != 5 for shape in shapes):
             raise ValueError(f"frame: found shapes {sorted(shapes)}, needed are (K, 5, C)")
         deviations, means = settings["limits"]
-        return cls(references, (float(deviations), float(means)), float(settings["level"]))
+        check = cls(references, (float(deviations), float(means)), float(settings["level"]))
+        check.limit = float(settings["limit"])
+        return check

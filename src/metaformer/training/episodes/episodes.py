@@ -32,9 +32,18 @@ from metaformer.training.episodes.product_samplers import (
 )
 
 TaskKind = Literal[
-    "surface", "goods", "views", "scene", "part", "tiles", "novel_region", "novel_image"
+    "surface",
+    "goods",
+    "views",
+    "scene",
+    "part",
+    "tiles",
+    "novel_region",
+    "novel_image",
+    "arrangement",
 ]
-"""The last two come from ``novelty``: nothing synthetic is drawn there."""
+"""The novel ones come from ``real_anomalies``, where nothing synthetic is drawn; arrangements from
+``change_episodes``."""
 
 Maker = Callable[[PhotoPool, Generator, int], Product]
 MAKERS: dict[TaskKind, Maker] = {

@@ -26,7 +26,7 @@ def part(pool: PhotoPool, rng: Generator, size: int) -> Product:
     is known, so that defects can be placed on it.
     """
     name, face = _face(pool, rng, size)
-    background = _background(pool, rng, size)
+    background = draw_ground(pool, rng, size)
     matte = outline(rng, size)  # (S, S)
     shade = _shade(rng, matte)  # (S, S, 3)
     free = rng.random() < 0.25
@@ -106,7 +106,7 @@ def _face(pool: PhotoPool, rng: Generator, size: int) -> tuple[str, Product]:
     return name, Product(name, lambda rng, number, is_query: (face, None))
 
 
-def _background(pool: PhotoPool, rng: Generator, size: int) -> Product:
+def draw_ground(pool: PhotoPool, rng: Generator, size: int) -> Product:
     if pool.of_domain["material"] and rng.random() < 0.4:
         return surface(pool, rng, size, pick(rng, pool.of_domain["material"]))
     colour = rng.uniform(10, 245, 3) if rng.random() < 0.5 else np.full(3, rng.uniform(10, 245))

@@ -1,0 +1,313 @@
+"""The transformer T: looks at an image beside its support and corrects the core's anomaly map.
+
+A distance to the nearest support patch is a number without an opinion: at stride 8 it marks a pit
+of three pixels, at stride 32 a crack across the image, and no fixed weights serve both. T sees the
+distances of all strides, each against what the support's own images show when left out; the gap
+between the query's features and what soft attention rebuilds of them from the support's; and the
+features themselves, standardised by the support. Out comes a correction of the logarithm of the
+core's map. It is zero at the start of training, so that T cannot begin worse than the core.
+
+The interface knows no backbone: any channels at strides 8 and 16, any list of distances.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FINE, COARSE = 8, 16
+"""Strides that are rebuilt and read; the tokens of attention are those of ``COARSE``."""
+MOST_KEYS = {FINE: 512, COARSE: 1024}
+"""Support patches that a query is rebuilt from, of all support images together."""
+FLOOR = 1e-3
+"""Added to distances before their logarithm."""
+RESPONSE_EPS = 1e-3
+CLIP = 8.0
+"""Standardised values beyond this many deviations count as this many."""
+BOUND = 2.0
+"""Largest correction of a logarithm, either way."""
+BOUND_WHERE_SURE = 0.5
+"""Largest one downwards where the core is far above all that the support shows: what nobody has
+seen before, such as a blank frame, must not be explained away."""
+SURE = (math.log(1.5), 6.0)
+"""Where the bound changes, as logarithm of core over the support's loudest, and how steeply."""
+
+
+@dataclass(frozen=True)
+class GapTransformerConfig:
+    channels: Mapping[int, int]
+    """Channels of the feature maps at strides 8 and 16."""
+    distances: int
+    """Number of distance maps beside the core's map."""
+    width: int = 96
+    heads: int = 4
+    fine_width: int = 40
+    gap_width: int = 16
+    appearance_width: int = 12
+    """What is kept of a patch's gap and of its standardised features, in numbers."""
+    appearance_dropout: float = 0.5
+    """In training, of the features' channels: raw appearance does not carry over to products."""
+
+
+@dataclass(frozen=True)
+class SupportDescription:
+    """What T needs to know of k support images; made by ``describe_support``."""
+
+    mean: Mapping[int, Tensor]
+    """Stride -> (C,) of the support's features."""
+    deviation: Mapping[int, Tensor]
+    """Stride -> (C,)."""
+    keys: Mapping[int, Tensor]
+    """Stride -> (k, m, C) standardised features, m patches of each support image."""
+    log_mean: Tensor
+    """(D + 1,) of the logarithms of each distance and of the core's map on left-out images."""
+    log_deviation: Tensor
+    """(D + 1,)."""
+    loudest: Tensor
+    """() mean over the left-out images of the largest logarithm of the core's map."""
+
+    def to(self, device: torch.device) -> SupportDescription:
+        def moved(tensors: Mapping[int, Tensor]) -> dict[int, Tensor]:
+            return {stride: tensor.to(device) for stride, tensor in tensors.items()}
+
+        return SupportDescription(
+            moved(self.mean),
+            moved(self.deviation),
+            moved(self.keys),
+            self.log_mean.to(device),
+            self.log_deviation.to(device),
+            self.loudest.to(device),
+        )
+
+
+def describe_support(
+    features: Sequence[Mapping[int, Tensor]],
+    distances: Sequence[Tensor],
+    cores: Sequence[Tensor],
+    *,
+    seed: int = 0,
+) -> SupportDescription:
+    """Describe a support.
+
+    Args:
+        features: of each support image, stride -> (C, h, w); strides beyond 8 and 16 are ignored.
+        distances: of support images, each against the others (of a lone one, against its own
+            patches farther away): (D, h, w) on the grid of stride 8, not negative.
+        cores: the core's maps of the same, (1, h, w) each, positive.
+        seed: of the draw of patches where there are more than ``MOST_KEYS``.
+    """
+    mean, deviation, keys = {}, {}, {}
+    for stride in (FINE, COARSE):
+        rows = [image[stride].flatten(1).T for image in features]  # (h * w, C) each
+        everything = torch.cat(rows)
+        mean[stride] = everything.mean(0)
+        deviation[stride] = everything.std(0, correction=0).clamp_min(1e-4)
+        count = min(max(1, MOST_KEYS[stride] // len(rows)), *(len(r) for r in rows))
+        generator = torch.Generator().manual_seed(seed)
+        drawn = []
+        for some in rows:  # the same number of each image, so that images can be compared
+            order = torch.randperm(len(some), generator=generator)[:count].sort().values
+            kept = some[order.to(some.device)]
+            drawn.append(standardised(kept, mean[stride], deviation[stride]))
+        keys[stride] = torch.stack(drawn)
+    logs = torch.cat(
+        [
+            (torch.cat([d, c]).clamp_min(0) + FLOOR).log().flatten(1)
+            for d, c in zip(distances, cores, strict=True)
+        ],
+        dim=1,
+    )  # (D + 1, cells of all left-out images)
+    loudest = torch.stack([(c + FLOOR).log().amax() for c in cores]).mean()
+    return SupportDescription(
+        mean, deviation, keys, logs.mean(1), logs.std(1, correction=0).clamp_min(0.05), loudest
+    )
+
+
+def standardised(x: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    """(..., C) by the support's mean and deviation, within ``CLIP``."""
+    return ((x - mean) / deviation).clamp(-CLIP, CLIP)
+
+
+class Rebuild(nn.Module):
+    """Features rebuilt from the support's by soft attention over squared distances.
+
+    The image that fits the query best is preferred as much as ``trust`` says: with a large one it
+    is the only one that is used.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.raw_sharpness = nn.Parameter(torch.tensor(8.0))
+        self.raw_trust = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, query: Tensor, keys: Tensor) -> Tensor:
+        """Standardised queries (B, N, C) and keys (k, m, C) -> (B, N, C)."""
+        images, each, channels = keys.shape
+        flat = keys.flatten(0, 1)  # (k * m, C)
+        # minus the squared distance by channel, but for what is the same for all keys
+        logits = (2 * query @ flat.T - flat.square().sum(1)) / channels  # (B, N, k * m)
+        sharpness = F.softplus(self.raw_sharpness)
+        if images > 1:
+            fit = logits.unflatten(2, (images, each)).amax(3).mean(1)  # (B, k)
+            fit = fit - fit.amax(1, keepdim=True)
+            bias = F.softplus(self.raw_trust) * fit  # (B, k), 0 for the best
+            logits = logits + bias.repeat_interleave(each, dim=1)[:, None]
+        return (sharpness * logits).softmax(2) @ flat
+
+
+class SelfAttention(nn.Module):
+    """A layer of self-attention and a perceptron; keys are biased by the response map.
+
+    Written out: PyTorch's fused kernels have no second derivative, which MAML needs.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.to_qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.raw_strength = nn.Parameter(torch.tensor(-2.0))
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, x: Tensor, response: Tensor | None) -> Tensor:
+        """Tokens (B, N, W), response (B, N) in [0, 1] -> (B, N, W)."""
+        q, k, v = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for part in self.to_qkv(self.norm(x)).chunk(3, dim=2)
+        )  # (B, heads, N, W / heads) each
+        logits = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])  # (B, heads, N, N)
+        if response is not None:
+            strength = F.softplus(self.raw_strength)
+            logits = logits + strength * (response + RESPONSE_EPS).log()[:, None, None]
+        x = x + self.out((logits.softmax(3) @ v).transpose(1, 2).flatten(2))
+        rest: Tensor = self.mlp(x)
+        return x + rest
+
+
+class GapTransformer(nn.Module):
+    """T; see the module's text. The score of an image does not depend on its batch."""
+
+    def __init__(self, config: GapTransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, fine = config.width, config.fine_width
+        strides = (FINE, COARSE)
+        self.rebuild = nn.ModuleDict({str(s): Rebuild() for s in strides})
+        self.gap = nn.ModuleDict(
+            {str(s): nn.Linear(config.channels[s], config.gap_width) for s in strides}
+        )
+        self.appearance = nn.ModuleDict(
+            {str(s): nn.Linear(config.channels[s], config.appearance_width) for s in strides}
+        )
+        maps = config.distances + 1
+        of_patch = config.gap_width + 1 + config.appearance_width
+        self.fine_in = nn.Conv2d(maps + of_patch + 1, fine, 1)
+        self.coarse_in = nn.Conv2d(2 * maps + of_patch + 2, width, 1)
+        self.coarse_conv = nn.Conv2d(width, width, 3, padding=1)
+        self.attention = SelfAttention(width, config.heads)
+        self.down_width = nn.Linear(width, fine)
+        self.fine_conv = nn.Conv2d(fine, fine, 3, padding=1)
+        self.fine_conv_2 = nn.Conv2d(fine, fine, 3, padding=1)
+        self.narrow = nn.Conv2d(fine, 16, 1)
+        self.out_conv = nn.Conv2d(16, 16, 3, padding=1)
+        self.out = nn.Conv2d(16, 1, 1, bias=False)  # the mean is taken off anyway
+        nn.init.zeros_(self.out.weight)
+
+    def forward(
+        self,
+        features: Mapping[int, Tensor],
+        distances: Tensor,
+        core: Tensor,
+        support: SupportDescription,
+        response: Tensor | None = None,
+    ) -> Tensor:
+        """Correction of the logarithm of the core's map, (B, 1, 2 h, 2 w).
+
+        Args:
+            features: stride -> (B, C, h_s, w_s) of the query images.
+            distances: (B, D, h, w) to the nearest support patch, not negative, on the grid of
+                stride 8.
+            core: (B, 1, h, w) the core's map, positive.
+            support: of ``describe_support``.
+            response: (B, 1, any, any) R in [0, 1], 1 on the object; None biases nothing.
+        """
+        size, coarse_size = distances.shape[2:], features[COARSE].shape[2:]
+        log_core = (core + FLOOR).log()
+        logs = torch.cat([(distances.clamp_min(0) + FLOOR).log(), log_core], dim=1)
+        centre, spread = support.log_mean[:, None, None], support.log_deviation[:, None, None]
+        logs = ((logs - centre) / spread).clamp(-CLIP, CLIP) / 2  # (B, D + 1, h, w)
+        if response is None:
+            fine_response = torch.zeros_like(core)
+            coarse_response = torch.zeros_like(features[COARSE][:, :1])
+            key_response = None
+        else:
+            fine_response = F.interpolate(response, size, mode="bilinear")
+            coarse_response = F.interpolate(response, coarse_size, mode="bilinear")
+            key_response = coarse_response.flatten(1)  # (B, N)
+
+        fine = torch.cat([logs, self._patches(features, support, FINE), fine_response], dim=1)
+        mean = F.interpolate(F.avg_pool2d(logs, 2, ceil_mode=True), coarse_size)
+        highest = F.interpolate(F.max_pool2d(logs, 2, ceil_mode=True), coarse_size)
+        shots = torch.full_like(coarse_response, math.log2(support.keys[COARSE].shape[0]) / 3)
+        patches = self._patches(features, support, COARSE)
+        coarse = torch.cat([mean, highest, patches, coarse_response, shots], dim=1)
+
+        x = self.coarse_in(coarse)  # (B, W, h / 2, w / 2)
+        x = x + self.coarse_conv(F.gelu(x))
+        tokens = self.attention(x.flatten(2).transpose(1, 2), key_response)  # (B, N, W)
+        x = self.down_width(tokens).transpose(1, 2).unflatten(2, coarse_size)
+        y = self.fine_in(fine) + F.interpolate(x, size, mode="bilinear")  # (B, F, h, w)
+        y = y + self.fine_conv(F.gelu(y))
+        y = y + self.fine_conv_2(F.gelu(y))
+        y = F.interpolate(self.narrow(F.gelu(y)), scale_factor=2, mode="bilinear")
+        raw = self.out(F.gelu(self.out_conv(y)))  # (B, 1, 2 h, 2 w)
+        # A correction says where to look within the image. The level of the image is the core's:
+        # what T would add to it differs between good images, and lost images their order.
+        raw = raw - raw.mean((2, 3), keepdim=True)
+        return bounded(raw, enlarged(log_core), support.loudest)
+
+    def _patches(
+        self, features: Mapping[int, Tensor], support: SupportDescription, stride: int
+    ) -> Tensor:
+        """(B, G + 1 + A, h, w): the gap in a few numbers and in one, and the appearance."""
+        x = features[stride]
+        size, name = x.shape[2:], str(stride)
+        rows = standardised(
+            x.flatten(2).transpose(1, 2), support.mean[stride], support.deviation[stride]
+        )  # (B, N, C)
+        gap = (rows - self.rebuild[name](rows, support.keys[stride])).abs()
+        size_of_gap = (gap.square().mean(2, keepdim=True) + 1e-3).log()
+        seen = rows
+        if self.training and self.config.appearance_dropout > 0:
+            share = self.config.appearance_dropout
+            seen = F.dropout1d(rows.transpose(1, 2), share).transpose(1, 2)  # whole channels
+        found = [self.gap[name](gap), size_of_gap, self.appearance[name](seen)]
+        return torch.cat(found, dim=2).transpose(1, 2).unflatten(2, size)
+
+
+def bounded(raw: Tensor, log_core: Tensor, loudest: Tensor) -> Tensor:
+    """``raw`` within ``BOUND``; downwards within less where the core is sure."""
+    where, steepness = SURE
+    sure = torch.sigmoid(steepness * (log_core - loudest - where))
+    down = BOUND + (BOUND_WHERE_SURE - BOUND) * sure
+    bound = torch.where(raw < 0, down, torch.full_like(down, BOUND))
+    return bound * torch.tanh(raw / bound)
+
+
+def enlarged(maps: Tensor) -> Tensor:
+    """(B, 1, h, w) of stride 8 to stride 4."""
+    return F.interpolate(maps, scale_factor=2, mode="bilinear")
+
+
+def corrected(core: Tensor, correction: Tensor, size: float = 1.0) -> Tensor:
+    """The core's map (B, 1, h, w) with ``size`` of the correction (B, 1, 2 h, 2 w): the final map,
+    (B, 1, 2 h, 2 w)."""
+    return (enlarged((core + FLOOR).log()) + size * correction).exp()
