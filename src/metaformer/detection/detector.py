@@ -153,9 +153,12 @@ class Metaformer:
             module: takes images (B, 3, H, W) and returns one feature map (B, C, h, w), or a list,
                 tuple or mapping of them. A frozen copy is used.
             levels: strides of the maps to compare, the finest first; all of them if None.
-            mean, std: of each colour in [0, 1]: what images are standardised by for the module.
+            mean: of each colour in [0, 1], subtracted before the module sees an image.
+            std: of each colour, that it is then divided by.
             level_weights: weight of each level; equal ones if None.
-            resolution, aligned, device: as for ``from_pretrained``.
+            resolution: as for ``from_pretrained``.
+            aligned: as for ``from_pretrained``.
+            device: as for ``from_pretrained``.
 
         Raises:
             BackboneError: the module cannot be run, or gives no maps of these strides.
