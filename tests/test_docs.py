@@ -238,6 +238,8 @@ def test_the_site_builds(tmp_path):
     assert done.returncode == 0, done.stderr
     pages = list(site.rglob("*.html"))
     assert len(pages) > 15
+    # What the search of pages opened from a disk needs.
+    assert (site / "iframe-worker.js").is_file() and (site / "search/search_index.js").is_file()
     loads = re.compile(r"<(?:script|img|iframe|source|link)\b[^>]*?(?:src|href)=[\"']?(https?:)?//")
     for page in pages:
         html = page.read_text(encoding="utf-8")
