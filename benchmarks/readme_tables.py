@@ -7,6 +7,7 @@ So that no number in the README is typed by hand.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from pathlib import Path
@@ -26,6 +27,7 @@ PAIRED = "feature-aligned"
 
 
 def main() -> None:
+    argparse.ArgumentParser(description="Put the results' tables into README.md.").parse_args()
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     text = put(text, "results", accuracy())

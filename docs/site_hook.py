@@ -216,6 +216,16 @@ TABLES: dict[str, tuple[str, Callable[[], str], str]] = {
         lambda: readme_tables.false_alarms(),
         "python -m benchmarks.calibration.false_alarms",
     ),
+    "blank frames": (
+        "blank_frames.md",
+        lambda: written("blank_frames.md"),
+        "python -m benchmarks.robustness.blank_frames",
+    ),
+    "camera": (
+        "camera.md",
+        lambda: written("camera.md"),
+        "python -m benchmarks.robustness.camera",
+    ),
     "speed": ("speed.json", lambda: readme_tables.speed(), "python -m benchmarks.speed.peers"),
     "engines": ("engines.md", lambda: written("engines.md"), "python -m benchmarks.speed.engines"),
     "peers speed": (

@@ -70,7 +70,7 @@ def main() -> None:
                 }
                 for name, detector in detectors.items():
                     row = {"way": way, "data": root.name, "seed": seed, "detector": name}
-                    maps = [detector.adapted.anomaly_map(image) for image in prepared]
+                    maps = [detector.adapted.anomaly_maps(image) for image in prepared]
                     row |= measure(detector, scores_of(detector.adapted, maps), test)
                     rows.append(row)
                     print(row, flush=True)

@@ -21,12 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from py_sod_metrics import (  # type: ignore[import-not-found, import-untyped, unused-ignore]
-    FmeasureHandler,
-    FmeasureV2,
-    IOUHandler,
-    Smeasure,
-)
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -70,6 +64,13 @@ def measure(method: Callable[[NDArray[np.uint8]], Map], pairs: Iterable[Pair]) -
     ``iou_max`` and ``f_beta_max`` at the best of 256 thresholds common to all photos, and
     ``iou_half`` at 0.5.
     """
+    from py_sod_metrics import (  # type: ignore[import-not-found, import-untyped, unused-ignore]
+        FmeasureHandler,
+        FmeasureV2,
+        IOUHandler,
+        Smeasure,
+    )
+
     curves = FmeasureV2(
         {
             "iou": IOUHandler(with_dynamic=True, with_adaptive=True, with_binary=True),

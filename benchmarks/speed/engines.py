@@ -38,8 +38,8 @@ from metaformer.inference.allocator import keep_freed_memory
 from metaformer.io.atomic_files import write_text
 from metaformer.io.images import list_images, read_image
 from metaformer.networks.autoencoder import Autoencoder
-from metaformer.networks.gap_transformer import GapTransformer, GapTransformerConfig
 from metaformer.networks.instance_prior import load_prior
+from metaformer.networks.pixel_transformer import GapTransformer, GapTransformerConfig
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 Clock = Callable[[], float]

@@ -88,7 +88,8 @@ def test_adapt_as_json_and_quietly(good, tmp_path):
     assert quiet.exit_code == 0 and quiet.output == ""
 
 
-def test_adapt_to_parts_that_stand_in_place(good, photos, tmp_path):
+def test_adapt_to_parts_that_stand_in_place(photos, tmp_path):
+    good = boards.write_good(tmp_path / "good", 6)
     target = tmp_path / "d.metaformer"
     assert run("adapt", good, "-o", target, "--resolution", 96, "--aligned").exit_code == 0
     assert json.loads(run("info", target, "--json").stdout)["settings"]["config"]["aligned"] is True

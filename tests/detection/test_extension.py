@@ -92,11 +92,11 @@ def test_extending_past_the_cap_is_adapting_at_once_too():
 
 def test_beyond_the_mirrored_images_is_adapting_at_once_too(tmp_path):
     """Mirror images leave the memory when enough images have come."""
-    images = [boards.good(seed) for seed in range(10)]
-    detector = boards.universal().adapt(images[:7])
+    images = [boards.good(seed) for seed in range(12)]
+    detector = boards.universal().adapt(images[:9])
     assert any(name.startswith("mirrored") for name in memory(detector))
     detector.save(tmp_path / "d")
-    extended = Detector.load(tmp_path / "d").extended_with(images[7:])
+    extended = Detector.load(tmp_path / "d").extended_with(images[9:])
     assert not any(name.startswith("mirrored") for name in memory(extended))
     assert_same(extended, boards.universal().adapt(images))
 
@@ -158,7 +158,8 @@ def test_earlier_scores_are_lowered_alike_and_new_ones_are_out_of_sample():
     roomy = without_images(boards.detector())
     alone = roomy.extended_with(GOOD[3:4])
     raw = image_score(
-        roomy.adapted.anomaly_map(prepare(roomy.model, GOOD[3])), roomy.model.config.score_share
+        roomy.adapted.anomaly_maps(prepare(roomy.model, GOOD[3]))[0],
+        roomy.model.config.score_share,
     )
     assert support_scores(alone) == [*support_scores(roomy), pytest.approx(raw, rel=1e-5)]
 
@@ -173,7 +174,15 @@ def test_scores_shrink_by_the_median_and_never_grow():
 def without_images(detector: Detector) -> Detector:
     """The same memory bank, not cut, but without the support images."""
     adapted: Any = detector.adapted
-    alone = type(adapted)(adapted.config, adapted.backbone, adapted.bank, {}, adapted.count)
+    alone = type(adapted)(
+        adapted.config,
+        adapted.backbone,
+        adapted.bank,
+        {},
+        adapted.count,
+        adapted.frame,
+        adapted.correction,
+    )
     return Detector(detector.model, alone, detector.calibration, detector.made)
 
 

@@ -57,6 +57,11 @@ def adapted_to_good(kind: Kind) -> Adaptation[Any]:
     return adapt(kind, support_of(kind))
 
 
+def score(maps: torch.Tensor, share: float) -> float:
+    """Of an image by its maps (M, h, w): the first one scores it."""
+    return image_score(maps[0], share)
+
+
 def query(kind: Kind, seed: int = 50) -> Any:
     return prepare(preset_of(kind), boards.defective(seed))
 
@@ -64,10 +69,10 @@ def query(kind: Kind, seed: int = 50) -> Any:
 @every_kind
 def test_a_map_is_finite_not_negative_and_of_the_same_grid_for_all_images(kind):
     adapted = adapted_to_good(kind).adapted
-    maps = [adapted.anomaly_map(query(kind, seed)) for seed in range(50, 53)]
+    maps = [adapted.anomaly_maps(query(kind, seed)) for seed in range(50, 53)]
     assert len({grid.shape for grid in maps}) == 1
     for grid in maps:
-        assert grid.ndim == 2 and grid.dtype == torch.float32
+        assert grid.ndim == 3 and len(grid) in (1, 2) and grid.dtype == torch.float32
         assert grid.isfinite().all() and (grid >= 0).all()
 
 
@@ -79,9 +84,9 @@ def test_any_size_is_worked_at_in_multiples(kind, height, width):
     assert all(side > 0 and side % preset.size_multiple == 0 for side in sides)
     image = trees.picture(0, height, width)
     assert at_working_size(preset, image).shape == (1, 3, *sides)
-    grid = adapted_to_good(kind).adapted.anomaly_map(prepare(preset, image))
+    grid = adapted_to_good(kind).adapted.anomaly_maps(prepare(preset, image))
     assert grid.isfinite().all()
-    assert sides[0] * grid.shape[1] == sides[1] * grid.shape[0]
+    assert sides[0] * grid.shape[2] == sides[1] * grid.shape[1]
 
 
 @every_kind
@@ -89,11 +94,13 @@ def test_a_real_defect_scores_above_good_parts(kind):
     adapted = adapted_to_good(kind).adapted
     share = adapted.config.score_share
 
-    def score(pixels) -> float:
-        return image_score(adapted.anomaly_map(prepare(preset_of(kind), pixels)), share)
-
-    good = [score(boards.good(seed)) for seed in range(100, 104)]
-    bad = [score(boards.defective(seed)) for seed in range(100, 104)]
+    good, bad = (
+        [
+            score(adapted.anomaly_maps(prepare(preset_of(kind), make(seed))), share)
+            for seed in range(100, 104)
+        ]
+        for make in (boards.good, boards.defective)
+    )
     assert min(bad) > max(good)
 
 
@@ -102,7 +109,7 @@ def test_adapting_is_deterministic(kind):
     again = adapt(kind, support_of(kind))
     before = adapted_to_good(kind)
     image = query(kind)
-    assert torch.equal(again.adapted.anomaly_map(image), before.adapted.anomaly_map(image))
+    assert torch.equal(again.adapted.anomaly_maps(image), before.adapted.anomaly_maps(image))
     assert all(
         torch.equal(one, other) for one, other in zip(again.left_out, before.left_out, strict=True)
     )
@@ -111,12 +118,12 @@ def test_adapting_is_deterministic(kind):
 @every_kind
 def test_adapting_does_not_change_earlier_models_or_the_preset(kind):
     adapted, image = adapted_to_good(kind).adapted, query(kind)
-    before = adapted.anomaly_map(image).clone()
+    before = adapted.anomaly_maps(image).clone()
     other = [prepare(preset_of(kind), boards.good(3, "77000005"), support_size=1)]
     adapt(kind, other)
-    assert torch.equal(adapted.anomaly_map(image), before)
+    assert torch.equal(adapted.anomaly_maps(image), before)
     again = prepare(preset_of(kind), boards.defective(50))
-    assert torch.equal(adapted.anomaly_map(again), before)
+    assert torch.equal(adapted.anomaly_maps(again), before)
 
 
 @every_kind
@@ -132,13 +139,13 @@ def test_a_left_out_map_does_not_see_its_own_image(kind):
     support = [*support_of(kind, count=COUNT + 1), strange]
     done = adapt(kind, support)
     share = done.adapted.config.score_share
-    known = image_score(done.adapted.anomaly_map(strange), share)
-    left_out = [image_score(grid, share) for grid in done.left_out]
+    known = score(done.adapted.anomaly_maps(strange), share)
+    left_out = [score(maps, share) for maps in done.left_out]
     assert left_out[-1] > 1.5 * known
     assert left_out[-1] > max(left_out[:-1])
     # Of every image: unknown, it is no more normal than known.
     for image, alone in zip(support, left_out, strict=True):
-        assert alone >= image_score(done.adapted.anomaly_map(image), share) - 1e-6
+        assert alone >= score(done.adapted.anomaly_maps(image), share) - 1e-6
 
 
 @every_kind
@@ -158,7 +165,7 @@ def test_the_module_computes_the_anomaly_map(kind):
         pixels = boards.defective(seed)
         with torch.inference_mode():
             (found,) = module(at_working_size(preset, pixels))
-        expected = adapted.anomaly_map(prepare(preset, pixels))
+        expected = adapted.anomaly_maps(prepare(preset, pixels))
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -185,8 +192,8 @@ def test_what_is_saved_and_read_scores_bit_for_bit_the_same(kind):
     )
     assert preset.config == restored.config == adapted.config
     for pixels in (boards.defective(50), boards.good(60), boards.defective(5, width=160)):
-        found = restored.anomaly_map(prepare(preset, pixels))
-        assert torch.equal(found, adapted.anomaly_map(prepare(preset_of(kind), pixels)))
+        found = restored.anomaly_maps(prepare(preset, pixels))
+        assert torch.equal(found, adapted.anomaly_maps(prepare(preset_of(kind), pixels)))
     again, as_settings = restored.state()
     assert as_settings == settings and again.keys() == tensors.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
@@ -195,18 +202,18 @@ def test_what_is_saved_and_read_scores_bit_for_bit_the_same(kind):
 @every_kind
 def test_extending_takes_the_new_images_in_and_leaves_the_model_alone(kind):
     adapted, image = adapted_to_good(kind).adapted, query(kind)
-    before = adapted.anomaly_map(image).clone()
+    before = adapted.anomaly_maps(image).clone()
     new = prepare(preset_of(kind), boards.good(9, "77000005"), support_size=COUNT + 1)
     extension = adapted.extend([new], seed=0)
     share = adapted.config.score_share
     unknown, known = (
-        image_score(model.anomaly_map(new), share) for model in (adapted, extension.adapted)
+        score(model.anomaly_maps(new), share) for model in (adapted, extension.adapted)
     )
     assert known < 0.7 * unknown
     # The map it is calibrated with is still that of a model that has not seen it.
-    assert image_score(extension.left_out[-1], share) > 1.3 * known
+    assert score(extension.left_out[-1], share) > 1.3 * known
     assert len(extension.left_out) == (COUNT + 1 if extension.how == "recomputed" else 1)
-    assert torch.equal(adapted.anomaly_map(image), before)
+    assert torch.equal(adapted.anomaly_maps(image), before)
 
 
 @every_kind
@@ -215,7 +222,7 @@ def test_extending_is_deterministic(kind):
     first, again = (adapted_to_good(kind).adapted.extend(new, seed=4) for _ in range(2))
     image = query(kind)
     assert first.how == again.how
-    assert torch.equal(first.adapted.anomaly_map(image), again.adapted.anomaly_map(image))
+    assert torch.equal(first.adapted.anomaly_maps(image), again.adapted.anomaly_maps(image))
 
 
 @pytest.mark.parametrize("aligned", [False, True])
@@ -232,7 +239,7 @@ def test_a_whole_feature_support_is_extended_as_if_adapted_to_all_at_once(aligne
     for one, other in zip(extension.left_out, whole.left_out, strict=True):
         assert torch.equal(one, other)
     image = query(kind)
-    assert torch.equal(extension.adapted.anomaly_map(image), whole.adapted.anomaly_map(image))
+    assert torch.equal(extension.adapted.anomaly_maps(image), whole.adapted.anomaly_maps(image))
     for name, tensor in whole.adapted.state()[0].items():
         assert torch.equal(extension.adapted.state()[0][name], tensor)
 

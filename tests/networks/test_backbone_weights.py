@@ -11,9 +11,6 @@ from safetensors.torch import save_file
 
 from metaformer import Detector, DetectorFileError, Metaformer
 from metaformer.detection.detector_file import read_detector_file, write_detector_file
-from metaformer.detection.feature.adapted import AdaptedFeature
-from metaformer.detection.feature.config import FeatureConfig
-from metaformer.detection.feature.preset import FeatureModel
 from metaformer.networks.backbone_weights import BackboneError, digest, find_weights, read_weights
 
 NAME = "some_network.tag"
@@ -111,8 +108,9 @@ def test_the_backbone_of_the_package_takes_no_weights(tmp_path):
 
 def test_a_detector_of_the_package_s_backbone_says_nothing_of_backbones():
     """Its file is what it was before there were others."""
-    model = FeatureModel.from_pretrained(FeatureConfig(resolution=64))
-    _, settings = AdaptedFeature(model, {}).state()
+    black = torch.zeros(64, 64, 3).byte().numpy()
+    _, settings = Metaformer.from_pretrained(resolution=64).adapt([black]).adapted.state()
+    assert settings["config"]["resolution"] == 64
     assert not [key for key in settings["config"] if "backbone" in key]
 
 
@@ -120,7 +118,7 @@ def test_a_detector_file_with_an_unnamed_backbone_file_is_refused(tmp_path):
     made = Metaformer.from_pretrained(resolution=64).adapt([torch.zeros(64, 64, 3).byte().numpy()])
     made.save(tmp_path / "d.metaformer")
     header, tensors = read_detector_file(tmp_path / "d.metaformer")
-    header["settings"]["config"] |= {"backbone": "resnet18", "learned": False}
+    header["settings"]["config"] |= {"backbone": "resnet18"}
     write_detector_file(tmp_path / "d.metaformer", header, tensors)
     with pytest.raises(DetectorFileError, match="no SHA-256 of the weights of resnet18"):
         Detector.load(tmp_path / "d.metaformer")

@@ -1,244 +1,246 @@
-"""T starts without a say, sees the support, and can be differentiated twice."""
-
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import NamedTuple
+import math
+from collections.abc import Mapping
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from metaformer.networks.gap_transformer import (
+    BOUND,
+    BOUND_WHERE_SURE,
     GapTransformer,
     GapTransformerConfig,
-    Response,
-    ResponseBias,
-    grid_places,
+    SupportDescription,
+    bounded,
+    corrected,
+    describe_support,
+    enlarged,
 )
 
-CONFIG = GapTransformerConfig(channels=5, cues=3, fine=2, cell=4, width=8, heads=2, layers=1)
+CHANNELS = {8: 12, 16: 20}
+CONFIG = GapTransformerConfig(CHANNELS, distances=3, width=32, heads=4, fine_width=16)
+Query = tuple[dict[int, Tensor], Tensor, Tensor]
 
 
-class Inputs(NamedTuple):
-    tokens: Tensor
-    cues: Tensor
-    places: Tensor
-    support: Tensor
-    support_places: Tensor
-    response: Tensor
-    support_response: Tensor
+def features(count: int, seed: int, side: int = 8) -> dict[int, Tensor]:
+    made = torch.Generator().manual_seed(seed)
+    return {
+        s: torch.randn(count, c, side * 8 // s, side * 8 // s, generator=made)
+        for s, c in CHANNELS.items()
+    }
 
 
-def inputs(count: int = 2, seed: int = 0) -> Inputs:
-    g = torch.Generator().manual_seed(seed)
-    places = grid_places(3, 4)
-    return Inputs(
-        torch.randn(count, 12, 5, generator=g),
-        torch.randn(count, 12, 3, generator=g),
-        places,
-        torch.randn(24, 5, generator=g),
-        places.repeat(2, 1),
-        torch.rand(count, 12, generator=g),
-        torch.rand(24, generator=g),
+def queries(count: int, seed: int = 1) -> Query:
+    made = torch.Generator().manual_seed(seed)
+    distances = torch.rand(count, 3, 8, 8, generator=made)
+    return features(count, seed), distances, torch.rand(count, 1, 8, 8, generator=made) + 0.1
+
+
+def support(shots: int = 3) -> SupportDescription:
+    known = features(shots, 0)
+    made = torch.Generator().manual_seed(7)
+    alone = [torch.rand(3, 8, 8, generator=made) for _ in range(shots)]
+    cores = [torch.rand(1, 8, 8, generator=made) + 0.1 for _ in range(shots)]
+    return describe_support(
+        [{s: x[i] for s, x in known.items()} for i in range(shots)], alone, cores
     )
 
 
-def transformer(config: GapTransformerConfig = CONFIG, *, trained: bool = False) -> GapTransformer:
+def trained(seed: int = 0, *, size: float = 1.0) -> GapTransformer:
+    """T with a last layer that says something."""
+    torch.manual_seed(seed)
+    transformer = GapTransformer(CONFIG).eval()
+    nn.init.normal_(transformer.out.weight, std=size)
+    return transformer.requires_grad_(False)
+
+
+def test_before_training_the_map_is_the_cores() -> None:
     torch.manual_seed(0)
-    model = GapTransformer(config)
-    if trained:  # away from the start, where half of the network is silent
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
+    transformer = GapTransformer(CONFIG).eval()
+    maps, distances, core = queries(2)
+    with torch.no_grad():
+        correction = transformer(maps, distances, core, support())
+    assert correction.shape == (2, 1, 16, 16)
+    assert torch.count_nonzero(correction) == 0
+    unchanged = (enlarged((core + 1e-3).log())).exp()
+    torch.testing.assert_close(corrected(core, correction), unchanged)
 
 
-@pytest.mark.parametrize("logits", [1, 100, 2**19])
-def test_attention_in_blocks_is_attention(monkeypatch, logits):
-    """Without gradients queries are read some at a time, which changes nothing but the time."""
-    model, given_ = transformer(trained=True), inputs()
-    whole = model(*given_)
-    monkeypatch.setattr("metaformer.networks.gap_transformer.BLOCK_LOGITS", logits)
-    with torch.inference_mode():
-        blocks = model(*given_)
-    for name in ("correction", "gate", "residual", "rebuilt"):
-        torch.testing.assert_close(getattr(blocks, name), getattr(whole, name))
+@pytest.mark.parametrize("shots", [1, 3])
+def test_an_image_is_corrected_alike_in_any_batch(shots: int) -> None:
+    transformer = trained()
+    maps, distances, core = queries(4)
+    together = transformer(maps, distances, core, support(shots))
+    alone = [
+        transformer(
+            {s: x[i : i + 1] for s, x in maps.items()},
+            distances[i : i + 1],
+            core[i : i + 1],
+            support(shots),
+        )
+        for i in range(4)
+    ]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
+    assert together.std() > 0.05
 
 
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 1000))
-def test_it_starts_without_a_say_whatever_the_response(seed: int) -> None:
-    out = transformer()(*inputs(seed=seed))
-    assert not out.correction.any()
-    assert not out.residual.any()
-    assert (out.gate == 1).all()
+def test_the_same_twice_to_the_bit() -> None:
+    transformer = trained()
+    maps, distances, core = queries(2)
+    first, second = (transformer(maps, distances, core, support()) for _ in range(2))
+    assert torch.equal(first, second)
 
 
-def test_shapes() -> None:
-    out = transformer()(*inputs(3))
-    assert out.correction.shape == (3, 12, 2 * 2)
-    assert out.gate.shape == (3, 12)
-    assert out.residual.shape == (3, 12, 3 * 4 * 4)
-    assert out.rebuilt.shape == (3, 12, 5)
-
-
-@torch.no_grad()
-def test_an_image_does_not_depend_on_its_batch() -> None:
-    model, many = transformer(trained=True), inputs(4)
-    one = many._replace(tokens=many.tokens[:1], cues=many.cues[:1], response=many.response[:1])
-    among, alone = model(*many), model(*one)
-    for name in ("correction", "gate", "residual", "rebuilt"):
-        first = getattr(among, name)[:1]
-        torch.testing.assert_close(first, getattr(alone, name), rtol=0, atol=1e-5)
-
-
-@torch.no_grad()
-def test_order_of_the_support_does_not_count() -> None:
-    model, x = transformer(trained=True), inputs()
-    order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
-    other = x._replace(
-        support=x.support[order],
-        support_places=x.support_places[order],
-        support_response=x.support_response[order],
-    )
-    one, two = model(*x).correction, model(*other).correction
-    torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
-
-
-@torch.no_grad()
-def test_what_is_rebuilt_is_a_mean_of_support_tokens() -> None:
-    x = inputs()
-    rebuilt = transformer(trained=True)(*x).rebuilt
-    assert (rebuilt <= x.support.amax(0) + 1e-5).all()
-    assert (rebuilt >= x.support.amin(0) - 1e-5).all()
-    same = x._replace(support=x.support[:1].repeat(24, 1))
-    torch.testing.assert_close(
-        transformer(trained=True)(*same).rebuilt, x.support[:1].expand(2, 12, 5)
-    )
-
-
-@torch.no_grad()
-def test_keys_without_response_lose_weight_and_more_so_with_strength() -> None:
-    tokens = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(0))
-    attention = transformer().normal
-    response = torch.tensor([[1.0, 1, 1, 0, 0, 0]])
-    shares = []
-    for raw in (-4.0, 0.0, 3.0):
-        attention.bias.raw_strength.fill_(raw)
-        shares.append(float(attention(tokens, tokens, response)[1][..., 3:].sum(-1).mean()))
-    assert shares[0] > shares[1] > shares[2]
-    assert shares[2] < 1e-3
-
-
-@given(raw=st.floats(-50, 50))
-def test_the_bias_is_never_an_advantage_of_the_background(raw: float) -> None:
-    bias = ResponseBias(1)
-    nn.init.constant_(bias.raw_strength, raw)
-    low, high = bias(torch.tensor([[0.1, 0.9]])).detach().flatten()
-    assert low <= high
-
-
-@torch.no_grad()
-def test_gate_closes_softly_and_stays_in_range() -> None:
-    x = inputs()
-    for openness, expected in ((2.0, 1.0), (0.25, 0.25), (-1.0, 0.0)):
-        model = transformer()
-        model.openness.fill_(openness)
-        gate = expected + (1 - expected) * x.response
-        torch.testing.assert_close(model(*x).gate, gate)
-
-
-def test_gate_can_come_back_from_either_end() -> None:
-    for openness in (2.0, -1.0):
-        model = transformer()
-        nn.init.constant_(model.openness, openness)
-        model(*inputs()).gate.sum().backward()
-        assert model.openness.grad is not None
-        assert model.openness.grad.abs() > 0
-
-
-@torch.no_grad()
-def test_without_support_attention_the_support_does_not_count() -> None:
-    x, other = inputs(), inputs(seed=1)
-    changed = x._replace(support=other.support, support_response=other.support_response)
-    blind = transformer(replace(CONFIG, support_attention=False), trained=True)
-    assert torch.equal(blind(*x).correction, blind(*changed).correction)
-    full = transformer(trained=True)
-    assert not torch.equal(full(*x).correction, full(*changed).correction)
-
-
-@pytest.mark.parametrize("response", ["none", "gate", "bias", "both"])
-@torch.no_grad()
-def test_the_response_does_what_its_variant_says(response: Response) -> None:
-    x, other = inputs(), inputs(seed=1)
-    model = transformer(replace(CONFIG, response=response), trained=True)
-    model.openness.fill_(0.5)
-    one = model(*x)
-    two = model(*x._replace(response=other.response, support_response=other.support_response))
-    assert torch.equal(one.gate, two.gate) == (response in ("none", "bias"))
-    assert torch.equal(one.correction, two.correction) == (response in ("none", "gate"))
-    assert torch.equal(one.rebuilt, two.rebuilt) == (response in ("none", "gate"))
-
-
-@torch.no_grad()
-def test_no_response_is_a_response_of_one() -> None:
-    x, model = inputs(), transformer(trained=True)
-    model.openness.fill_(0.5)
-    without = model(*x[:5])
-    ones = model(*x[:5], torch.ones_like(x.response), torch.ones_like(x.support_response))
-    assert (without.gate == 1).all()
-    torch.testing.assert_close(ones.gate, without.gate)
-    torch.testing.assert_close(ones.correction, without.correction, rtol=0, atol=1e-5)
-
-
-def test_second_derivative_is_right() -> None:
-    model = transformer(trained=True).double()
-    x = Inputs(*(tensor.double() for tensor in inputs(1)))
-    part = x._replace(
-        tokens=x.tokens[:, :3],
-        cues=x.cues[:, :3],
-        places=x.places[:3],
-        response=x.response[:, :3],
-    )
-
-    def corrected(tokens: Tensor, cues: Tensor) -> tuple[Tensor, Tensor]:
-        out = model(*part._replace(tokens=tokens, cues=cues))
-        return out.correction, out.residual.sum(-1)
-
-    arguments = (part.tokens.clone().requires_grad_(), part.cues.clone().requires_grad_())
-    assert torch.autograd.gradgradcheck(corrected, arguments)
-
-
-@pytest.mark.parametrize("telling", ["token", "cue"])
-def test_it_learns_what_a_token_and_a_cue_tell(telling: str) -> None:
+def test_training_sees_less_of_the_appearance_and_use_sees_all() -> None:
+    transformer = trained()
+    maps, distances, core = queries(2)
+    in_use = transformer(maps, distances, core, support())
+    transformer.train()
     torch.manual_seed(0)
-    model = transformer(replace(CONFIG, width=16))
-    x = inputs(8)
-    source = x.tokens if telling == "token" else x.cues
-    labels = (source[..., :1] > 0).float().expand(-1, -1, 4)
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(60):
-        loss = nn.functional.binary_cross_entropy_with_logits(model(*x).correction, labels)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.3 * losses[0]
+    first = transformer(maps, distances, core, support())
+    second = transformer(maps, distances, core, support())
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, in_use)
 
 
-def test_shapes_that_do_not_fit_are_named() -> None:
-    x = inputs()
-    with pytest.raises(ValueError, match=r"cues of shape \(2, 12, 3\), got \(2, 5, 3\)"):
-        transformer()(*x._replace(cues=x.cues[:, :5]))
-    with pytest.raises(ValueError, match=r"tokens \(B, N, 5\)"):
-        transformer()(*x._replace(tokens=x.tokens[..., :4]))
-    with pytest.raises(ValueError, match=r"support tokens \(M, 5\), got \(0, 5\)"):
-        transformer()(*x._replace(support=x.support[:0]))
-    with pytest.raises(ValueError, match="multiples of the number of heads"):
-        GapTransformerConfig(channels=5, width=9, heads=2)
-    with pytest.raises(ValueError, match="accepted are 'none', 'gate', 'bias' and 'both'"):
-        GapTransformerConfig(channels=5, response="hard")  # type: ignore[arg-type]
+def test_what_nobody_has_seen_cannot_be_explained_away() -> None:
+    """Far above the support's loudest the map is lowered by little, however much T asks for."""
+    transformer = trained(size=50.0)
+    maps, distances, core = queries(8)
+    known = support()
+    above = math.exp(float(known.loudest)) * 20
+    quiet = transformer(maps, distances, core, known)
+    loud = transformer(maps, distances, torch.full_like(core, above), known)
+    assert quiet.min() < -1.5
+    assert loud.min() < -0.3  # T does ask for less
+    assert loud.min() >= -BOUND_WHERE_SURE - 1e-5
+    assert quiet.abs().max() <= BOUND
+
+
+def test_the_bound_gives_way_between_the_two_levels() -> None:
+    raw = torch.full((5,), -100.0)
+    log_core = torch.linspace(-2, 2, 5)
+    lowest = bounded(raw, log_core, torch.zeros(()))
+    assert (lowest.diff() >= 0).all()
+    assert lowest[0] == pytest.approx(-BOUND, abs=1e-3)
+    assert lowest[-1] == pytest.approx(-BOUND_WHERE_SURE, abs=1e-2)
+    assert bounded(-raw, log_core, torch.zeros(())).tolist() == pytest.approx([BOUND] * 5)
+
+
+def test_attention_turns_away_from_where_the_response_is_low() -> None:
+    """The value of a token without response reaches the others less, the stronger the bias."""
+    transformer = trained()
+    attention = transformer.attention
+    tokens = torch.randn(1, 4, CONFIG.width, generator=torch.Generator().manual_seed(0))
+    other = tokens.clone()
+    other[0, 0] += 3.0
+    response = torch.tensor([[0.0, 1.0, 1.0, 1.0]])
+
+    def influence(strength: float, response: Tensor | None) -> float:
+        attention.raw_strength.fill_(strength)
+        change = attention(other, response) - attention(tokens, response)
+        return float(change[0, 1:].norm())
+
+    assert influence(-30.0, response) == pytest.approx(influence(0.0, None), rel=1e-4)
+    assert influence(2.0, response) < 0.1 * influence(-30.0, response)
+
+
+def test_no_response_is_no_bias_and_a_response_is_an_input() -> None:
+    transformer = trained()
+    maps, distances, core = queries(1)
+    without = transformer(maps, distances, core, support())
+    zero = transformer(maps, distances, core, support(), torch.zeros(1, 1, 64, 64))
+    half = transformer(maps, distances, core, support(), torch.full((1, 1, 64, 64), 0.5))
+    assert not torch.allclose(half, without)
+    # The same response everywhere favours no key, and 0 is what the input is without one.
+    torch.testing.assert_close(zero, without, atol=1e-5, rtol=1e-5)
+
+
+def test_the_image_that_fits_best_can_win_alone() -> None:
+    rebuild = trained().rebuild["8"]
+    made = torch.Generator().manual_seed(0)
+    near = torch.randn(5, 12, generator=made)
+    keys = torch.stack([near, near + 0.8])
+    query = near[None] + 0.1
+    rebuild.raw_sharpness.fill_(0.1)
+    errors = []
+    for trust in (-30.0, 300.0):
+        rebuild.raw_trust.fill_(trust)
+        rebuilt = rebuild(query, keys)
+        only_first = rebuild(query, keys[:1])
+        errors.append(float((rebuilt - only_first).norm()))
+    assert errors[1] < 1e-3 < errors[0]
+
+
+def test_a_support_says_how_large_its_own_distances_are() -> None:
+    known = features(2, 0)
+    images = [{s: x[i] for s, x in known.items()} for i in range(2)]
+    alone = [torch.full((3, 8, 8), value) for value in (0.1, 0.4)]
+    cores = [torch.full((1, 8, 8), value) for value in (0.2, 0.2)]
+    cores[1][0, 3, 3] = 0.9
+    described = describe_support(images, alone, cores)
+    expected = (math.log(0.101) + math.log(0.401)) / 2
+    assert described.log_mean[:3].tolist() == pytest.approx([expected] * 3, abs=1e-4)
+    assert float(described.loudest) == pytest.approx((math.log(0.201) + math.log(0.901)) / 2)
+    assert described.keys[8].shape == (2, 64, 12)
+    again = describe_support(images, alone, cores)
+    assert torch.equal(described.keys[16], again.keys[16])
+
+
+def test_many_support_images_cost_no_more_than_the_keys_allow() -> None:
+    known = features(20, 0)
+    images = [{s: x[i] for s, x in known.items()} for i in range(20)]
+    described = describe_support(images, [torch.rand(3, 8, 8)] * 20, [torch.rand(1, 8, 8)] * 20)
+    assert described.keys[8].shape[:2].numel() <= 512
+    assert described.keys[16].shape[:2].numel() <= 1024
+
+
+class ForExport(nn.Module):
+    """Tensors in, tensor out, with the support inside, as an exported detector has it."""
+
+    def __init__(self, transformer: GapTransformer, known: SupportDescription) -> None:
+        super().__init__()
+        self.transformer, self.known = transformer, known
+
+    def forward(self, fine: Tensor, coarse: Tensor, distances: Tensor, core: Tensor) -> Tensor:
+        maps: Mapping[int, Tensor] = {8: fine, 16: coarse}
+        return corrected(core, self.transformer(maps, distances, core, self.known))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("shots", [1, 3])
+def test_onnx_says_the_same(tmp_path, shots: int) -> None:
+    module = ForExport(trained(), support(shots)).eval()
+    maps, distances, core = queries(2)
+    inputs = (maps[8], maps[16], distances, core)
+    path = tmp_path / "t.onnx"
+    names = ["fine", "coarse", "distances", "core"]
+    torch.onnx.export(module, inputs, str(path), input_names=names, dynamo=False, opset_version=17)
+    session = onnxruntime.InferenceSession(str(path))
+    fed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+    (found,) = session.run(None, fed)
+    np.testing.assert_allclose(found, module(*inputs).numpy(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_gradient_reaches_every_weight_that_matters() -> None:
+    transformer = trained().requires_grad_(True).train()
+    maps, distances, core = queries(2)
+    response = torch.rand(2, 1, 8, 8)
+    transformer(maps, distances, core, support(), response).square().mean().backward()
+    without = [
+        name
+        for name, p in transformer.named_parameters()
+        if p.grad is None or not torch.isfinite(p.grad).all() or p.grad.abs().max() == 0
+    ]
+    assert without == []
+
+
+def test_a_description_moves_to_a_device_whole() -> None:
+    moved = support().to(torch.device("meta"))
+    assert moved.keys[8].is_meta
+    assert moved.mean[16].is_meta
+    assert moved.loudest.is_meta

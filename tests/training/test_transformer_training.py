@@ -9,9 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from metaformer.detection.feature.gap_distances import (
+    core_map,
+    grids,
+    measure,
+    measure_alone,
+    nearest,
+)
 from metaformer.training.checkpoints import CheckpointError
 from metaformer.training.transformer.config import TransformerTrainingConfig
-from metaformer.training.transformer.core import core_map, grids, measure, measure_alone, nearest
 from metaformer.training.transformer.losses import LevelLogit, image_loss, pixel_loss
 from metaformer.training.transformer.train import WEIGHTS, new_transformer, train_transformer
 

@@ -64,7 +64,8 @@ def evaluate(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a preset on a labelled set: image and pixel metrics over several supports."""
+    """Measure a preset on a labelled set: defects caught, good images flagged, image and pixel
+    metrics, over several supports."""
     ending = Ending()
     with clear_errors():
         if is_detector(data):

@@ -81,7 +81,7 @@ def adapt_to_support(
         return calibrated(done.adapted, done.left_out, false_alarm_rate)
     # Another part differs from this one by more than a changed view of it does.
     views = views_of(preset, image, seed)
-    maps = [preset.view_factor * done.adapted.anomaly_map(view) for view in views]
+    maps = [preset.view_factor * done.adapted.anomaly_maps(view) for view in views]
     if done.adapted.frame is not None:
         done.adapted.frame.allow([done.adapted.frame_distance(view) for view in views])
     on_step(2, 2)
@@ -96,7 +96,7 @@ def adapt_to_support(
 
 
 def calibrated(adapted: Adapted[P], left_out: Sequence[Tensor], rate: float) -> Calibrated:
-    """With the threshold that left-out maps (h, w) of two or more support images give."""
+    """With the threshold that left-out maps (M, h, w) of two or more support images give."""
     scores = scores_of(adapted, left_out)
     calibration = calibrate(scores, rate, pixel_threshold=pixel_threshold_of(left_out))
     set_frame_level(adapted, calibration)
@@ -121,13 +121,13 @@ def views_of(preset: Preset[P], image: Image, seed: int) -> list[P]:
 
 
 def scores_of(adapted: Adapted[P], maps: Sequence[Tensor]) -> list[float]:
-    """Raw image scores of raw maps (h, w)."""
-    return [image_score(grid, adapted.config.score_share) for grid in maps]
+    """Raw image scores of images' raw maps (M, h, w)."""
+    return [image_score(grids[0], adapted.config.score_share) for grids in maps]
 
 
 def pixel_threshold_of(maps: Sequence[Tensor]) -> float:
-    """What ``PIXEL_FALSE_ALARM_RATE`` of the pixels of normal images' maps (h, w) reach."""
-    pixels = torch.cat([grid.flatten() for grid in maps])
+    """What ``PIXEL_FALSE_ALARM_RATE`` of the pixels of normal images' maps (M, h, w) reach."""
+    pixels = torch.cat([grids[-1].flatten() for grids in maps])
     kept = max(1, round(PIXEL_FALSE_ALARM_RATE * len(pixels)))
     return float(pixels.topk(kept).values[-1])
 

@@ -287,7 +287,7 @@ class Detector:
         self.thumbnails = thumbnails
         """Small JPEGs of the first support images, in their order; for reports alone."""
         self.engine: Callable[[Tensor], Tensor] | None = None
-        """(N, 3, H, W) at the working size -> (N, h, w) raw maps; None for PyTorch. See
+        """(N, 3, H, W) at the working size -> (N, M, h, w) raw maps; None for PyTorch. See
         ``metaformer.export.backends``."""
 
     def __repr__(self) -> str:
@@ -344,11 +344,11 @@ class Detector:
     def score_pixels(self, pixels: NDArray[np.uint8]) -> tuple[float, NDArray[np.float32]]:
         """Raw score and raw (H, W) map of an image (H, W, 3) uint8 RGB, before calibration."""
         if self.engine is None:
-            grid = self.adapted.anomaly_map(prepare(self.model, pixels))  # (h, w)
+            grids = self.adapted.anomaly_maps(prepare(self.model, pixels))  # (M, h, w)
         else:
-            grid = self.engine(at_working_size(self.model, pixels))[0]
-        score = image_score(grid, self.model.config.score_share)
-        return score, to_image_size(grid, pixels.shape)
+            grids = self.engine(at_working_size(self.model, pixels))[0]
+        score = image_score(grids[0], self.model.config.score_share)
+        return score, to_image_size(grids[-1], pixels.shape)
 
     def predict_many(
         self,

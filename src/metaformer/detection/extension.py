@@ -64,7 +64,7 @@ def extend(
             "more. Add two or more images at once, or adapt to all of them from the start."
         )
     new_scores = scores_of(adapted, maps)
-    before = scores_of(adapted, [earlier.adapted.anomaly_map(image) for image in new])
+    before = scores_of(adapted, [earlier.adapted.anomaly_maps(image) for image in new])
     factor = shrinkage(before, new_scores)
     scores = [*(factor * score for score in earlier.scores), *new_scores]
     # The earlier maps are gone: their threshold counts as much as they were many.

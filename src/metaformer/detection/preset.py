@@ -45,13 +45,14 @@ class Adapted(Protocol[P]):
     """A preset adapted to one product."""
 
     frame: FrameCheck | None
-    """Refuses frames that do not show the product; part of ``anomaly_map`` and ``as_module``."""
+    """Refuses frames that do not show the product; part of ``anomaly_maps`` and ``as_module``."""
 
     @property
     def config(self) -> PresetConfig: ...
 
-    def anomaly_map(self, image: P) -> Tensor:
-        """(h, w) raw map, blurred, 0 or more. It depends on this image and the support alone."""
+    def anomaly_maps(self, image: P) -> Tensor:
+        """(M, h, w) raw maps, blurred, 0 or more: the first scores the image, the last marks its
+        pixels; M is 1 or 2. They depend on this image and the support alone."""
 
     def frame_distance(self, image: P) -> float:
         """How far an image as a whole is from the support (``FrameCheck``)."""
@@ -68,8 +69,8 @@ class Adapted(Protocol[P]):
         """What a detector file stores; ``from_state`` restores the same scores bit for bit."""
 
     def as_module(self) -> nn.Module:
-        """(N, 3, H, W) in [0, 1] at a working size -> (N, h, w) raw maps: the same computation as
-        ``anomaly_map``, traceable for export."""
+        """(N, 3, H, W) in [0, 1] at a working size -> (N, M, h, w) raw maps: the same computation
+        as ``anomaly_maps``, traceable for export."""
 
 
 class Preset(Protocol[P]):
@@ -104,7 +105,7 @@ class Adaptation(Generic[P]):
 
     adapted: Adapted[P]
     left_out: list[Tensor]
-    """(h, w) raw map of each support image by a model that has not seen it; empty with one
+    """(M, h, w) raw maps of each support image by a model that has not seen it; empty with one
     image."""
 
 

@@ -208,9 +208,6 @@ def save_results(results: dict[str, Any], path: Path | str) -> None:
     write_text(path, json.dumps(results, indent=2, allow_nan=False) + "\n")
 
 
-# ------------------------------------------------------------------------------------- one seed
-
-
 def _run_seed(
     category: Category,
     samples: Sequence[Sample],
@@ -288,9 +285,6 @@ def _fit(method: Method, paths: Sequence[Path], seed: int) -> tuple[FittedMethod
     images = [read_image(path) for path in paths]
     start = time.perf_counter()
     return method.fit(images, seed), time.perf_counter() - start
-
-
-# ------------------------------------------------------------------------------------- around it
 
 
 @contextmanager

@@ -60,7 +60,7 @@ class Engine:
         return usual_workers() if self.name == "torch" else 1
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) float32 in [0, 1] at a working size -> (N, h, w) raw maps, blurred."""
+        """(N, 3, H, W) float32 in [0, 1] at a working size -> (N, M, h, w) raw maps, blurred."""
         return self.run(images)
 
 
@@ -195,7 +195,7 @@ def make_engine(detector: Detector, name: EngineName) -> Engine:
     runtime: Runtime = name
     model = map_model(detector).SerializeToString()
     run = compile_model(model, runtime, threads=torch.get_num_threads())
-    return Engine(name, lambda images: torch.from_numpy(run(images.numpy())["raw_maps"][:, 0]))
+    return Engine(name, lambda images: torch.from_numpy(run(images.numpy())["raw_maps"]))
 
 
 def torch_engine(detector: Detector) -> Engine:
@@ -222,14 +222,14 @@ def test_image(detector: Detector) -> Tensor:
 
 
 def check_engine(detector: Detector, engine: Engine, expected_map: Tensor) -> None:
-    """Hold an engine against PyTorch's map (h, w) of the test image.
+    """Hold an engine against PyTorch's maps (M, h, w) of the test image.
 
     Raises:
         EngineError: the score or the map is another.
     """
     share = detector.model.config.score_share
     found_map = engine(test_image(detector))[0]
-    expected, found = image_score(expected_map, share), image_score(found_map, share)
+    expected, found = image_score(expected_map[0], share), image_score(found_map[0], share)
     spread = detector.calibration.spread
     furthest = float((found_map - expected_map).abs().max())
     # Written so that NaN is refused too.

@@ -1,287 +1,314 @@
-"""The transformer T: reads gap tokens beside normal ones, and corrects an anomaly map.
+"""The transformer T: looks at an image beside its support and corrects the core's anomaly map.
 
-T's inside is ours; of it the paper makes known that it explores the reconstruction gap, attending
-by the response map R. Each query token is rebuilt by attention from the *values* of the support's
-tokens: what normal tokens can rebuild is normal, and what is left over is a second gap beside
-that of A. R biases attention, ``logits + strength * log(R + eps)``, and gates the output softly;
-textures have no foreground, so it never multiplies the map hard. Out come a correction of the map,
-finer than the tokens, and one of A's reconstruction.
+A distance to the nearest support patch is a number without an opinion: at stride 8 it marks a pit
+of three pixels, at stride 32 a crack across the image, and no fixed weights serve both. T sees the
+distances of all strides, each against what the support's own images show when left out; the gap
+between the query's features and what soft attention rebuilds of them from the support's; and the
+features themselves, standardised by the support. Out comes a correction of the logarithm of the
+core's map. It is zero at the start of training, so that T cannot begin worse than the core.
 
-Attention is written out. PyTorch's fused kernels have no second derivative, which MAML needs.
+The interface knows no backbone: any channels at strides 8 and 16, any list of distances.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+FINE, COARSE = 8, 16
+"""Strides that are rebuilt and read; the tokens of attention are those of ``COARSE``."""
+MOST_KEYS = {FINE: 512, COARSE: 1024}
+"""Support patches that a query is rebuilt from, of all support images together."""
+FLOOR = 1e-3
+"""Added to distances before their logarithm."""
 RESPONSE_EPS = 1e-3
-"""Keeps log R finite; the least response then counts as a bias of -6.9 times the strength."""
-WEAK_STRENGTH = -4.0
-"""Start of the bias, before softplus: 0.018, so that R is an offer and not yet a rule."""
-Response = Literal["none", "gate", "bias", "both"]
-"""What R does: nothing, gate the map, bias the attention's keys, or both."""
-FREQUENCIES = (1, 2, 4)
-"""Waves across the image by which a place is told."""
-BLOCK_LOGITS = 2**19
-"""Logits in work at once when no gradient is asked for: 2 MB, which stay in a processor's cache
-through softmax and product. All at once (64 MB for four support images) T took 2.5 times as long
-(``benchmarks.speed.engines``)."""
+CLIP = 8.0
+"""Standardised values beyond this many deviations count as this many."""
+BOUND = 2.0
+"""Largest correction of a logarithm, either way."""
+BOUND_WHERE_SURE = 0.5
+"""Largest one downwards where the core is far above all that the support shows: what nobody has
+seen before, such as a blank frame, must not be explained away."""
+SURE = (math.log(1.5), 6.0)
+"""Where the bound changes, as logarithm of core over the support's loudest, and how steeply."""
 
 
 @dataclass(frozen=True)
 class GapTransformerConfig:
-    """Size of T."""
-
-    channels: int
-    """Length of an incoming token."""
-    cues: int = 1
-    """Numbers that come with a token and say how unusual it is: distances and gaps."""
-    fine: int = 2
-    """The correction has ``fine`` x ``fine`` values for each token."""
-    cell: int = 8
-    """Pixels along a token's side, for the refined reconstruction."""
+    channels: Mapping[int, int]
+    """Channels of the feature maps at strides 8 and 16."""
+    distances: int
+    """Number of distance maps beside the core's map."""
     width: int = 96
     heads: int = 4
-    layers: int = 2
-    support_attention: bool = True
-    """Off for the ablation without support: T then sees the query alone."""
-    response: Response = "both"
-
-    def __post_init__(self) -> None:
-        if self.heads < 1 or self.width % self.heads:
-            raise ValueError(
-                f"width: found {self.width} with {self.heads} heads; accepted are multiples of "
-                f"the number of heads."
-            )
-        if self.response not in ("none", "gate", "bias", "both"):
-            raise ValueError(
-                f"response: found {self.response!r}; accepted are 'none', 'gate', 'bias' and "
-                f"'both'."
-            )
+    fine_width: int = 40
+    gap_width: int = 16
+    appearance_width: int = 12
+    """What is kept of a patch's gap and of its standardised features, in numbers."""
+    appearance_dropout: float = 0.5
+    """In training, of the features' channels: raw appearance does not carry over to products."""
 
 
 @dataclass(frozen=True)
-class GapOutput:
-    """What T says about B images of N tokens."""
+class SupportDescription:
+    """What T needs to know of k support images; made by ``describe_support``."""
 
-    correction: Tensor
-    """(B, N, fine * fine): to be added to the anomaly map, row by row within a token."""
-    gate: Tensor
-    """(B, N) in [0, 1]: to be multiplied with the map."""
-    residual: Tensor
-    """(B, N, 3 * cell * cell): to be added to A's reconstruction, channel by channel."""
-    rebuilt: Tensor
-    """(B, N, channels): each token as attention rebuilds it from the support's tokens."""
+    mean: Mapping[int, Tensor]
+    """Stride -> (C,) of the support's features."""
+    deviation: Mapping[int, Tensor]
+    """Stride -> (C,)."""
+    keys: Mapping[int, Tensor]
+    """Stride -> (k, m, C) standardised features, m patches of each support image."""
+    log_mean: Tensor
+    """(D + 1,) of the logarithms of each distance and of the core's map on left-out images."""
+    log_deviation: Tensor
+    """(D + 1,)."""
+    loudest: Tensor
+    """() mean over the left-out images of the largest logarithm of the core's map."""
+
+    def to(self, device: torch.device) -> SupportDescription:
+        def moved(tensors: Mapping[int, Tensor]) -> dict[int, Tensor]:
+            return {stride: tensor.to(device) for stride, tensor in tensors.items()}
+
+        return SupportDescription(
+            moved(self.mean),
+            moved(self.deviation),
+            moved(self.keys),
+            self.log_mean.to(device),
+            self.log_deviation.to(device),
+            self.loudest.to(device),
+        )
 
 
-class ResponseBias(nn.Module):
-    """``strength * log(R + eps)`` for each head, the strength learned and never negative."""
+def describe_support(
+    features: Sequence[Mapping[int, Tensor]],
+    distances: Sequence[Tensor],
+    cores: Sequence[Tensor],
+    *,
+    seed: int = 0,
+) -> SupportDescription:
+    """Describe a support.
 
-    def __init__(self, heads: int) -> None:
+    Args:
+        features: of each support image, stride -> (C, h, w); strides beyond 8 and 16 are ignored.
+        distances: of support images, each against the others (of a lone one, against its own
+            patches farther away): (D, h, w) on the grid of stride 8, not negative.
+        cores: the core's maps of the same, (1, h, w) each, positive.
+        seed: of the draw of patches where there are more than ``MOST_KEYS``.
+    """
+    mean, deviation, keys = {}, {}, {}
+    for stride in (FINE, COARSE):
+        rows = [image[stride].flatten(1).T for image in features]  # (h * w, C) each
+        everything = torch.cat(rows)
+        mean[stride] = everything.mean(0)
+        deviation[stride] = everything.std(0, correction=0).clamp_min(1e-4)
+        count = min(max(1, MOST_KEYS[stride] // len(rows)), *(len(r) for r in rows))
+        generator = torch.Generator().manual_seed(seed)
+        drawn = []
+        for some in rows:  # the same number of each image, so that images can be compared
+            order = torch.randperm(len(some), generator=generator)[:count].sort().values
+            kept = some[order.to(some.device)]
+            drawn.append(standardised(kept, mean[stride], deviation[stride]))
+        keys[stride] = torch.stack(drawn)
+    logs = torch.cat(
+        [
+            (torch.cat([d, c]).clamp_min(0) + FLOOR).log().flatten(1)
+            for d, c in zip(distances, cores, strict=True)
+        ],
+        dim=1,
+    )  # (D + 1, cells of all left-out images)
+    loudest = torch.stack([(c + FLOOR).log().amax() for c in cores]).mean()
+    return SupportDescription(
+        mean, deviation, keys, logs.mean(1), logs.std(1, correction=0).clamp_min(0.05), loudest
+    )
+
+
+def standardised(x: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    """(..., C) by the support's mean and deviation, within ``CLIP``."""
+    return ((x - mean) / deviation).clamp(-CLIP, CLIP)
+
+
+class Rebuild(nn.Module):
+    """Features rebuilt from the support's by soft attention over squared distances.
+
+    The image that fits the query best is preferred as much as ``trust`` says: with a large one it
+    is the only one that is used.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
-        self.raw_strength = nn.Parameter(torch.full((heads,), WEAK_STRENGTH))
+        self.raw_sharpness = nn.Parameter(torch.tensor(8.0))
+        self.raw_trust = nn.Parameter(torch.tensor(0.0))
 
-    def forward(self, response: Tensor) -> Tensor:
-        """Response (B, K) of the keys -> bias (B, heads, 1, K)."""
-        strength = F.softplus(self.raw_strength)[:, None, None]  # (heads, 1, 1)
-        return strength * torch.log(response + RESPONSE_EPS)[:, None, None, :]
+    def forward(self, query: Tensor, keys: Tensor) -> Tensor:
+        """Standardised queries (B, N, C) and keys (k, m, C) -> (B, N, C)."""
+        images, each, channels = keys.shape
+        flat = keys.flatten(0, 1)  # (k * m, C)
+        # minus the squared distance by channel, but for what is the same for all keys
+        logits = (2 * query @ flat.T - flat.square().sum(1)) / channels  # (B, N, k * m)
+        sharpness = F.softplus(self.raw_sharpness)
+        if images > 1:
+            fit = logits.unflatten(2, (images, each)).amax(3).mean(1)  # (B, k)
+            fit = fit - fit.amax(1, keepdim=True)
+            bias = F.softplus(self.raw_trust) * fit  # (B, k), 0 for the best
+            logits = logits + bias.repeat_interleave(each, dim=1)[:, None]
+        return (sharpness * logits).softmax(2) @ flat
 
 
-class Attention(nn.Module):
-    """Multi-head attention, differentiable twice."""
+class SelfAttention(nn.Module):
+    """A layer of self-attention and a perceptron; keys are biased by the response map.
+
+    Written out: PyTorch's fused kernels have no second derivative, which MAML needs.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.to_qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.bias = ResponseBias(heads)
-        # Equal at first, so that each token attends to those like it.
-        self.key.load_state_dict(self.query.state_dict())
-
-    def forward(
-        self, queries: Tensor, keys: Tensor, response: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Queries (B, N, W), keys (B, K, W), response (B, K) of the keys -> attended (B, N, W) and
-        the attention's weights averaged over the heads (B, N, K)."""
-        q, k, v = (
-            self._split(self.query(queries)),
-            self._split(self.key(keys)),
-            self._split(self.value(keys)),
-        )  # (B, heads, N or K, W / heads)
-        q = q / math.sqrt(q.shape[-1])  # before the product: W / heads numbers a query, not K
-        bias = None if response is None else self.bias(response)
-        if torch.is_grad_enabled():
-            attended, weights = attend(q, k, v, bias)
-        else:
-            block = max(1, BLOCK_LOGITS // k.shape[:-1].numel())
-            parts = [attend(part, k, v, bias) for part in q.split(block, dim=2)]
-            attended = torch.cat([part for part, _ in parts], dim=2)
-            weights = torch.cat([part for _, part in parts], dim=1)
-        return self.out(attended.transpose(1, 2).flatten(2)), weights
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Scaled queries (B, heads, N, D), keys and values (B, heads, K, D), bias (B, heads, 1, K) ->
-    attended (B, heads, N, D) and the weights averaged over the heads (B, N, K)."""
-    logits = q @ k.transpose(-1, -2)  # (B, heads, N, K)
-    if bias is not None:
-        logits = logits + bias
-    weights = logits.softmax(-1)
-    return weights @ v, weights.mean(1)
-
-
-class Layer(nn.Module):
-    """Attention among the query's tokens, then a perceptron; both residual, normalised before."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
-        self.mlp_norm = nn.LayerNorm(width)
+        self.raw_strength = nn.Parameter(torch.tensor(-2.0))
         self.mlp = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
 
     def forward(self, x: Tensor, response: Tensor | None) -> Tensor:
-        normed = self.attention_norm(x)
-        x = x + self.attention(normed, normed, response)[0]
-        rest: Tensor = self.mlp(self.mlp_norm(x))
+        """Tokens (B, N, W), response (B, N) in [0, 1] -> (B, N, W)."""
+        q, k, v = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for part in self.to_qkv(self.norm(x)).chunk(3, dim=2)
+        )  # (B, heads, N, W / heads) each
+        logits = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])  # (B, heads, N, N)
+        if response is not None:
+            strength = F.softplus(self.raw_strength)
+            logits = logits + strength * (response + RESPONSE_EPS).log()[:, None, None]
+        x = x + self.out((logits.softmax(3) @ v).transpose(1, 2).flatten(2))
+        rest: Tensor = self.mlp(x)
         return x + rest
 
 
 class GapTransformer(nn.Module):
-    """T over tokens of any kind: patches with their gaps, or tokens of a backbone.
-
-    At the start of training corrections are zero and the gate is open, so that T cannot begin
-    worse than the map that it corrects.
-    """
+    """T; see the module's text. The score of an image does not depend on its batch."""
 
     def __init__(self, config: GapTransformerConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.width
-        self.embed = nn.Linear(config.channels, width)
-        self.place = nn.Linear(4 * len(FREQUENCIES), width, bias=False)
-        nn.init.zeros_(self.place.weight)  # parts move; place counts only once it has proved to
-        self.normal_norm = nn.LayerNorm(width)
-        self.normal = Attention(width, config.heads)
-        self.embed_gap = nn.Linear(config.channels, width)
-        self.embed_cues = nn.Linear(config.cues, width)
-        self.layers = nn.ModuleList(Layer(width, config.heads) for _ in range(config.layers))
-        self.out_norm = nn.LayerNorm(width)
-        self.correction = nn.Linear(width, config.fine**2)
-        self.residual = nn.Linear(width, 3 * config.cell**2)
-        for head in (self.correction, self.residual):
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
-        self.openness = nn.Parameter(torch.ones(()))
+        width, fine = config.width, config.fine_width
+        strides = (FINE, COARSE)
+        self.rebuild = nn.ModuleDict({str(s): Rebuild() for s in strides})
+        self.gap = nn.ModuleDict(
+            {str(s): nn.Linear(config.channels[s], config.gap_width) for s in strides}
+        )
+        self.appearance = nn.ModuleDict(
+            {str(s): nn.Linear(config.channels[s], config.appearance_width) for s in strides}
+        )
+        maps = config.distances + 1
+        of_patch = config.gap_width + 1 + config.appearance_width
+        self.fine_in = nn.Conv2d(maps + of_patch + 1, fine, 1)
+        self.coarse_in = nn.Conv2d(2 * maps + of_patch + 2, width, 1)
+        self.coarse_conv = nn.Conv2d(width, width, 3, padding=1)
+        self.attention = SelfAttention(width, config.heads)
+        self.down_width = nn.Linear(width, fine)
+        self.fine_conv = nn.Conv2d(fine, fine, 3, padding=1)
+        self.fine_conv_2 = nn.Conv2d(fine, fine, 3, padding=1)
+        self.narrow = nn.Conv2d(fine, 16, 1)
+        self.out_conv = nn.Conv2d(16, 16, 3, padding=1)
+        self.out = nn.Conv2d(16, 1, 1, bias=False)  # the mean is taken off anyway
+        nn.init.zeros_(self.out.weight)
 
     def forward(
         self,
-        tokens: Tensor,
-        cues: Tensor,
-        places: Tensor,
-        support: Tensor,
-        support_places: Tensor,
+        features: Mapping[int, Tensor],
+        distances: Tensor,
+        core: Tensor,
+        support: SupportDescription,
         response: Tensor | None = None,
-        support_response: Tensor | None = None,
-    ) -> GapOutput:
-        """Read B images against a support.
+    ) -> Tensor:
+        """Correction of the logarithm of the core's map, (B, 1, 2 h, 2 w).
 
         Args:
-            tokens: (B, N, channels) of the images in question.
-            cues: (B, N, cues) how unusual each token is so far.
-            places: (N, 2) row and column of each token, in [0, 1].
-            support: (M, channels) tokens of all support images.
-            support_places: (M, 2).
-            response: (B, N) R in [0, 1] at each token; None counts as 1 everywhere.
-            support_response: (M,) the same for the support.
-
-        Raises:
-            ValueError: shapes do not fit each other.
+            features: stride -> (B, C, h_s, w_s) of the query images.
+            distances: (B, D, h, w) to the nearest support patch, not negative, on the grid of
+                stride 8.
+            core: (B, 1, h, w) the core's map, positive.
+            support: of ``describe_support``.
+            response: (B, 1, any, any) R in [0, 1], 1 on the object; None biases nothing.
         """
-        count = len(tokens)
-        check_tokens(tokens, cues, places, support, support_places, self.config)
-        keyed = response if self.config.response in ("bias", "both") else None
-        gating = response if self.config.response in ("gate", "both") else None
-
-        x = self.embed(tokens) + self.place(waves(places))  # (B, N, W)
-        if self.config.support_attention:
-            known = self.normal_norm(self.embed(support) + self.place(waves(support_places)))
-            known = known.expand(count, -1, -1)  # (B, M, W)
-            bias = None
-            if keyed is not None and support_response is not None:
-                bias = support_response.expand(count, -1)  # (B, M)
-            attended, weights = self.normal(self.normal_norm(x), known, bias)
-            rebuilt = weights @ support  # (B, N, channels): a mean of normal tokens
-            x = x + attended + self.embed_gap((tokens - rebuilt).abs())
-        else:
-            rebuilt = tokens
-        x = x + self.embed_cues(cues)
-        for layer in self.layers:
-            x = layer(x, keyed)
-        x = self.out_norm(x)  # (B, N, W)
-        return GapOutput(
-            correction=self.correction(x),
-            gate=self._gate(tokens, gating),
-            residual=self.residual(x),
-            rebuilt=rebuilt,
-        )
-
-    def _gate(self, tokens: Tensor, response: Tensor | None) -> Tensor:
-        """``openness + (1 - openness) * R``, (B, N)."""
+        size = (features[FINE].shape[2], features[FINE].shape[3])
+        coarse_size = (features[COARSE].shape[2], features[COARSE].shape[3])
+        log_core = (core + FLOOR).log()
+        logs = torch.cat([(distances.clamp_min(0) + FLOOR).log(), log_core], dim=1)
+        centre, spread = support.log_mean[:, None, None], support.log_deviation[:, None, None]
+        logs = ((logs - centre) / spread).clamp(-CLIP, CLIP) / 2  # (B, D + 1, h, w)
         if response is None:
-            return tokens.new_ones(tokens.shape[:2])
-        # Kept in [0, 1], but a gradient passes at the ends too, or it could never come back.
-        inside = self.openness.clamp(0, 1)
-        openness = self.openness + (inside - self.openness).detach()
-        return openness + (1 - openness) * response
+            fine_response = torch.zeros_like(core)
+            coarse_response = torch.zeros_like(features[COARSE][:, :1])
+            key_response = None
+        else:
+            fine_response = F.interpolate(response, size, mode="bilinear")
+            coarse_response = F.interpolate(response, coarse_size, mode="bilinear")
+            key_response = coarse_response.flatten(1)  # (B, N)
+
+        fine = torch.cat([logs, self._patches(features, support, FINE), fine_response], dim=1)
+        mean = F.interpolate(F.avg_pool2d(logs, 2, ceil_mode=True), coarse_size)
+        highest = F.interpolate(F.max_pool2d(logs, 2, ceil_mode=True), coarse_size)
+        shots = torch.full_like(coarse_response, math.log2(support.keys[COARSE].shape[0]) / 3)
+        patches = self._patches(features, support, COARSE)
+        coarse = torch.cat([mean, highest, patches, coarse_response, shots], dim=1)
+
+        x = self.coarse_in(coarse)  # (B, W, h / 2, w / 2)
+        x = x + self.coarse_conv(F.gelu(x))
+        tokens = self.attention(x.flatten(2).transpose(1, 2), key_response)  # (B, N, W)
+        x = self.down_width(tokens).transpose(1, 2).unflatten(2, coarse_size)
+        y = self.fine_in(fine) + F.interpolate(x, size, mode="bilinear")  # (B, F, h, w)
+        y = y + self.fine_conv(F.gelu(y))
+        y = y + self.fine_conv_2(F.gelu(y))
+        y = F.interpolate(self.narrow(F.gelu(y)), scale_factor=2, mode="bilinear")
+        raw = self.out(F.gelu(self.out_conv(y)))  # (B, 1, 2 h, 2 w)
+        # A correction says where to look within the image. The level of the image is the core's:
+        # what T would add to it differs between good images, and lost images their order.
+        raw = raw - raw.mean((2, 3), keepdim=True)
+        return bounded(raw, enlarged(log_core), support.loudest)
+
+    def _patches(
+        self, features: Mapping[int, Tensor], support: SupportDescription, stride: int
+    ) -> Tensor:
+        """(B, G + 1 + A, h, w): the gap in a few numbers and in one, and the appearance."""
+        x = features[stride]
+        size, name = (x.shape[2], x.shape[3]), str(stride)
+        rows = standardised(
+            x.flatten(2).transpose(1, 2), support.mean[stride], support.deviation[stride]
+        )  # (B, N, C)
+        gap = (rows - self.rebuild[name](rows, support.keys[stride])).abs()
+        size_of_gap = (gap.square().mean(2, keepdim=True) + 1e-3).log()
+        seen = rows
+        if self.training and self.config.appearance_dropout > 0:
+            share = self.config.appearance_dropout
+            seen = F.dropout1d(rows.transpose(1, 2), share).transpose(1, 2)  # whole channels
+        found = [self.gap[name](gap), size_of_gap, self.appearance[name](seen)]
+        return torch.cat(found, dim=2).transpose(1, 2).unflatten(2, size)
 
 
-def waves(places: Tensor) -> Tensor:
-    """Places (N, 2) in [0, 1] -> sines and cosines (N, 4 * len(FREQUENCIES))."""
-    angles = torch.cat([math.pi * frequency * places for frequency in FREQUENCIES], dim=-1)
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+def bounded(raw: Tensor, log_core: Tensor, loudest: Tensor) -> Tensor:
+    """``raw`` within ``BOUND``; downwards within less where the core is sure."""
+    where, steepness = SURE
+    sure = torch.sigmoid(steepness * (log_core - loudest - where))
+    down = BOUND + (BOUND_WHERE_SURE - BOUND) * sure
+    bound = torch.where(raw < 0, down, torch.full_like(down, BOUND))
+    return bound * torch.tanh(raw / bound)
 
 
-def grid_places(height: int, width: int) -> Tensor:
-    """(height * width, 2) row and column of the cells' centres, in [0, 1], row by row."""
-    rows = (torch.arange(height) + 0.5) / height
-    columns = (torch.arange(width) + 0.5) / width
-    return torch.cartesian_prod(rows, columns)
+def enlarged(maps: Tensor) -> Tensor:
+    """(B, 1, h, w) of stride 8 to stride 4."""
+    return F.interpolate(maps, scale_factor=2, mode="bilinear")
 
 
-def check_tokens(
-    tokens: Tensor,
-    cues: Tensor,
-    places: Tensor,
-    support: Tensor,
-    support_places: Tensor,
-    config: GapTransformerConfig,
-) -> None:
-    """Raise ValueError unless the shapes are those that ``GapTransformer.forward`` names."""
-    channels = config.channels
-    if tokens.dim() != 3 or tokens.shape[2] != channels:
-        raise ValueError(f"T takes tokens (B, N, {channels}), got {tuple(tokens.shape)}.")
-    if support.dim() != 2 or support.shape[1] != channels or not len(support):
-        raise ValueError(f"T takes support tokens (M, {channels}), got {tuple(support.shape)}.")
-    expected = {
-        "cues": (cues, (*tokens.shape[:2], config.cues)),
-        "places": (places, (tokens.shape[1], 2)),
-        "support_places": (support_places, (len(support), 2)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"T takes {name} of shape {shape}, got {tuple(tensor.shape)}.")
+def corrected(core: Tensor, correction: Tensor, size: float = 1.0) -> Tensor:
+    """The core's map (B, 1, h, w) with ``size`` of the correction (B, 1, 2 h, 2 w): the final map,
+    (B, 1, 2 h, 2 w)."""
+    return (enlarged((core + FLOOR).log()) + size * correction).exp()

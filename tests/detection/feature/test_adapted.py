@@ -20,7 +20,7 @@ from metaformer.detection.scoring.anomaly_map import image_score, smooth
 from metaformer.networks.efficientnet import EfficientNetLite0, load_backbone
 from tests.helpers import boards
 
-CONFIG = FeatureConfig(resolution=96)
+CONFIG = FeatureConfig(resolution=96, transformer=False)
 ALIGNED = replace(CONFIG, levels=ALIGNED_LEVELS, level_weights=ALIGNED_WEIGHTS, aligned=True)
 PURE = replace(CONFIG, cosine_floor=0.0, sigma=0.0, mirrored_images=0)
 """The distances and nothing else."""
@@ -49,8 +49,10 @@ def support(preset: FeaturePreset, count: int) -> list[FeatureImage]:
 
 
 def adapted_to(preset: FeaturePreset, images: list[FeatureImage], seed: int = 0) -> AdaptedFeature:
-    found = adapt(preset.config, preset.backbone, images, seed=seed).adapted
+    done = adapt(preset.config, preset.backbone, images, network=None, seed=seed)
+    found = done.adapted
     assert isinstance(found, AdaptedFeature)
+    found.frame = None  # what is tested here are the distances; the check has its own tests
     return found
 
 
@@ -115,7 +117,7 @@ def test_more_memory_never_raises_a_distance_nor_the_score(backbone, count, seed
         # The matrix product rounds differently with other sizes.
         assert (found <= before[name] * (1 + 1e-4) + 1e-4).all(), name
     share = model.config.score_share
-    scores = [image_score(each.anomaly_map(image), share) for each in (few, many)]
+    scores = [image_score(each.anomaly_maps(image)[0], share) for each in (few, many)]
     assert scores[1] <= scores[0] * (1 + 1e-4)
 
 
@@ -123,7 +125,7 @@ def test_order_of_the_support_does_not_matter(backbone):
     model = preset(backbone)
     images = support(model, 3)
     forward, backward = (
-        adapted_to(model, order).anomaly_map(query(model)) for order in (images, images[::-1])
+        adapted_to(model, order).anomaly_maps(query(model)) for order in (images, images[::-1])
     )
     torch.testing.assert_close(forward, backward, rtol=1e-5, atol=1e-5)
 
@@ -150,7 +152,7 @@ def test_the_map_is_the_weighted_geometric_mean_of_both_distances(backbone, shar
     adapted = adapted_to(model, support(model, 2))
     image = query(model)
     torch.testing.assert_close(
-        adapted.anomaly_map(image), by_hand(adapted, image, share), rtol=1e-4, atol=1e-5
+        adapted.anomaly_maps(image)[0], by_hand(adapted, image, share), rtol=1e-4, atol=1e-5
     )
 
 
@@ -159,7 +161,7 @@ def test_a_cosine_share_of_0_is_the_euclidean_distance_alone(backbone):
     adapted = adapted_to(model, support(model, 2))
     assert set(adapted.columns) == {POOLED}
     found = distances(adapted, query(model))
-    assert torch.equal(adapted.anomaly_map(query(model)), found[POOLED][0])
+    assert torch.equal(adapted.anomaly_maps(query(model)), found[POOLED])
 
 
 def test_a_cosine_share_of_1_is_the_mean_cosine_distance_alone(backbone):
@@ -169,7 +171,7 @@ def test_a_cosine_share_of_1_is_the_mean_cosine_distance_alone(backbone):
     found = distances(adapted, query(model))
     coarse = F.interpolate(found["16"][:, None], (12, 12), mode="bilinear")[0, 0]
     expected = (0.5 * found["8"][0] + 1.0 * coarse) / 1.5
-    torch.testing.assert_close(adapted.anomaly_map(query(model)), expected)
+    torch.testing.assert_close(adapted.anomaly_maps(query(model))[0], expected)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
@@ -195,7 +197,7 @@ def test_a_real_defect_stands_out_where_it_is(backbone):
     good = prepared(model, [boards.good(seed, "77000005") for seed in range(3)], support_size=3)
     adapted = adapted_to(model, good)
     defective, normal = (
-        adapted.anomaly_map(prepared(model, [make(50, "77000005")])[0])
+        adapted.anomaly_maps(prepared(model, [make(50, "77000005")])[0])[0]
         for make in (boards.defective, boards.good)
     )
     assert defective.shape == (12, 12)
@@ -220,27 +222,29 @@ def test_a_small_support_is_also_known_mirrored(backbone):
     assert len(with_mirrored.bank.rows["8"]) == 2 * len(without.bank.rows["8"]) == 2 * 144
     for turned in (image[::-1], image[:, ::-1], image[::-1, ::-1]):
         (seen,) = prepared(model, [turned.copy()])
-        known, unknown = (each.anomaly_map(seen).mean() for each in (with_mirrored, without))
+        known, unknown = (each.anomaly_maps(seen).mean() for each in (with_mirrored, without))
         assert float(known) < 0.9 * float(unknown)
     (same,) = prepared(model, [image])
     assert same.mirrored == {}  # a test image has none
 
 
 def test_a_larger_support_is_not_mirrored_nor_an_aligned_one(backbone):
-    few, many = (adapted_to(preset(backbone), support(preset(backbone), count)) for count in (8, 9))
+    few, many = (
+        adapted_to(preset(backbone), support(preset(backbone), count)) for count in (10, 11)
+    )
     assert few.bank is not None and many.bank is not None
-    assert len(few.bank.rows["8"]) == 2 * 8 * 144
-    assert len(many.bank.rows["8"]) == 9 * 144
+    assert len(few.bank.rows["8"]) == 2 * 10 * 144
+    assert len(many.bank.rows["8"]) == 11 * 144
     assert not any(image.mirrored for image in support(preset(backbone, ALIGNED), 2))
 
 
 def test_a_left_out_image_is_not_compared_with_its_mirror_images(backbone):
     model = preset(backbone)
     images = support(model, 3)
-    done = adapt(model.config, model.backbone, images, seed=0)
+    done = adapt(model.config, model.backbone, images, network=None, seed=0)
     for i, image in enumerate(images):
         others = adapted_to(model, [each for j, each in enumerate(images) if j != i])
-        torch.testing.assert_close(done.left_out[i], others.anomaly_map(image))
+        torch.testing.assert_close(done.left_out[i], others.anomaly_maps(image))
 
 
 def test_a_large_support_is_drawn_from_by_seed(backbone):
@@ -282,7 +286,9 @@ def test_what_is_normal_elsewhere_is_found_only_by_place(backbone):
     for by_place in (False, True):
         model = preset(backbone, replace(ALIGNED, aligned=by_place))
         adapted = adapted_to(model, prepared(model, normal, support_size=3))
-        whole, changed = (adapted.anomaly_map(image) for image in prepared(model, [right, wrong]))
+        whole, changed = (
+            adapted.anomaly_maps(image)[0] for image in prepared(model, [right, wrong])
+        )
         ratios[by_place] = float(changed[4:12, 4:12].mean() / whole.mean())
     assert ratios[True] > 1.5 * ratios[False]
 
@@ -294,7 +300,7 @@ def test_an_aligned_part_may_be_out_of_place_by_the_reach(backbone):
 
     def score(shift: int) -> float:
         moved = torch.roll(to_tensor(image, image.shape[:2]), shift, dims=3)
-        return float(adapted.anomaly_map(model.prepare(moved))[12:-12, 12:-12].mean())
+        return float(adapted.anomaly_maps(model.prepare(moved))[0, 12:-12, 12:-12].mean())
 
     assert score(0) < 1e-5
     assert score(8) < 0.3 * score(48)

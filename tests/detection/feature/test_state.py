@@ -243,7 +243,7 @@ def test_the_state_of_a_whole_support_is_its_features():
 @pytest.mark.parametrize("images", [0, -1, "3", None, 2])
 def test_a_number_of_images_that_does_not_fit_is_refused(images):
     tensors, settings = state()
-    with pytest.raises(ValueError, match="needed|missing"):
+    with pytest.raises(ValueError, match=r"needed|missing"):
         restore(tensors, {**settings, "images": images})
 
 
@@ -261,7 +261,7 @@ def test_a_missing_level_of_an_image_is_named():
 
 
 def test_a_bank_without_owners_is_refused():
-    tensors, settings = state()
+    _, settings = state()
     rows = {"bank.8": torch.zeros(5, 40), "owners.8": torch.zeros(4, dtype=torch.long)}
     with pytest.raises(ValueError, match="not every row"):
         restore(rows, settings)

@@ -69,16 +69,16 @@ def test_padding_is_cut_off_again(model: PixelPreset, adapted: AdaptedPixel) -> 
     prepared = model.prepare(stripes(0))
     assert prepared.pixels.shape == (1, 3, 96, 144), "nothing is rebuilt, so nothing padded"
     assert prepared.response is None, "T has no say in the fast mode"
-    assert adapted.anomaly_map(prepared).shape == (96 // 4, 144 // 4)
+    assert adapted.anomaly_maps(prepared).shape == (1, 96 // 4, 144 // 4)
     with_gap = PixelPreset(replace(CONFIG, gap=True), model.universal, model.rates, model.prior)
     prepared = with_gap.prepare(stripes(0))
     assert prepared.pixels.shape == (1, 3, 128, 256)
     found = adapt(with_gap, [prepared], seed=0)
-    assert found.anomaly_map(prepared).shape == (96 // 4, 144 // 4)
+    assert found.anomaly_maps(prepared).shape == (1, 96 // 4, 144 // 4)
 
 
 def test_a_spot_stands_out(model: PixelPreset, adapted: AdaptedPixel) -> None:
-    raw = adapted.anomaly_map(model.prepare(stripes(5, spot=True)))
+    (raw,) = adapted.anomaly_maps(model.prepare(stripes(5, spot=True)))
     inside = raw[10:14, 15:19].mean()
     outside = torch.cat([raw[:, :10].flatten(), raw[:, 26:].flatten()]).mean()
     assert inside > 1.5 * outside
@@ -87,7 +87,7 @@ def test_a_spot_stands_out(model: PixelPreset, adapted: AdaptedPixel) -> None:
 def test_same_seed_same_detector(model: PixelPreset, adapted: AdaptedPixel) -> None:
     again = adapt(model, [model.prepare(stripes(s)) for s in range(3)], seed=0)
     query = model.prepare(stripes(7, spot=True))
-    assert torch.equal(adapted.anomaly_map(query), again.anomaly_map(query))
+    assert torch.equal(adapted.anomaly_maps(query), again.anomaly_maps(query))
 
 
 def test_adapting_leaves_the_universal_weights_alone(model: PixelPreset) -> None:
@@ -137,7 +137,7 @@ def test_state_restores_the_same_map(model: PixelPreset, adapted: AdaptedPixel) 
     tensors, settings = adapted.state()
     restored = AdaptedPixel.from_state(tensors, settings)
     query = model.prepare(stripes(2, spot=True))
-    assert torch.equal(restored.anomaly_map(query), adapted.anomaly_map(query))
+    assert torch.equal(restored.anomaly_maps(query), adapted.anomaly_maps(query))
 
 
 def test_the_gap_has_a_share_only_where_asked(model: PixelPreset, adapted: AdaptedPixel) -> None:
@@ -147,20 +147,20 @@ def test_the_gap_has_a_share_only_where_asked(model: PixelPreset, adapted: Adapt
     assert adapted.known is not None and other.known is not None
     assert len(adapted.known.typical) == 3 and len(other.known.typical) == 4
     query = with_gap.prepare(stripes(2, spot=True))
-    raw = other.anomaly_map(query)
-    without = adapted.anomaly_map(model.prepare(stripes(2, spot=True)))
+    raw = other.anomaly_maps(query)
+    without = adapted.anomaly_maps(model.prepare(stripes(2, spot=True)))
     assert not torch.allclose(raw, without, rtol=0.01)
     tensors, settings = other.state()
     del settings["config"]["gap"]
-    assert torch.equal(AdaptedPixel.from_state(tensors, settings).anomaly_map(query), raw)
+    assert torch.equal(AdaptedPixel.from_state(tensors, settings).anomaly_maps(query), raw)
 
 
 def test_a_left_out_image_is_not_in_the_memory(model: PixelPreset) -> None:
     odd = model.prepare(stripes(0, spot=True))
     support = [model.prepare(stripes(s)) for s in (0, 1)] + [odd]
     done = model.adapt(support, seed=0, on_step=lambda done, total: None)
-    known = done.adapted.anomaly_map(odd)[10:14, 15:19].mean()
-    left_out = done.left_out[2][10:14, 15:19].mean()
+    known = done.adapted.anomaly_maps(odd)[0, 10:14, 15:19].mean()
+    left_out = done.left_out[2][0, 10:14, 15:19].mean()
     assert left_out > 1.5 * known
 
 
@@ -172,7 +172,7 @@ def test_sizes_may_be_mixed_and_the_memory_grows(model: PixelPreset) -> None:
     assert more.known.images == 3
     for level, memory in adapted.known.memory.items():
         assert len(memory) <= len(more.known.memory[level]) <= CONFIG.max_tokens
-    assert torch.isfinite(more.anomaly_map(support[1])).all()
+    assert torch.isfinite(more.anomaly_maps(support[1])).all()
 
 
 def test_aligned_a_shift_that_a_memory_forgives_is_found(model: PixelPreset) -> None:
@@ -181,13 +181,14 @@ def test_aligned_a_shift_that_a_memory_forgives_is_found(model: PixelPreset) -> 
     adapted = adapt(aligned, [aligned.prepare(stripes(0)) for _ in range(2)], seed=0)
     moved = stripes(0)
     moved[:, :, 48:] = stripes(6)[:, :, 48:]
-    raw = adapted.anomaly_map(aligned.prepare(moved))
+    (raw,) = adapted.anomaly_maps(aligned.prepare(moved))
     assert raw[14:, 2:-2].mean() > 3 * raw[:10, 2:-2].mean()
     tensors, settings = adapted.state()
     restored = AdaptedPixel.from_state(tensors, settings)
-    assert torch.equal(restored.anomaly_map(aligned.prepare(moved)), raw)
+    assert torch.equal(restored.anomaly_maps(aligned.prepare(moved))[0], raw)
     more = extended(adapted, [aligned.prepare(moved)])
-    assert more.anomaly_map(aligned.prepare(moved))[14:, 2:-2].mean() < 0.5 * raw[14:, 2:-2].mean()
+    (known,) = more.anomaly_maps(aligned.prepare(moved))
+    assert known[14:, 2:-2].mean() < 0.5 * raw[14:, 2:-2].mean()
     assert len(more.known.templates) == 3  # type: ignore[union-attr]
 
 

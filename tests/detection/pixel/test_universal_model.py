@@ -29,8 +29,8 @@ from metaformer.detection.pixel.universal_model import (
     typical_distance,
 )
 from metaformer.networks.autoencoder import Autoencoder, Moments
-from metaformer.networks.gap_transformer import Response
 from metaformer.networks.instance_prior import InstancePrior, load_prior
+from metaformer.networks.pixel_transformer import Response
 
 PRIOR = load_prior()
 SMALL = UniversalConfig(width=16, heads=2, layers=1)

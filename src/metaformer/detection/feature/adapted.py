@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaformer.detection.feature.config import SHIPPED, FeatureConfig
+from metaformer.detection.feature.gap_correction import GapCorrection, Seen, correct, look_at
 from metaformer.detection.feature.memory_bank import (
     POOLED,
     Descriptors,
@@ -32,6 +33,7 @@ from metaformer.detection.preset import Adaptation, Extension, OnStep
 from metaformer.detection.scoring.anomaly_map import smooth
 from metaformer.detection.scoring.frame_check import FrameCheck, Statistics, frame_statistics
 from metaformer.networks.custom_backbone import CUSTOM
+from metaformer.networks.gap_transformer import GapTransformer
 
 FRAME_LIMITS = (0.45, 0.65)
 """Of the frame check. Good test images of eight sets come to 0.36 and 0.58 at most with one support
@@ -61,13 +63,17 @@ class FeatureImage:
 
 
 class AdaptedFeature(nn.Module):
-    """(B, 3, H, W) in [0, 1] -> (B, h, w) maps on the grid of the finest level.
+    """(B, 3, H, W) in [0, 1] -> (B, M, h, w) maps.
+
+    Without a transformer there is one map, on the grid of the finest level. With one there are two
+    on a grid twice as fine: the map that scores the image, and the corrected one that marks pixels.
 
     Args:
         bank: descriptors of the support; None if aligned.
         support: support images that are kept, by their index in the support.
         count: support images that the model stands for.
         frame: refuses frames that do not show the product; None for files of earlier versions.
+        correction: the transformer; None where there is none.
     """
 
     def __init__(
@@ -78,9 +84,11 @@ class AdaptedFeature(nn.Module):
         support: Mapping[int, FeatureImage],
         count: int,
         frame: FrameCheck | None = None,
+        correction: GapCorrection | None = None,
     ) -> None:
         super().__init__()
         self.frame = frame
+        self.correction = correction
         self.config = config
         self.backbone = backbone
         self.bank = bank
@@ -102,16 +110,26 @@ class AdaptedFeature(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.maps(self.backbone(images))
 
-    def maps(self, features: Features, *, without: int | None = None) -> Tensor:
-        """(B, h, w) blurred maps of images with these features.
+    def maps(
+        self, features: Features, *, without: int | None = None, seen: Seen | None = None
+    ) -> Tensor:
+        """(B, M, h, w) blurred maps of images with these features.
 
         Args:
             without: index of a support image that is not to be compared with.
+            seen: what the transformer knows without it; None for all that it knows.
         """
         config = self.config
         distances = self.distances(describe(features, config.levels, config.cosine_share), without)
         size = features[config.levels[0]].shape[2:]
-        maps = fuse(distances, config, (size[0], size[1]))
+        core = fuse(distances, config, (size[0], size[1]))  # (B, h, w)
+        if self.correction is None:
+            maps = smooth(core, config.sigma)[:, None]
+        else:
+            known = self.correction.seen if seen is None else seen
+            marked = correct(self.correction.network, core, features, known)  # (B, 2 h, 2 w)
+            scored = F.interpolate(smooth(core, config.sigma)[:, None], scale_factor=2)
+            maps = torch.cat([scored, smooth(marked, 2 * config.sigma)[:, None]], dim=1)
         if self.frame is None or without is not None:  # a support image does show the product
             return maps
         return self.frame(maps, features)
@@ -150,7 +168,7 @@ class AdaptedFeature(nn.Module):
         return found
 
     @torch.inference_mode()
-    def anomaly_map(self, image: FeatureImage) -> Tensor:
+    def anomaly_maps(self, image: FeatureImage) -> Tensor:
         return self.maps(image.features)[0]
 
     @torch.inference_mode()
@@ -158,9 +176,9 @@ class AdaptedFeature(nn.Module):
         return 0.0 if self.frame is None else float(self.frame.distance(image.features))
 
     @torch.inference_mode()
-    def left_out_map(self, image: FeatureImage, index: int) -> Tensor:
-        """(h, w) map of a support image compared with the others alone."""
-        return self.maps(image.features, without=index)[0]
+    def left_out_maps(self, image: FeatureImage, index: int, seen: Seen | None = None) -> Tensor:
+        """(M, h, w) maps of a support image compared with the others alone."""
+        return self.maps(image.features, without=index, seen=seen)[0]
 
     def as_module(self) -> nn.Module:
         return self
@@ -168,7 +186,8 @@ class AdaptedFeature(nn.Module):
     def extend(self, new: Sequence[FeatureImage], *, seed: int) -> Extension[FeatureImage]:
         if self.is_whole:
             images = [*self.support.values(), *new]
-            done = adapt(self.config, self.backbone, images, seed=seed)
+            network = None if self.correction is None else self.correction.network
+            done = adapt(self.config, self.backbone, images, network=network, seed=seed)
             return Extension(done.adapted, done.left_out, "recomputed")
         generator = torch.Generator().manual_seed(seed)
         bank = self.bank
@@ -186,9 +205,15 @@ class AdaptedFeature(nn.Module):
         if frame is not None:
             frame = frame.extended([statistics_of(image, self.config) for image in new])
         adapted = AdaptedFeature(
-            self.config, self.backbone, bank, support, self.count + len(new), frame
+            self.config,
+            self.backbone,
+            bank,
+            support,
+            self.count + len(new),
+            frame,
+            self.correction,
         )
-        left_out = [adapted.left_out_map(image, self.count + i) for i, image in enumerate(new)]
+        left_out = [adapted.left_out_maps(image, self.count + i) for i, image in enumerate(new)]
         return Extension(adapted, left_out, "estimated")
 
     def _support_with(
@@ -209,8 +234,8 @@ class AdaptedFeature(nn.Module):
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors: dict[str, Tensor] = {}
         for i, image in self.support.items():
-            for level in self.config.levels:
-                tensors[f"support.{i}.{level}"] = image.features[level].contiguous()
+            for stride, grid in image.features.items():
+                tensors[f"support.{i}.{stride}"] = grid.contiguous()
             for name, rows in image.mirrored.items():
                 tensors[f"mirrored.{i}.{name}"] = rows.contiguous()
         if self.bank is not None and not self.is_whole:  # otherwise it is made of the support
@@ -221,6 +246,8 @@ class AdaptedFeature(nn.Module):
         if self.frame is not None:
             frame_tensors, settings["frame"] = self.frame.state()
             tensors |= frame_tensors
+        if self.correction is not None:
+            tensors |= self.correction.state()
         config = asdict(self.config)
         if self.config.backbone == SHIPPED:
             del config["backbone"], config["backbone_sha256"]
@@ -230,7 +257,7 @@ class AdaptedFeature(nn.Module):
 
 
 def fuse(distances: dict[str, Tensor], config: FeatureConfig, size: tuple[int, int]) -> Tensor:
-    """Name -> (B, h, w) distances -> (B, *size) blurred map: the weighted geometric mean of the
+    """Name -> (B, h, w) distances -> (B, *size) map: the weighted geometric mean of the
     Euclidean and the cosine distance, which needs no common unit."""
     share = config.cosine_share
     parts = []
@@ -243,7 +270,7 @@ def fuse(distances: dict[str, Tensor], config: FeatureConfig, size: tuple[int, i
         ]
         cosine = torch.stack(weighted).sum(0) / sum(config.level_weights)
         parts.append((cosine + config.cosine_floor) ** share)
-    return smooth(parts[0] if len(parts) == 1 else parts[0] * parts[1], config.sigma)
+    return parts[0] if len(parts) == 1 else parts[0] * parts[1]
 
 
 def adapt(
@@ -251,6 +278,7 @@ def adapt(
     backbone: Backbone,
     support: Sequence[FeatureImage],
     *,
+    network: GapTransformer | None,
     seed: int,
     on_step: OnStep = lambda done, total: None,
 ) -> Adaptation[FeatureImage]:
@@ -258,10 +286,13 @@ def adapt(
     if len(support) > config.mirrored_images:  # more images show enough by themselves
         support = [FeatureImage(image.features) for image in support]
     adapted = from_support(config, backbone, support, seed=seed)
+    without: dict[int, Seen] = {}
+    if network is not None:
+        adapted.correction, without = look_at(network, [image.features for image in support])
     left_out = []
     if len(support) > 1:
         for i, image in enumerate(support):
-            left_out.append(adapted.left_out_map(image, i))
+            left_out.append(adapted.left_out_maps(image, i, without.get(i)))
             on_step(i + 1, len(support))
     return Adaptation(adapted, left_out)
 

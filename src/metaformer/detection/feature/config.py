@@ -39,6 +39,9 @@ class FeatureConfig:
     aligned: bool = False
     """Compare each patch with support patches around the same place only: for a fixed camera and a
     fixed part, or a test image with its golden sample."""
+    transformer: bool = True
+    """Let the transformer correct the map that marks pixels. It was trained on the shipped
+    backbone; other backbones and aligned detectors go without."""
     reach: int = 8
     """Pixels that an aligned part may be out of place, at the working resolution."""
     backbone: str = SHIPPED
@@ -60,6 +63,12 @@ class FeatureConfig:
                 raise ValueError(
                     f"{name}: found {getattr(self, name)}; accepted are numbers from 0 to 1."
                 )
+
+    @property
+    def corrects(self) -> bool:
+        """Whether the transformer has a say."""
+        is_trained_on = self.backbone == SHIPPED and self.levels == (8, 16)
+        return self.transformer and is_trained_on and not self.aligned
 
     def reach_cells(self, level: int) -> int:
         """``reach`` in cells of ``level``, at least one."""

@@ -22,6 +22,11 @@ from metaformer.detection.feature.config import (
     SHIPPED,
     FeatureConfig,
 )
+from metaformer.detection.feature.gap_correction import (
+    STRIDES,
+    GapCorrection,
+    load_transformer,
+)
 from metaformer.detection.feature.memory_bank import Rows, describe, to_rows
 from metaformer.detection.feature.state import restore
 from metaformer.detection.preprocessing import working_size
@@ -29,6 +34,7 @@ from metaformer.detection.preset import Adaptation, OnStep
 from metaformer.networks.backbone_weights import BackboneError
 from metaformer.networks.custom_backbone import CUSTOM, CustomBackbone, check_same_module
 from metaformer.networks.efficientnet import load_backbone
+from metaformer.networks.gap_transformer import GapTransformer
 from metaformer.networks.placement import placed
 from metaformer.networks.timm_backbone import level_settings, load_timm_backbone
 
@@ -42,10 +48,17 @@ class FeaturePreset:
 
     view_factor = 1.4
 
-    def __init__(self, config: FeatureConfig, backbone: Backbone) -> None:
+    def __init__(
+        self,
+        config: FeatureConfig,
+        backbone: Backbone,
+        network: GapTransformer | None = None,
+    ) -> None:
         self.config = config
         self.backbone = backbone
-        self.size_multiple = max(config.levels)
+        self.network = (network or load_transformer()) if config.corrects else None
+        self.strides = STRIDES if config.corrects else config.levels
+        self.size_multiple = max(self.strides)
 
     @classmethod
     def from_pretrained(
@@ -92,7 +105,7 @@ class FeaturePreset:
             DeviceError: there is no such device.
         """
         mean, std = backbone.mean.flatten().tolist(), backbone.std.flatten().tolist()
-        changes = {} if resolution is None else {"resolution": resolution}
+        changes: dict[str, Any] = {} if resolution is None else {"resolution": resolution}
         config = FeatureConfig(
             levels=backbone.levels,
             level_weights=tuple(level_weights or (1.0,) * len(backbone.levels)),
@@ -149,12 +162,14 @@ class FeaturePreset:
                 f"package. Name theirs with --backbone (backbone= in Python), or leave them out."
             )
         deepest = max(config.levels)
-        shipped = load_backbone(deepest, input_mean=config.input_mean, input_std=config.input_std)
+        shipped = load_backbone(
+            deepest, ahead=config.corrects, input_mean=config.input_mean, input_std=config.input_std
+        )
         return cls(config, placed(shipped, device))
 
     def with_config(self, **changes: Any) -> FeaturePreset:
         """The same backbone with other settings."""
-        return FeaturePreset(replace(self.config, **changes), self.backbone)
+        return FeaturePreset(replace(self.config, **changes), self.backbone, self.network)
 
     def working_size(self, height: int, width: int) -> tuple[int, int]:
         """Sides (H, W) that an image is resized to, multiples of ``size_multiple``."""
@@ -168,9 +183,9 @@ class FeaturePreset:
         return FeatureImage(features, {} if self.config.aligned else self.mirrored_rows(image))
 
     def features(self, image: Tensor) -> dict[int, Tensor]:
-        """Of one image (1, 3, H, W): the levels alone."""
+        """Of one image (1, 3, H, W): the strides that are read."""
         found = self.backbone(image)
-        return {level: found[level] for level in self.config.levels}
+        return {stride: found[stride] for stride in self.strides}
 
     def mirrored_rows(self, image: Tensor) -> Rows:
         """Some descriptors of the image mirrored along either side and along both."""
@@ -189,7 +204,14 @@ class FeaturePreset:
     def adapt(
         self, support: Sequence[FeatureImage], *, seed: int, on_step: OnStep
     ) -> Adaptation[FeatureImage]:
-        return adapt(self.config, self.backbone, support, seed=seed, on_step=on_step)
+        return adapt(
+            self.config,
+            self.backbone,
+            support,
+            network=self.network,
+            seed=seed,
+            on_step=on_step,
+        )
 
     @classmethod
     def from_state(
@@ -209,6 +231,9 @@ class FeaturePreset:
         """
         restored = restore(tensors, settings)
         preset = cls.of(restored.config, backbone_weights, backbone=backbone, device=device)
+        correction = GapCorrection.from_state(tensors) if restored.config.corrects else None
+        if correction is not None:
+            preset.network = correction.network
         restored.check(preset.backbone.channels)
         adapted = AdaptedFeature(
             restored.config,
@@ -217,5 +242,6 @@ class FeaturePreset:
             restored.support,
             restored.count,
             restored.frame,
+            correction,
         )
         return preset, adapted

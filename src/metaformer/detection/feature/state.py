@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metaformer.detection.feature.adapted import STATE_VERSION, FeatureImage, from_support
 from metaformer.detection.feature.config import SHIPPED, FeatureConfig
+from metaformer.detection.feature.gap_correction import STRIDES
 from metaformer.detection.feature.memory_bank import POOLED, MemoryBank
 from metaformer.detection.scoring.frame_check import FrameCheck
 
@@ -35,7 +36,8 @@ class Restored:
         expected = {str(level): channels[level] for level in self.config.levels}
         expected[POOLED] = sum(expected.values())
         for index, image in self.support.items():
-            for level, grid in image.features.items():
+            for level in self.config.levels:
+                grid = image.features[level]
                 if grid.ndim != 4 or len(grid) != 1 or grid.shape[1] != expected[str(level)]:
                     raise ValueError(
                         f"support.{index}.{level} has shape {tuple(grid.shape)}, needed is "
@@ -94,11 +96,12 @@ NO_BACKBONE = NoBackbone()
 
 
 def support_of(tensors: dict[str, Tensor], config: FeatureConfig) -> dict[int, FeatureImage]:
-    """Raises: KeyError: a level of an image is missing."""
+    """Raises: KeyError: a stride of an image is missing."""
+    strides = STRIDES if config.corrects else config.levels
     indices = {int(found[1]) for name in tensors if (found := re.match(r"support\.(\d+)\.", name))}
     return {
         i: FeatureImage(
-            {level: in_backbone_layout(tensors[f"support.{i}.{level}"]) for level in config.levels},
+            {stride: in_backbone_layout(tensors[f"support.{i}.{stride}"]) for stride in strides},
             under(f"mirrored.{i}.", tensors),
         )
         for i in sorted(indices)
@@ -144,6 +147,7 @@ def restore_version_1(tensors: dict[str, Tensor], settings: dict[str, Any]) -> R
         coreset_size=stored.get("compared_tokens", 2**62),
         max_patches=stored.get("max_tokens", 20_000),
         mirrored_images=0,
+        transformer=False,
         backbone=backbone,
         backbone_sha256=stored.get("backbone_sha256"),
         input_mean=IMAGENET_MEAN,

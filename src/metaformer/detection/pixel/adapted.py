@@ -151,13 +151,13 @@ class AdaptedPixel:
 
     @torch.no_grad()
     def left_out_maps(self, fold: set[int], *, seed: int) -> dict[int, Tensor]:
-        """Raw maps (h, w) of the support images of ``fold`` with only the others in memory, in the
+        """Raw maps (1, h, w) of the support images of ``fold`` with the others in memory, in the
         units of all, which are those that later images are measured in. A itself has seen them in
         its few steps: fitting it anew for every fold would take most of the time."""
         assert self.known is not None
         others = [reading for i, reading in enumerate(self.readings) if i not in fold]
         known = self.know(others, torch.Generator().manual_seed(seed), self.known.typical)
-        return {i: self.map_of(self.readings[i], known)[0] for i in fold}
+        return {i: self.map_of(self.readings[i], known) for i in fold}
 
     @torch.no_grad()
     def extend(self, new: Sequence[PreparedImage], *, seed: int) -> Extension[PreparedImage]:
@@ -173,7 +173,7 @@ class AdaptedPixel:
             others = [reading for i, reading in enumerate(readings) if i not in fold]
             model = self._with_memory_of(others, seed)
             assert model.known is not None
-            maps |= {i: model.map_of(readings[i], model.known)[0] for i in fold}
+            maps |= {i: model.map_of(readings[i], model.known) for i in fold}
         left_out = [maps[i] for i in range(len(new))]
         return Extension(adapted, left_out, "estimated")
 
@@ -215,18 +215,18 @@ class AdaptedPixel:
         return AdaptedPixel(self.config, self.universal, self.prior, self.moments, known, frame)
 
     @torch.no_grad()
-    def anomaly_map(self, image: PreparedImage) -> Tensor:
-        """(h, w) raw map at stride 4, about 1 where all is normal."""
+    def anomaly_maps(self, image: PreparedImage) -> Tensor:
+        """(1, h, w) raw map at stride 4, about 1 where all is normal."""
         assert self.known is not None
         reading = self.read(image)
-        return self.checked(self.map_of(reading, self.known), reading)[0]
+        return self.checked(self.map_of(reading, self.known)[:, None], reading)[0]
 
     @torch.no_grad()
     def frame_distance(self, image: PreparedImage) -> float:
         return 0.0 if self.frame is None else float(self.frame.distance(self.read(image).features))
 
     def checked(self, maps: Tensor, reading: Reading) -> Tensor:
-        """(B, h, w) maps, raised where a frame does not show the product."""
+        """(B, 1, h, w) maps, raised where a frame does not show the product."""
         return maps if self.frame is None else self.frame(maps, reading.features)
 
     def map_of(self, reading: Reading, known: Known) -> Tensor:
@@ -311,7 +311,7 @@ def statistics_of(reading: Reading) -> Statistics:
 
 
 class PixelModule(nn.Module):
-    """(B, 3, H, W) in [0, 1] -> (B, h, w): what an adapted model computes, for export."""
+    """(B, 3, H, W) in [0, 1] -> (B, 1, h, w): what an adapted model computes, for export."""
 
     def __init__(self, adapted: AdaptedPixel) -> None:
         super().__init__()
@@ -324,4 +324,4 @@ class PixelModule(nn.Module):
         assert adapted.known is not None
         image = prepare(adapted.config, self.prior, images)
         reading = adapted.read(image)
-        return adapted.checked(adapted.map_of(reading, adapted.known), reading)
+        return adapted.checked(adapted.map_of(reading, adapted.known)[:, None], reading)

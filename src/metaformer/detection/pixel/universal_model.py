@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from metaformer.detection.nearest_neighbors import as_columns, nearest_distance
 from metaformer.detection.pixel.reconstruction_error import GAP_CHANNELS, gap_channels
 from metaformer.networks.autoencoder import ENCODER_CHANNELS, Autoencoder, AutoencoderConfig
-from metaformer.networks.gap_transformer import (
+from metaformer.networks.instance_prior import InstancePrior
+from metaformer.networks.pixel_transformer import (
     GapTransformer,
     GapTransformerConfig,
     Response,
     grid_places,
 )
-from metaformer.networks.instance_prior import InstancePrior
 
 LEVELS = (4, 8, 16)
 """Strides of the encoder stages that are compared with the support's."""

@@ -112,10 +112,10 @@ class FrameCheck(nn.Module):
         self.limit = max(self.limit, MARGIN * max(distances))
 
     def forward(self, maps: Tensor, features: Mapping[int, Tensor]) -> Tensor:
-        """(B, h, w) maps, those of refused frames raised to ``level`` or more everywhere."""
+        """(B, M, h, w) maps, those of refused frames raised to ``level`` or more everywhere."""
         distance = self.distance(features) / self.limit  # (B,)
         raised = self.level * distance * (distance > 1).to(distance.dtype)
-        return torch.maximum(maps, raised[:, None, None])
+        return torch.maximum(maps, raised[:, None, None, None])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and settings for a detector file."""

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from metaformer.detection.detector import Detector
 from metaformer.detection.scoring.calibration import Calibration
@@ -26,22 +25,11 @@ class UnsupportedExportError(ValueError):
     """The model has an operation that ONNX does not."""
 
 
-class WithChannel(nn.Module):
-    """(N, 3, H, W) -> (N, 1, h, w)."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images)[:, None]
-
-
 def map_model(detector: Detector) -> Any:
     """From the working size to the raw map, for use inside the package.
 
     ``images`` (N, 3, H, W) float32 in [0, 1], as ``preprocessing.to_tensor`` makes them ->
-    ``raw_maps`` (N, 1, h, w). Every size but 3 and 1 is free.
+    ``raw_maps`` (N, M, h, w), M 1 or 2. Every size but 3 and M is free.
 
     Raises:
         UnsupportedExportError: ONNX lacks an operation of the model; the message names it.
@@ -55,7 +43,7 @@ def map_model(detector: Detector) -> Any:
         warnings.simplefilter("ignore")  # the tracer warns of checks, which hold for every size
         try:
             torch.onnx.export(
-                WithChannel(detector.adapted.as_module()).eval(),
+                detector.adapted.as_module().eval(),
                 (torch.rand(2, 3, side, side + detector.model.size_multiple),),
                 buffer,  # the tracing exporter takes a buffer
                 input_names=["images"],
@@ -100,6 +88,7 @@ def full_model(detector: Detector) -> Any:
         ],
     )
     joined.producer_name = "metaformer"
+    del joined.opset_import[1:]  # merging lists the same one several times, which int8 refuses
     need("onnx").checker.check_model(joined, full_check=True)
     return joined
 
@@ -123,21 +112,24 @@ def resizing(detector: Detector) -> Any:
 
 
 def calibrating(detector: Detector) -> Any:
-    """``raw_maps`` (N, 1, h, w) and the sides of the image -> what ``full_model`` gives."""
+    """``raw_maps`` (N, M, h, w) and the sides of the image -> what ``full_model`` gives."""
     graph, calibration = Graph("calibrate_"), detector.calibration
-    raw_score = image_score(graph, "raw_maps", detector.model.config.score_share)
+    zero, one = graph.integers(0), graph.integers(1)
+    scored = graph.cut("raw_maps", zero, one, [1])  # (N, 1, h, w)
+    marked = graph.cut("raw_maps", graph.integers(-1), graph.integers(2**62), [1])
+    raw_score = image_score(graph, scored, detector.model.config.score_share)
     score = calibrate(graph, raw_score, calibration.threshold, calibration)
     # The smallest float32 not below the threshold: comparing with it is comparing with the double.
     threshold = np.float32(calibration.threshold)
     if float(threshold) < calibration.threshold:  # numpy would round the double first
         threshold = np.nextafter(threshold, np.float32(np.inf))
     is_anomalous = graph.op("GreaterOrEqual", raw_score, graph.constant(threshold))
-    grid = graph.resize("raw_maps", "given_height", "given_width")
+    grid = graph.resize(marked, "given_height", "given_width")
     full = graph.op("Squeeze", grid, graph.integers(1))
     anomaly_map = calibrate(graph, full, calibration.pixel_threshold, calibration)
     return graph.model(
         {
-            "raw_maps": (np.float32, ("N", 1, "h", "w")),
+            "raw_maps": (np.float32, ("N", "M", "h", "w")),
             "given_height": (np.int64, (1,)),
             "given_width": (np.int64, (1,)),
         },

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from metaformer.detection.feature.gap_distances import READINGS, grids, measure, measure_alone
 from metaformer.io.atomic_files import atomic_path, write_text
 from metaformer.networks.efficientnet import EfficientNetLite0, load_backbone
-from metaformer.networks.gap_reader import (
+from metaformer.networks.gap_transformer import (
     GapTransformer,
     GapTransformerConfig,
     SupportDescription,
@@ -43,7 +44,6 @@ from metaformer.training.progress import TrainingBar
 from metaformer.training.run_log import RunLog
 from metaformer.training.threads import restored_threads
 from metaformer.training.transformer.config import TransformerTrainingConfig, describe
-from metaformer.training.transformer.core import READINGS, grids, measure, measure_alone
 from metaformer.training.transformer.losses import LevelLogit, image_loss, image_scores, pixel_loss
 
 WEIGHTS, CARD = "gap_transformer.safetensors", "gap_transformer.json"

@@ -1,7 +1,7 @@
-"""The distances and the core's map of an episode, in batches and on any device.
+"""The distances that the transformer reads, in batches and on any device.
 
-The same readings as the ``feature`` preset's: Euclidean distances of pooled patches and of single
-strides, and directions of strides 8, 16 and 32, each to the nearest patch of the support.
+Euclidean distances of pooled patches and of single strides, and cosine distances of strides 8, 16
+and 32, each to the nearest patch of the support. Training and the adapted model share them.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.jit._trace import is_tracing
 
-from metaformer.networks.gap_reader import FLOOR
+from metaformer.networks.gap_transformer import FLOOR
 
 POOLED = "p"
 READINGS = ("p", "c8", "c16", "e8", "e16", "e32", "c32")
@@ -32,7 +33,7 @@ Features = Mapping[int, Tensor]
 def grids(features: Features) -> dict[str, Tensor]:
     """What is compared: ``p``, and each stride's features by name."""
     fine = features[8]
-    coarse = F.interpolate(features[16], fine.shape[2:], mode="bilinear")
+    coarse = F.interpolate(features[16], (fine.shape[2], fine.shape[3]), mode="bilinear")
     pooled = F.avg_pool2d(torch.cat([fine, coarse], dim=1), 3, 1, 1)
     return {POOLED: pooled, **{str(stride): features[stride] for stride in (8, 16, 32)}}
 
@@ -44,16 +45,30 @@ def measure(
 ) -> tuple[Tensor, Tensor]:
     """Distances (B, 7, h, w), in the order of ``READINGS`` on the grid of stride 8, and the core's
     map (B, 1, h, w)."""
-    found: dict[str, Tensor] = {}
-    for name, grid in query.items():
-        memory = support[name].flatten(2).transpose(1, 2).flatten(0, 1)  # (k * h * w, C)
+    return measure_to(query, some_patches(support, generator))
+
+
+def some_patches(support: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """Name -> at most ``MOST_PATCHES`` rows (M, C) of grids (k, C, h, w), drawn at random."""
+    found = {}
+    for name, grid in support.items():
+        memory = grid.flatten(2).transpose(1, 2).flatten(0, 1)  # (k * h * w, C)
         if len(memory) > MOST_PATCHES:
             drawn = torch.randperm(len(memory), generator=generator)[:MOST_PATCHES]
             memory = memory[drawn.to(memory.device)]
+        found[name] = memory
+    return found
+
+
+def measure_to(query: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """``measure`` to rows (M, C) by name."""
+    found: dict[str, Tensor] = {}
+    for name, grid in query.items():
         rows = grid.flatten(2).transpose(1, 2).flatten(0, 1)
-        distances = nearest(rows, memory, direction=name != POOLED)
-        _put(found, name, [d.reshape(len(grid), *grid.shape[2:]) for d in distances])
-    return together(found)
+        size = (grid.shape[0], grid.shape[2], grid.shape[3])
+        distances = nearest(rows, memory[name], direction=name != POOLED)
+        _put(found, name, [d.unflatten(0, size) for d in distances])
+    return together(found, query["8"])
 
 
 def measure_alone(own: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -70,7 +85,7 @@ def measure_alone(own: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         near &= ~near.all(1, keepdim=True)
         distances = nearest(rows, rows, direction=name != POOLED, barred=near)
         _put(found, name, [d.reshape(1, height, width) for d in distances])
-    return together(found)
+    return together(found, own["8"])
 
 
 def nearest(
@@ -85,14 +100,16 @@ def nearest(
     halves = memory.square().sum(1) / 2
     scale = 1 / memory.norm(dim=1).clamp_min(1e-6)
     best, best_direction = [], []
-    for start in range(0, len(rows), QUERY_CHUNK):
-        part = slice(start, start + QUERY_CHUNK)
-        products = rows[part] @ memory.T
+    # A loop over chunks would be fixed to the traced size.
+    chunks = [rows] if is_tracing() else [*rows.split(QUERY_CHUNK)]
+    for number, chunk in enumerate(chunks):
+        products = chunk @ memory.T
         if barred is not None:
+            part = slice(number * QUERY_CHUNK, (number + 1) * QUERY_CHUNK)
             products = products.masked_fill(barred[part], -torch.inf)
         best.append((products - halves).amax(1))
         if direction:
-            best_direction.append(products.mul_(scale).amax(1))
+            best_direction.append((products * scale).amax(1))
     squares = rows.square().sum(1)
     euclidean = (squares - 2 * torch.cat(best)).clamp_min(0).sqrt()
     if not direction:
@@ -108,15 +125,11 @@ def _put(found: dict[str, Tensor], name: str, pair: Sequence[Tensor]) -> None:
         found[f"e{name}"], found[f"c{name}"] = pair[0] / SCALE[f"e{name}"], pair[1]
 
 
-def together(found: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Reading -> (B, h, w) of its own grid, to one grid and the core's map."""
-    size = found[POOLED].shape[1:]
-    maps = [
-        found[name][:, None]
-        if found[name].shape[1:] == size
-        else F.interpolate(found[name][:, None], size, mode="bilinear")
-        for name in READINGS
-    ]
+def together(found: Mapping[str, Tensor], fine: Tensor) -> tuple[Tensor, Tensor]:
+    """Reading -> (B, h, w) of its own grid, to the grid of ``fine`` (B, C, h, w) and the core's
+    map."""
+    size = (fine.shape[2], fine.shape[3])
+    maps = [F.interpolate(found[name][:, None], size, mode="bilinear") for name in READINGS]
     stacked = torch.cat(maps, dim=1)
     return stacked, core_map(stacked)
 

@@ -1,0 +1,186 @@
+"""The transformer T beside a memory bank: it corrects the map that marks pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from metaformer.detection.feature.gap_distances import (
+    READINGS,
+    grids,
+    measure_alone,
+    measure_to,
+    some_patches,
+)
+from metaformer.networks.gap_transformer import (
+    GapTransformer,
+    GapTransformerConfig,
+    SupportDescription,
+    corrected,
+    describe_support,
+)
+from metaformer.networks.weight_files import load_weights, refuse_not_finite
+
+STRIDES = (8, 16, 32)
+"""Of the shipped backbone, the only one that the transformer was trained on."""
+MOST_IMAGES = 16
+"""Support images that the transformer looks at; bounds time and memory."""
+SIZE = 0.5
+"""Share of the correction that is made (``docs/decisions/11-transformer.md``)."""
+WEIGHTS = "gap_transformer.safetensors"
+Features = Mapping[int, Tensor]
+
+
+class TransformerWeightsError(ValueError):
+    """Weights that cannot be used; the message says which and why."""
+
+
+def load_transformer() -> GapTransformer:
+    """The transformer with the weights inside the package, frozen.
+
+    Raises:
+        TransformerWeightsError: the file is missing or damaged, or holds something else.
+    """
+    return load_weights("transformer", WEIGHTS, from_tensors, TransformerWeightsError, None)
+
+
+def from_tensors(tensors: Mapping[str, Tensor]) -> GapTransformer:
+    """Raises: ValueError, RuntimeError: names, shapes or values are not those of the network."""
+    refuse_not_finite(tensors)
+    network = GapTransformer(GapTransformerConfig({8: 40, 16: 112}, len(READINGS)))
+    network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    return network.requires_grad_(False).eval()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the transformer knows of a support."""
+
+    patches: dict[str, Tensor]
+    """Name -> (M, C) support patches to measure distances to."""
+    description: SupportDescription
+
+
+class GapCorrection(nn.Module):
+    """Corrects maps of images by their features."""
+
+    def __init__(self, network: GapTransformer, seen: Seen) -> None:
+        super().__init__()
+        self.network = network
+        # In the layout that a detector file has, so that sums round alike after loading.
+        self.seen = replace(seen, patches={n: t.contiguous() for n, t in seen.patches.items()})
+
+    def forward(self, maps: Tensor, features: Features) -> Tensor:
+        """(B, h, w) maps at stride 8 -> (B, 2 h, 2 w), corrected."""
+        return correct(self.network, maps, features, self.seen)
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors for a detector file."""
+        tensors = {f"transformer.{n}": t for n, t in self.network.state_dict().items()}
+        tensors |= {f"seen.patches.{n}": t for n, t in self.seen.patches.items()}
+        about = self.seen.description
+        for stride in about.keys:
+            tensors[f"seen.mean.{stride}"] = about.mean[stride]
+            tensors[f"seen.deviation.{stride}"] = about.deviation[stride]
+            tensors[f"seen.keys.{stride}"] = about.keys[stride]
+        tensors["seen.log_mean"], tensors["seen.log_deviation"] = (
+            about.log_mean,
+            about.log_deviation,
+        )
+        tensors["seen.loudest"] = about.loudest
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+    @classmethod
+    def from_state(cls, tensors: Mapping[str, Tensor]) -> GapCorrection:
+        """Raises: KeyError, ValueError, RuntimeError: something is missing or does not fit."""
+
+        def under(start: str) -> dict[str, Tensor]:
+            return {n[len(start) :]: t for n, t in tensors.items() if n.startswith(start)}
+
+        def by_stride(name: str) -> dict[int, Tensor]:
+            return {stride: tensors[f"seen.{name}.{stride}"] for stride in (8, 16)}
+
+        description = SupportDescription(
+            by_stride("mean"),
+            by_stride("deviation"),
+            by_stride("keys"),
+            tensors["seen.log_mean"],
+            tensors["seen.log_deviation"],
+            tensors["seen.loudest"],
+        )
+        seen = Seen(under("seen.patches."), description)
+        return cls(from_tensors(under("transformer.")), seen)
+
+
+def correct(network: GapTransformer, maps: Tensor, features: Features, seen: Seen) -> Tensor:
+    """(B, h, w) maps of images with these features -> (B, 2 h, 2 w)."""
+    query = grids(features)
+    distances, core = measure_to(query, seen.patches)
+    correction = network(features, distances, core, seen.description)
+    return corrected(maps[:, None], correction, SIZE)[:, 0]
+
+
+@torch.inference_mode()
+def look_at(
+    network: GapTransformer, support: Sequence[Features]
+) -> tuple[GapCorrection, dict[int, Seen]]:
+    """Show the transformer a support.
+
+    Args:
+        support: features of each image, a batch of one.
+
+    Returns:
+        The correction, and what is known without each of the images looked at, by index; nothing
+        for a lone image.
+    """
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randperm(len(support), generator=generator)[:MOST_IMAGES].sort().values.tolist()
+    images = [{stride: support[i][stride] for stride in STRIDES} for i in drawn]
+    described = [grids(image) for image in images]
+    others: list[dict[str, Tensor]] = []
+    measured = []
+    if len(images) == 1:
+        measured.append(measure_alone(described[0]))
+    else:
+        for i, own in enumerate(described):
+            rest = [grid for j, grid in enumerate(described) if j != i]
+            others.append(some_patches(joined(rest), generator))
+            measured.append(measure_to(own, others[-1]))
+    patches = some_patches(joined(described), generator)
+    description = describe_support(
+        [{stride: x[0] for stride, x in image.items()} for image in images],
+        [distances[0] for distances, _ in measured],
+        [core[0] for _, core in measured],
+    )
+    without = {
+        index: Seen(other, without_image(description, position))
+        for position, (index, other) in enumerate(zip(drawn, others, strict=False))
+    }
+    return GapCorrection(network, Seen(patches, description)), without
+
+
+def joined(images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Name -> (1, C, 1, cells of all images), whatever their sizes."""
+    return {
+        name: torch.cat([image[name].flatten(2) for image in images], dim=2)[:, :, None]
+        for name in images[0]
+    }
+
+
+def without_image(description: SupportDescription, position: int) -> SupportDescription:
+    """Without the keys of one support image."""
+    keys = {
+        stride: torch.cat([all_keys[:position], all_keys[position + 1 :]])
+        for stride, all_keys in description.keys.items()
+    }
+    return SupportDescription(
+        description.mean,
+        description.deviation,
+        keys,
+        description.log_mean,
+        description.log_deviation,
+        description.loudest,
+    )
