@@ -35,6 +35,7 @@ PAGES = sorted(
 NOT_RUN = {
     r"git clone ": "there is no network",
     r"pip install ": "changes the environment that the tests run in",
+    r"docker ": "needs a daemon and a network; tests/test_onboarding.py checks the Dockerfile",
     r"make ": "makes an environment of its own, for minutes",
     r"\.ci/run": "runs the tests, and so itself",
     r"pytest ": "runs other tests",

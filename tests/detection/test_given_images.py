@@ -126,7 +126,12 @@ def test_the_root_of_a_data_set_is_recognised(tmp_path):
         boards.universal().adapt(tmp_path / "set")
 
 
-def test_sub_folders_with_images_are_named(folder):
+def test_sub_folders_with_images_are_named(folder, tmp_path_factory):
+    deep = tmp_path_factory.mktemp("bracket")
+    boards.write_good(deep / "photos" / "new", 1)
+    boards.write_good(deep / "photos" / "good", 2)
+    with pytest.raises(ImageError, match=r"hold images: \S*photos/good \(2\), \S*photos/new \(1"):
+        boards.universal().adapt(deep)
     folder.rename(folder.parent / "monday")
     with pytest.raises(ImageError, match=r"sub-folders hold images: .*monday \(3\)\. Give one"):
         boards.universal().adapt(folder.parent)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from metaformer.data.datasets.category import Category, DatasetError
+from metaformer.data.datasets.layouts import GOOD_NAMES
 from metaformer.data.datasets.loading import load_categories
 from metaformer.io.folders import list_folders, list_images
 
 SHOWN = 3
+DEPTH = 2
+"""Levels below the first that are looked into for images."""
 
 
 def suggest_good_folder(folder: Path) -> str:
@@ -59,11 +62,19 @@ def folders_of(paths: list[Path]) -> str:
     return ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if found[SHOWN:] else "")
 
 
+def folders_below(folder: Path, depth: int) -> list[Path]:
+    """Sub-folders, and theirs, so many levels down."""
+    inside = list_folders(folder)
+    deeper = [path for each in inside for path in folders_below(each, depth - 1)] if depth else []
+    return [*inside, *deeper]
+
+
 def suggest_sub_folders(folder: Path) -> str:
     try:
-        counts = [(path, len(list_images(path))) for path in list_folders(folder)]
+        counts = [(path, len(list_images(path))) for path in folders_below(folder, DEPTH)]
     except OSError:
         return ""
+    counts.sort(key=lambda found: found[0].name.lower() not in GOOD_NAMES)
     found = [f"{path} ({count})" for path, count in counts if count]
     if not found:
         return ""
