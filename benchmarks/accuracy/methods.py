@@ -16,8 +16,9 @@ from benchmarks.accuracy.baselines.feature_cache import remembering
 from benchmarks.accuracy.peers.anomaly_dino import AnomalyDino
 from metaformer.detection.detector import Metaformer
 from metaformer.detection.feature.config import (
-    ALIGNED_LEVELS,
-    ALIGNED_WEIGHTS,
+    ALIGNED as ALIGNED_SETTINGS,
+)
+from metaformer.detection.feature.config import (
     FeatureConfig,
 )
 from metaformer.detection.feature.preset import FeaturePreset
@@ -33,18 +34,20 @@ NEAREST_PATCH = FeatureConfig(
 """The plainest method on the same features: Euclidean distance of pooled features of strides 8 and
 16 to the nearest of all support patches, the maximum as image score. What ``feature`` adds to it is
 what the preset is worth."""
-ALIGNED = FeatureConfig(aligned=True, levels=ALIGNED_LEVELS, level_weights=ALIGNED_WEIGHTS)
+ALIGNED = FeatureConfig(aligned=True, **ALIGNED_SETTINGS)
 
 
 @cache
-def backbone_of(levels: tuple[int, ...]) -> Any:  # a module that is a ``Backbone`` as well
+def backbone_of(
+    levels: tuple[int, ...], ahead: bool
+) -> Any:  # a module that is a ``Backbone`` as well
     """The shipped backbone down to these levels, shared by all methods that ask for them."""
-    return remembering(load_backbone(max(levels), ahead=max(levels) == 16), min(levels))
+    return remembering(load_backbone(max(levels), ahead=ahead), min(levels))
 
 
 def feature(name: str, config: FeatureConfig) -> DetectorMethod:
     """A detector of the ``feature`` preset with these settings."""
-    preset = FeaturePreset(config, backbone_of(config.levels))
+    preset = FeaturePreset(config, backbone_of(config.levels, config.corrects))
     return DetectorMethod.of(Metaformer(preset, "feature"), name)
 
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metaformer.detection.feature.adapted import AdaptedFeature, FeatureImage, adapt, fuse
-from metaformer.detection.feature.config import ALIGNED_LEVELS, ALIGNED_WEIGHTS, FeatureConfig
+from metaformer.detection.feature.config import ALIGNED as ALIGNED_SETTINGS
+from metaformer.detection.feature.config import FeatureConfig
 from metaformer.detection.feature.memory_bank import POOLED, describe, to_rows
 from metaformer.detection.feature.preset import FeaturePreset
 from metaformer.detection.preprocessing import to_tensor
@@ -21,7 +22,7 @@ from metaformer.networks.efficientnet import EfficientNetLite0, load_backbone
 from tests.helpers import boards
 
 CONFIG = FeatureConfig(resolution=96, transformer=False)
-ALIGNED = replace(CONFIG, levels=ALIGNED_LEVELS, level_weights=ALIGNED_WEIGHTS, aligned=True)
+ALIGNED = replace(CONFIG, aligned=True, **ALIGNED_SETTINGS)
 PURE = replace(CONFIG, cosine_floor=0.0, sigma=0.0, mirrored_images=0)
 """The distances and nothing else."""
 

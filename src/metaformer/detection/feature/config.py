@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from metaformer.networks.efficientnet import INPUT_MEAN, INPUT_STD, Colours
 
@@ -75,6 +76,13 @@ class FeatureConfig:
         return max(1, round(self.reach / level))
 
 
-ALIGNED_LEVELS, ALIGNED_WEIGHTS = (4, 8), (1.0, 1.0)
-"""Fine levels for parts that stand in the same place: the place tells apart what looks alike
-(``docs/decisions/06-position.md``)."""
+ALIGNED: dict[str, Any] = {
+    "levels": (4, 8),
+    "level_weights": (1.0, 1.0),
+    "cosine_share": 1.0,
+    "cosine_floor": 0.0,
+    "sigma": 1.0,
+    "score_share": 0.01,
+}
+"""Settings for parts that stand in the same place: fine levels, compared by direction, since the
+place tells apart what looks alike (``docs/decisions/06-position.md``)."""

@@ -17,8 +17,7 @@ from metaformer.detection.feature.adapted import (
     adapt,
 )
 from metaformer.detection.feature.config import (
-    ALIGNED_LEVELS,
-    ALIGNED_WEIGHTS,
+    ALIGNED,
     SHIPPED,
     FeatureConfig,
 )
@@ -46,7 +45,7 @@ itself has."""
 class FeaturePreset:
     """The backbone and its settings; it knows no product yet."""
 
-    view_factor = 1.4
+    view_factor = 1.3
 
     def __init__(
         self,
@@ -82,7 +81,7 @@ class FeaturePreset:
             changes["resolution"] = resolution
         if backbone == SHIPPED:
             if aligned:
-                changes |= {"levels": ALIGNED_LEVELS, "level_weights": ALIGNED_WEIGHTS}
+                changes |= ALIGNED
             return cls.of(FeatureConfig(**changes), backbone_weights, device=device)
         network = load_timm_backbone(backbone, weights=backbone_weights, download=download)
         config = FeatureConfig(**(level_settings(network) | changes))
