@@ -229,7 +229,9 @@ def test_a_small_support_is_also_known_mirrored(backbone):
 
 
 def test_a_larger_support_is_not_mirrored_nor_an_aligned_one(backbone):
-    few, many = (adapted_to(preset(backbone), support(preset(backbone), count)) for count in (10, 11))
+    few, many = (
+        adapted_to(preset(backbone), support(preset(backbone), count)) for count in (10, 11)
+    )
     assert few.bank is not None and many.bank is not None
     assert len(few.bank.rows["8"]) == 2 * 10 * 144
     assert len(many.bank.rows["8"]) == 11 * 144
@@ -284,7 +286,9 @@ def test_what_is_normal_elsewhere_is_found_only_by_place(backbone):
     for by_place in (False, True):
         model = preset(backbone, replace(ALIGNED, aligned=by_place))
         adapted = adapted_to(model, prepared(model, normal, support_size=3))
-        whole, changed = (adapted.anomaly_maps(image)[0] for image in prepared(model, [right, wrong]))
+        whole, changed = (
+            adapted.anomaly_maps(image)[0] for image in prepared(model, [right, wrong])
+        )
         ratios[by_place] = float(changed[4:12, 4:12].mean() / whole.mean())
     assert ratios[True] > 1.5 * ratios[False]
 
