@@ -31,6 +31,7 @@ ROOT_PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
 }
+SHIM, OWN_SHIM = "https://unpkg.com/iframe-worker/shim", "iframe-worker.js"
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 MARKER = re.compile(r"^<!-- (table|readme|commands)(?:: ([^>]+?))? -->$", re.MULTILINE)
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -66,6 +67,16 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         parts += [with_links(markdown[end : fence.start()], folder, uri, config), fence[0]]
         end = fence.end()
     return "".join([*parts, with_links(markdown[end:], folder, uri, config)])
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """The theme takes what its search needs on a disk from another server; here it is beside."""
+    return output.replace(SHIM, posixpath.relpath(OWN_SHIM, posixpath.dirname(page.url) or "."))
+
+
+def on_post_template(output: str, template_name: str, config: Any) -> str:
+    """The same for the page that stands for missing ones."""
+    return output.replace(SHIM, f"/{OWN_SHIM}")
 
 
 def with_links(text: str, folder: str, uri: str, config: Any) -> str:

@@ -35,6 +35,7 @@ PAGES = sorted(
 NOT_RUN = {
     r"git clone ": "there is no network",
     r"pip install ": "changes the environment that the tests run in",
+    r"docker ": "needs a daemon and a network; tests/test_onboarding.py checks the Dockerfile",
     r"make ": "makes an environment of its own, for minutes",
     r"\.ci/run": "runs the tests, and so itself",
     r"pytest ": "runs other tests",
@@ -238,6 +239,8 @@ def test_the_site_builds(tmp_path):
     assert done.returncode == 0, done.stderr
     pages = list(site.rglob("*.html"))
     assert len(pages) > 15
+    # What the search of pages opened from a disk needs.
+    assert (site / "iframe-worker.js").is_file() and (site / "search/search_index.js").is_file()
     loads = re.compile(r"<(?:script|img|iframe|source|link)\b[^>]*?(?:src|href)=[\"']?(https?:)?//")
     for page in pages:
         html = page.read_text(encoding="utf-8")

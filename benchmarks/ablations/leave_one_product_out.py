@@ -69,8 +69,10 @@ NEAR = 0.001
 """Gains closer than this are a tie."""
 ALL_PATCHES = 2**14
 """More than ten images have."""
-BASE = FeatureConfig(cosine_share=0.0, mirrored_images=0, coreset_size=ALL_PATCHES)
-MIRRORED = FeatureConfig(mirrored_images=max(SHOTS))
+BASE = FeatureConfig(
+    transformer=False, cosine_share=0.0, mirrored_images=0, coreset_size=ALL_PATCHES
+)
+MIRRORED = FeatureConfig(transformer=False, mirrored_images=max(SHOTS))
 CANDIDATES: dict[str, FeatureConfig] = {
     "nearest-patch": BASE,
     "top 1 %": replace(BASE, score_share=0.01),

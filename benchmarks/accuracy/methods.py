@@ -27,7 +27,9 @@ from metaformer.networks.efficientnet import load_backbone
 
 CONTROL = "nearest-patch"
 EVERY_PATCH = 2**30
-NEAREST_PATCH = FeatureConfig(cosine_share=0, mirrored_images=0, coreset_size=EVERY_PATCH)
+NEAREST_PATCH = FeatureConfig(
+    transformer=False, cosine_share=0, mirrored_images=0, coreset_size=EVERY_PATCH
+)
 """The plainest method on the same features: Euclidean distance of pooled features of strides 8 and
 16 to the nearest of all support patches, the maximum as image score. What ``feature`` adds to it is
 what the preset is worth."""
@@ -37,7 +39,7 @@ ALIGNED = FeatureConfig(aligned=True, levels=ALIGNED_LEVELS, level_weights=ALIGN
 @cache
 def backbone_of(levels: tuple[int, ...]) -> Any:  # a module that is a ``Backbone`` as well
     """The shipped backbone down to these levels, shared by all methods that ask for them."""
-    return remembering(load_backbone(max(levels)), min(levels))
+    return remembering(load_backbone(max(levels), ahead=max(levels) == 16), min(levels))
 
 
 def feature(name: str, config: FeatureConfig) -> DetectorMethod:

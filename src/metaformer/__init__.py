@@ -15,7 +15,8 @@ import metaformer.io.forking  # noqa: F401  # from now on forked workers can com
 if TYPE_CHECKING:
     from metaformer.detection.detector import Detector, Metaformer
     from metaformer.detection.detector_file import DetectorFileError
-    from metaformer.detection.scoring.prediction import Prediction, Region
+    from metaformer.detection.given_images import SkippedImageWarning
+    from metaformer.detection.scoring.prediction import Prediction, Region, to_records
     from metaformer.detection.support_set import DuplicateSupportWarning, OddSupportWarning
     from metaformer.inference.allocator import keep_freed_memory
     from metaformer.io.pixels import ImageError
@@ -31,8 +32,10 @@ __all__ = [
     "OddSupportWarning",
     "Prediction",
     "Region",
+    "SkippedImageWarning",
     "__version__",
     "keep_freed_memory",
+    "to_records",
 ]
 
 _MODULES = {
@@ -44,7 +47,9 @@ _MODULES = {
     "OddSupportWarning": "metaformer.detection.support_set",
     "Prediction": "metaformer.detection.scoring.prediction",
     "Region": "metaformer.detection.scoring.prediction",
+    "SkippedImageWarning": "metaformer.detection.given_images",
     "keep_freed_memory": "metaformer.inference.allocator",
+    "to_records": "metaformer.detection.scoring.prediction",
 }
 
 

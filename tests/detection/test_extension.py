@@ -298,7 +298,7 @@ def test_the_command_extends(tmp_path):
     assert "adapted to 5 normal images" in done.stdout and "2 of them new" in done.stdout
     assert "the same photo" in done.stderr and done.stderr.count("\n") == 1
     assert base.read_bytes() == content
-    info = json.loads(run("info", new).stdout)
+    info = json.loads(run("info", new, "--json").stdout)
     assert [a["count"] for a in info["additions"]] == [2]
 
     same = run("adapt", "--add", new, more, "-o", new, "--quiet")

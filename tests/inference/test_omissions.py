@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from metaformer.detection.support_set import PassedOverWarning
+from metaformer.detection.given_images import PassedOverWarning
 from metaformer.io.folders import Omission, list_images, walk
 from metaformer.io.images import ImageError, guess_white_level, pixels_of, read_image
 from metaformer.io.sources.readers import read_shard

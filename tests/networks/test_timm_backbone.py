@@ -491,7 +491,8 @@ def test_adapt_and_predict_on_the_command_line(weights, tmp_path):
     refused = run("adapt", good, *options)
     assert refused.exit_code == 1 and "--backbone-weights FILE" in refused.output
     assert run("adapt", good, *options, *given).exit_code == 0
-    assert json.loads(run("info", path, *given).output)["settings"]["config"]["backbone"] == VIT
+    info = json.loads(run("info", path, "--json", *given).output)
+    assert info["settings"]["config"]["backbone"] == VIT
     done = run("predict", path, photos, "-o", tmp_path / "out", *given)
     assert done.exit_code == 0, done.output
     assert "2 images scored" in done.output

@@ -24,7 +24,7 @@ from PIL import Image
 import metaformer
 from metaformer.data.datasets.layouts import BAD_NAMES, GOOD_NAMES
 from metaformer.detection.detector import Detector
-from metaformer.inference.report.overlays import heat_colours
+from metaformer.detection.scoring.overlays import heat_colours
 from metaformer.inference.scores.rows import COLUMNS
 from tests.helpers import boards
 

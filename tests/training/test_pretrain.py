@@ -114,5 +114,5 @@ def test_ssim_of_an_image_with_itself_is_one_and_falls_with_noise() -> None:
 def test_unknown_key_is_named(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("data: a\noutput: b\nstesp: 3\n")
-    with pytest.raises(ValueError, match="known: "):
+    with pytest.raises(ValueError, match=r"unknown key 'stesp'\. Did you mean 'steps'\? Known: "):
         PretrainConfig.from_yaml(path)

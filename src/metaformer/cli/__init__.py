@@ -16,14 +16,29 @@ from typing import Annotated
 
 import typer
 
-from metaformer.cli import adapt, data, evaluate, export, predict, pretrain, serve, watch
+from metaformer.cli import (
+    adapt,
+    data,
+    evaluate,
+    examples,
+    export,
+    predict,
+    pretrain,
+    serve,
+    watch,
+)
 from metaformer.inference.allocator import keep_freed_memory
 
 app = typer.Typer(
     name="metaformer",
     help="Find defects in images when all you have is a handful of good ones.",
     no_args_is_help=True,
-    add_completion=False,
+    epilog=examples.epilog(
+        "metaformer demo",
+        "metaformer adapt photos/good -o bracket.metaformer",
+        "metaformer predict bracket.metaformer photos/new -o results",
+        codes=examples.ALL_CODES,
+    ),
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -47,17 +62,14 @@ def metaformer(
     keep_freed_memory()
 
 
-app.command()(adapt.adapt)
-app.command(
-    epilog="Exit code: 0 all scored; 3 some images could not be read and are listed; 1 nothing "
-    "could be done; 130 stopped by Ctrl-C, the same command goes on."
-)(predict.predict)
-app.command()(evaluate.evaluate)
-app.command()(adapt.info)
-app.command()(adapt.demo)
-app.command()(export.export)
-app.command()(serve.serve)
-app.command()(watch.watch)
+app.command(epilog=examples.ADAPT)(adapt.adapt)
+app.command(epilog=examples.PREDICT)(predict.predict)
+app.command(epilog=examples.EVALUATE)(evaluate.evaluate)
+app.command(epilog=examples.INFO)(adapt.info)
+app.command(epilog=examples.DEMO)(adapt.demo)
+app.command(epilog=examples.EXPORT)(export.export)
+app.command(epilog=examples.SERVE)(serve.serve)
+app.command(epilog=examples.WATCH)(watch.watch)
 app.add_typer(data.app, name="data")
 app.add_typer(pretrain.app, name="pretrain")
 

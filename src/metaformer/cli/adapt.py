@@ -8,19 +8,27 @@ from typing import Annotated, Any
 
 import typer
 
+from metaformer.cli.arguments import (
+    check_detector_argument,
+    check_support_arguments,
+    usual_detector,
+)
 from metaformer.cli.options import (
     SOME_UNREADABLE,
     Aligned,
     AsJson,
     Backbone,
     BackboneWeights,
+    Device,
     Download,
+    Every,
     FalseAlarmRate,
     Mode,
     ModeName,
     Preset,
     PresetName,
     Quiet,
+    Recursive,
     Resolution,
     Seed,
     UniversalWeights,
@@ -28,6 +36,7 @@ from metaformer.cli.options import (
     clear_errors,
     progress_bar,
 )
+from metaformer.cli.screen import Ending, command_line, show_table, tell
 
 NOT_WITH_ADD = {
     "preset",
@@ -44,8 +53,19 @@ NOT_WITH_ADD = {
 
 def adapt(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="Folder of normal images; 1 is enough.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Detector file to write.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Normal images: folders, files, zip or tar archives, videos, addresses, or @LIST. "
+            "1 image is enough."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Detector file to write; if unset, named after the images, here."
+        ),
+    ] = None,
     add: Annotated[
         Path | None,
         typer.Option(
@@ -53,6 +73,8 @@ def adapt(
             help="Extend this detector instead of starting over; its own file stays as it is.",
         ),
     ] = None,
+    recursive: Recursive = False,
+    every: Every = 1,
     preset: Preset = PresetName.feature,
     resolution: Resolution = None,
     aligned: Aligned = False,
@@ -64,11 +86,15 @@ def adapt(
     false_alarm_rate: FalseAlarmRate = 0.05,
     white_level: WhiteLevel = None,
     seed: Seed = 0,
+    device: Device = "cpu",
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Adapt to a product from a few normal images."""
+    ending = Ending()
     with clear_errors():
+        check_support_arguments(images)
+        output = output or usual_detector(images, add)
         if not output.parent.is_dir():
             raise FileNotFoundError(
                 f"{output}: its folder {output.parent} does not exist. Create it first."
@@ -78,8 +104,12 @@ def adapt(
                 f"{output}: a folder. Give a file, {output / 'product.metaformer'} for example."
             )
         from metaformer.detection.detector import Detector, Metaformer
-        from metaformer.io.folders import PASSED_OVER, list_omissions
+        from metaformer.detection.given_images import list_support, warn_about_omissions
+        from metaformer.io.folders import PASSED_OVER
+        from metaformer.io.sources.shards import Sources
 
+        support, omissions = list_support(Sources(tuple(images), recursive, every))
+        warn_about_omissions(omissions)
         if add is not None:
             given = given_options(context)
             refused = given & NOT_WITH_ADD
@@ -88,11 +118,11 @@ def adapt(
                     f"{', '.join(f'--{name}' for name in sorted(refused))}: with --add the "
                     f"detector's own is used. Leave it out, or adapt to all images from the start."
                 )
-            known = Detector.load(add, backbone_weights=backbone_weights)
+            known = Detector.load(add, backbone_weights=backbone_weights, device=device)
             rate = false_alarm_rate if "false_alarm_rate" in given else None
             with progress_bar("adapting", quiet) as on_step:
                 detector = known.extended_with(
-                    folder, false_alarm_rate=rate, white_level=white_level, on_step=on_step
+                    support, false_alarm_rate=rate, white_level=white_level, on_step=on_step
                 )
         else:
             universal = Metaformer.from_pretrained(
@@ -104,10 +134,11 @@ def adapt(
                 download=download,
                 mode=mode.value,
                 universal_weights=universal_weights,
+                device=device,
             )
             with progress_bar("adapting", quiet) as on_step:
                 detector = universal.adapt(
-                    folder,
+                    support,
                     false_alarm_rate=false_alarm_rate,
                     seed=seed,
                     white_level=white_level,
@@ -124,10 +155,11 @@ def adapt(
             if detector.made["white_level"] is not None:
                 typer.echo(f"White of 16-bit images: {detector.made['white_level']}.")
             typer.echo(detector.guarantee)
-        omitted = [o for o in list_omissions(folder) if o.category != PASSED_OVER]
-        if omitted:
+            ending.say(command_line("predict", output, "FOLDER"), command_line("info", output))
+        not_used = sum(omission.category != PASSED_OVER for omission in omissions)
+        if not_used:
             if not quiet:
-                typer.echo(f"{len(omitted)} files of {folder} not used.", err=True)
+                tell(f"{not_used} file{'' if not_used == 1 else 's'} not used.")
             raise typer.Exit(SOME_UNREADABLE)
 
 
@@ -151,16 +183,22 @@ def describe_addition(addition: dict[str, Any]) -> str:
 def info(
     detector_file: Annotated[Path, typer.Argument(help="Detector made by `adapt`.")],
     backbone_weights: BackboneWeights = None,
+    as_json: AsJson = False,
 ) -> None:
-    """How a detector was made and what its threshold promises, as JSON."""
+    """How a detector was made and what its threshold promises."""
+    ending = Ending()
     with clear_errors():
+        check_detector_argument("info", detector_file, [])
         from metaformer.detection.detector import Detector
+        from metaformer.detection.summary import summary_rows
 
-        typer.echo(
-            json.dumps(
-                Detector.load(detector_file, backbone_weights=backbone_weights).info(), indent=2
-            )
-        )
+        found = Detector.load(detector_file, backbone_weights=backbone_weights).info()
+        if as_json:
+            typer.echo(json.dumps(found, indent=2))
+            return
+        size = f"{detector_file} ({detector_file.stat().st_size / 1e6:.1f} MB)"
+        show_table([("detector", size), *summary_rows(found)])
+        ending.say(command_line("predict", detector_file, "FOLDER"))
 
 
 def demo(
@@ -170,9 +208,18 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Adapt to bundled photos of good products, find the defects in others, write a report."""
+    ending = Ending()
     with clear_errors():
         from metaformer.inference.demo import run_demo
 
         with progress_bar("demo", quiet) as on_step:
-            report = run_demo(output, on_step)
-        typer.echo(f"report: {report}")
+            done = run_demo(output, on_step)
+        if not quiet:
+            typer.echo(done.summary)
+            for picture in done.pictures:
+                typer.echo(f"  {picture}")
+        typer.echo(f"report: {done.report}")
+        if not quiet:
+            ending.say(
+                f"open {done.report} in a browser", command_line("adapt", "FOLDER_OF_GOOD_PHOTOS")
+            )

@@ -8,10 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from metaformer.cli.arguments import is_detector
 from metaformer.cli.options import (
     AsJson,
     Backbone,
     BackboneWeights,
+    Device,
     Download,
     Mode,
     ModeName,
@@ -22,11 +24,15 @@ from metaformer.cli.options import (
     UniversalWeights,
     clear_errors,
 )
+from metaformer.cli.screen import Ending, command_line
 
 
 def evaluate(
     data: Annotated[Path, typer.Argument(help="A category, a root of several, or pairs.")],
-    shots: Annotated[str, typer.Option(help='Normal images to adapt to, or "full".')] = "4",
+    shots: Annotated[
+        str,
+        typer.Option(help='Normal images to adapt to, or "full"; several as 1,2,4: one run each.'),
+    ] = "4",
     seeds: Annotated[str, typer.Option(help="Comma-separated support seeds.")] = "0,1,2",
     preset: Preset = PresetName.feature,
     resolution: Resolution = None,
@@ -40,12 +46,17 @@ def evaluate(
     backbone: Backbone = "efficientnet_lite0",
     backbone_weights: BackboneWeights = None,
     download: Download = False,
+    device: Device = "cpu",
     mode: Mode = ModeName.fast,
     universal_weights: UniversalWeights = None,
     limit: Annotated[
         int | None, typer.Option(help="Test images per category, for a quick look.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(help="Table to write, of all runs: .md for Markdown, .tex for LaTeX."),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option(help="HTML report to write, of the first seed, with the truth beside it."),
@@ -55,13 +66,21 @@ def evaluate(
 ) -> None:
     """Measure a preset on a labelled set: defects caught, good images flagged, image and pixel
     metrics, over several supports."""
+    ending = Ending()
     with clear_errors():
-        number = parse_shots(shots)
+        if is_detector(data):
+            again = command_line("predict", data, "FOLDER", "--labels", "truth.csv")
+            raise ValueError(
+                f"{data}: a detector; evaluate takes a labelled set and makes its own. To compare "
+                f"this one with what is known of images: {again}"
+            )
+        numbers = parse_shots(shots)
         seed_list = parse_seeds(seeds)
         from metaformer.data.datasets.loading import load_categories
         from metaformer.evaluation.detector_method import DetectorMethod
         from metaformer.evaluation.protocol import evaluate as measure
         from metaformer.evaluation.protocol import save_results
+        from metaformer.evaluation.publish import check_table_path, write_table
         from metaformer.evaluation.table import print_results
 
         categories = load_categories(data, layout=layout)
@@ -77,41 +96,56 @@ def evaluate(
             download=download,
             mode=mode.value,
             universal_weights=universal_weights,
+            device=device,
         )
-        pages = None
-        if report is not None:
-            from metaformer.inference.report.evaluation import EvaluationReport
+        if table is not None:
+            check_table_path(table)
+        runs = []
+        for number in numbers:
+            pages = None
+            if report is not None and number == numbers[0]:
+                from metaformer.inference.report.evaluation import EvaluationReport
 
-            pages = EvaluationReport(data, seed_list[0], report)
-        results = measure(
-            categories[0] if len(categories) == 1 else categories,
-            method,
-            shots=number,
-            seeds=seed_list,
-            unified=unified,
-            test_limit=limit,
-            quiet=quiet,
-            on_scored=pages.add if pages else lambda scored: None,
-        )
-        if pages is not None:
-            pages.write(results)
-        if output is not None:
-            save_results(results, output)
+                pages = EvaluationReport(data, seed_list[0], report)
+            run = measure(
+                categories[0] if len(categories) == 1 else categories,
+                method,
+                shots=number,
+                seeds=seed_list,
+                unified=unified,
+                test_limit=limit,
+                quiet=quiet,
+                on_scored=pages.add if pages else lambda scored: None,
+            )
+            runs.append(run)
+            if pages is not None:
+                pages.write(run)
+            results = run if len(numbers) == 1 else {"runs": runs}
+            if output is not None:  # after each run, so that a stop loses none that is finished
+                save_results(results, output)
+            if table is not None:
+                write_table(runs, table)
+            if not as_json and not quiet:
+                print_results(run)
         if as_json:
             typer.echo(json.dumps(results, indent=2))
         elif not quiet:
-            print_results(results)
-            if report is not None:
-                typer.echo(f"report: {report}")
+            for what, path in (("report", report), ("table", table), ("results", output)):
+                if path is not None:
+                    typer.echo(f"{what}: {path}")
+            steps = [f"look at {report}"] if report else []
+            if report is None:
+                again = command_line("evaluate", data, "--shots", shots, "--report", "report.html")
+                steps.append(f"to see the images behind the numbers, {again}")
+            ending.say(*steps)
 
 
-def parse_shots(text: str) -> Any:
-    """ "full" or a number from 1 up."""
-    if text == "full":
-        return "full"
-    if not text.isdigit() or int(text) < 1:
-        raise typer.BadParameter(f'--shots takes a number from 1 up or "full", got {text!r}.')
-    return int(text)
+def parse_shots(text: str) -> list[Any]:
+    """Comma-separated: "full" or numbers from 1 up."""
+    parts = [part.strip() for part in text.split(",")]
+    if any(part != "full" and (not part.isdigit() or int(part) < 1) for part in parts):
+        raise typer.BadParameter(f'--shots takes numbers from 1 up or "full", got {text!r}.')
+    return [part if part == "full" else int(part) for part in dict.fromkeys(parts)]
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
+from metaformer.cli.arguments import check_detector_argument, usual_export
 from metaformer.cli.options import AsJson, Quiet, clear_errors, progress_bar
+from metaformer.cli.screen import Ending
 
 
 class FormatName(StrEnum):
@@ -26,8 +28,14 @@ class PrecisionName(StrEnum):
 def export(
     detector_file: Annotated[Path, typer.Argument(help="Detector made by `adapt`.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="File to write: .onnx, or .xml for openvino.")
-    ],
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File to write: .onnx, or .xml for openvino; if unset, named after the detector, "
+            "here.",
+        ),
+    ] = None,
     format: Annotated[FormatName, typer.Option(help="What will run it.")] = FormatName.onnx,
     precision: Annotated[
         PrecisionName,
@@ -44,7 +52,12 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a detector as one ONNX or OpenVINO model, checked against PyTorch."""
+    ending = Ending()
     with clear_errors():
+        check_detector_argument("export", detector_file, [])
+        output = output or usual_export(
+            detector_file, ".xml" if format is FormatName.openvino else ".onnx"
+        )
         from metaformer.detection.detector import Detector
         from metaformer.export.exporter import export_detector
         from metaformer.export.verification import read_check_images
@@ -69,3 +82,4 @@ def export(
             for file in done.files:
                 typer.echo(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
             typer.echo(done.summary)
+            ending.say(f"score with it without PyTorch: examples/edge/score.py {output} IMAGE")

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from metaformer.cli.screen import fail, warn
+
 SOME_UNREADABLE = 3
 INTERRUPTED = 130
 
@@ -113,6 +115,14 @@ WhiteLevel = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", rich_help_panel=RARE)]
+Recursive = Annotated[bool, typer.Option("--recursive", help="Look into sub-folders too.")]
+Every = Annotated[
+    int, typer.Option(min=1, help="Of videos, take every Nth frame.", rich_help_panel=RARE)
+]
+Device = Annotated[
+    str,
+    typer.Option(help="What the backbone computes on: cpu, cuda, cuda:1...", rich_help_panel=RARE),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no chatter.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Results as JSON on standard output.")]
 
@@ -129,7 +139,7 @@ def clear_errors() -> Iterator[None]:
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         if str(message) not in shown:
             shown.add(str(message))
-            typer.echo(f"warning: {message}", err=True)
+            warn(message)
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -138,7 +148,7 @@ def clear_errors() -> Iterator[None]:
         except BrokenPipeError:  # the reader of our output has gone; ``main`` knows
             raise
         except (ValueError, OSError) as error:
-            typer.echo(f"error: {error}", err=True)
+            fail(error)
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
             typer.echo("stopped.", err=True)

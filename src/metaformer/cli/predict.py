@@ -10,19 +10,24 @@ from typing import Annotated, Any
 
 import typer
 
+from metaformer.cli.arguments import check_detector_argument, usual_results
 from metaformer.cli.options import (
     INTERRUPTED,
     RARE,
     SOME_UNREADABLE,
     AsJson,
     BackboneWeights,
+    Device,
     EngineOption,
+    Every,
     Place,
     Quiet,
+    Recursive,
     ScoresFormatName,
     clear_errors,
     progress_bar,
 )
+from metaformer.cli.screen import Ending, command_line, flag
 
 SHOWN = 10
 """Flagged images that are named on the screen, the highest scores."""
@@ -30,25 +35,27 @@ SHOWN = 10
 
 def predict(
     detector_file: Annotated[Path, typer.Argument(help="Detector made by `adapt`.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for scores, maps/, report.html.")
-    ],
     images: Annotated[
         list[str] | None,
         typer.Argument(
             help="Images, folders, zip or tar archives, videos, addresses (s3://...), or @LIST."
         ),
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder for scores, maps/, report.html; if unset, named after detector and "
+            "images, here.",
+        ),
+    ] = None,
     lists: Annotated[
         list[Path] | None,
         typer.Option("--list", help="File with one path or address a line; may be given again."),
     ] = None,
-    recursive: Annotated[
-        bool, typer.Option("--recursive", help="Look into sub-folders too.")
-    ] = False,
-    every: Annotated[
-        int, typer.Option(min=1, help="Of videos, score every Nth frame.", rich_help_panel=RARE)
-    ] = 1,
+    recursive: Recursive = False,
+    every: Every = 1,
     false_alarm_rate: Annotated[
         float | None, typer.Option(help="Another rate than the detector was made with.")
     ] = None,
@@ -90,6 +97,7 @@ def predict(
         ),
     ] = None,
     backbone_weights: BackboneWeights = None,
+    device: Device = "cpu",
     maps: Annotated[
         bool,
         typer.Option(
@@ -106,9 +114,11 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Score images and mark their defects. Stopped and started again, it goes on."""
+    ending = Ending()
     with clear_errors():
+        from metaformer.data.datasets.suggestion import suggest_test_folder
         from metaformer.data.datasets.truth import LabelTable, Outcomes
-        from metaformer.inference.report.overlays import format_score
+        from metaformer.detection.scoring.overlays import format_score
         from metaformer.io.folders import describe_omissions
         from metaformer.io.sources.shards import NotScored, Sources, shards
 
@@ -121,6 +131,8 @@ def predict(
                 raise ValueError("a Ray job has no --json: its predictions are in scores/ only.")
             if engine not in (EngineOption.auto, EngineOption.torch):
                 raise ValueError("a Ray job computes with PyTorch. Leave out --engine.")
+            if device != "cpu":
+                raise ValueError("a Ray job computes on processors. Leave out --device.")
             if workers is not None:
                 raise ValueError("a Ray job has one image a processor. Leave out --workers.")
             if labels is not None:
@@ -134,6 +146,14 @@ def predict(
         arguments = [*(images or []), *(f"@{path}" for path in lists or [])]
         if not arguments:
             raise ValueError("nothing to score. Name images or folders, or a list with --list.")
+        check_detector_argument("predict", detector_file, arguments)
+        if device != "cpu" and engine is not EngineOption.torch:
+            if engine is not EngineOption.auto:
+                raise ValueError(
+                    f"--device is of PyTorch, {engine.value} takes none. Leave one out."
+                )
+            engine = EngineOption.torch
+        output = output or usual_results(detector_file, arguments)
         # The maps of an earlier run are not images to score.
         maps_folder = str((output / "maps").resolve())
         sources = Sources(tuple(arguments), recursive, every, maps_folder)
@@ -148,6 +168,8 @@ def predict(
             advice = describe_omissions(omissions) or (
                 "" if recursive else "To look into sub-folders too, add --recursive."
             )
+            if not omissions and (first := Path(arguments[0])).is_dir():
+                advice = f"{suggest_test_folder(first)} {advice}".strip()
             raise ValueError(f"{', '.join(arguments)}: no images in this folder. {advice}".strip())
         if not recursive and not quiet:
             note_sub_folders(arguments)
@@ -183,7 +205,9 @@ def predict(
                 from metaformer.detection.detector import Detector
                 from metaformer.inference.batch import score_images
 
-                detector = Detector.load(detector_file, backbone_weights=backbone_weights)
+                detector = Detector.load(
+                    detector_file, backbone_weights=backbone_weights, device=device
+                )
                 if false_alarm_rate is not None:
                     detector = detector.with_false_alarm_rate(false_alarm_rate)
                 if engine is not EngineOption.torch:
@@ -212,6 +236,7 @@ def predict(
     if as_json:
         listed = [{"path": name, "reason": reason} for name, reason in result.failures]
         summary = {
+            "output": str(output),
             "scored": result.scored,
             "anomalous": result.anomalous,
             "of_earlier_runs": result.resumed,
@@ -245,7 +270,7 @@ def predict(
         if described := outcomes.describe():
             typer.echo(described)
         for score, name in sorted(worst, key=lambda flagged: (-flagged[0], flagged[1])):
-            typer.echo(f"  {format_score(score)}  {name}")
+            typer.echo(f"  {flag(format_score(score), True)}  {name}")
         if worst and result.anomalous > len(worst):
             typer.echo(f"  and {result.anomalous - len(worst)} more")
         if computed_by != "torch":
@@ -256,6 +281,11 @@ def predict(
             else ("scores.csv" if scores_format is ScoresFormatName.csv else "scores")
         )
         typer.echo(f"{'report' if report else 'scores'}: {output / shown}")
+        steps = [f"look at {output / shown}"]
+        if worst:
+            more_good = command_line("adapt", "FOLDER", "--add", detector_file)
+            steps.append(f"if good ones are flagged, put them into a folder and {more_good}")
+        ending.say(*steps)
     if result.interrupted:
         typer.echo("stopped; run the same command again to go on.", err=True)
         raise typer.Exit(INTERRUPTED)

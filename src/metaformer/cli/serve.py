@@ -10,7 +10,9 @@ from typing import Annotated
 
 import typer
 
+from metaformer.cli.arguments import check_detector_argument
 from metaformer.cli.options import Quiet, clear_errors
+from metaformer.cli.screen import Ending, command_line, warn
 
 
 class ServeEngineOption(StrEnum):
@@ -71,7 +73,10 @@ def serve(
     quiet: Quiet = False,
 ) -> None:
     """Serve detectors over HTTP, with a web page. Stops in good order on Ctrl-C or SIGTERM."""
+    ending = Ending()
     with clear_errors():
+        for path in detectors or ():
+            check_detector_argument("serve", path, [])
         try:
             from metaformer.serve.server import serve as run
         except ImportError as error:
@@ -85,10 +90,9 @@ def serve(
         if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
             raise ValueError("the token must be visible ASCII text, because a header carries it.")
         if not is_loopback(host) and token is None:
-            typer.echo(
-                f"warning: anybody who can reach {host} can use this server. Set a token, in "
-                f"METAFORMER_TOKEN or with --token.",
-                err=True,
+            warn(
+                f"anybody who can reach {host} can use this server. Set a token, in "
+                f"METAFORMER_TOKEN or with --token."
             )
         limits = replace(
             Limits(),
@@ -106,6 +110,7 @@ def serve(
         def on_ready(address: str) -> None:
             if not quiet:
                 typer.echo(f"serving {folder} on {address} (Ctrl-C stops)", err=True)
+                typer.echo(f"Next: open {address} in a browser; the API: {address}/docs", err=True)
 
         run(
             folder,
@@ -120,3 +125,5 @@ def serve(
             log_requests=not quiet,
             on_ready=on_ready,
         )
+        if not quiet:
+            ending.say(f"the detectors stay in {folder}; {command_line('serve')} goes on", err=True)

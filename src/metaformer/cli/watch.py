@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from metaformer.cli.arguments import check_detector_argument
 from metaformer.cli.options import (
     INTERRUPTED,
     SOME_UNREADABLE,
@@ -19,6 +21,7 @@ from metaformer.cli.options import (
     Quiet,
     clear_errors,
 )
+from metaformer.cli.screen import Ending, command_line, flag, tell, warn
 
 
 class WatchEngineOption(StrEnum):
@@ -77,8 +80,7 @@ def watch(
     """Score images as they arrive in a folder. Stops in good order on Ctrl-C or SIGTERM."""
     stop = threading.Event()
 
-    def tell(line: str) -> None:
-        typer.echo(line, err=True)
+    ending = Ending()
 
     with clear_errors(), stopped_by_signals(stop):
         from metaformer.detection.detector import Detector
@@ -87,12 +89,15 @@ def watch(
         from metaformer.inference.webhook import Webhook
         from metaformer.io.folders import check_folder
 
+        check_detector_argument("watch", detector_file, [folder])
         check_folder(folder)
+        is_for_people = jsonl is None and sys.stdout.isatty()
         record: JsonLines | StandardOutput | Nowhere
         if jsonl is not None and jsonl != "-":
             record = JsonLines(Path(jsonl))
         else:
-            record = StandardOutput() if jsonl == "-" or webhook is None else Nowhere()
+            is_wanted = jsonl == "-" or (webhook is None and not is_for_people)
+            record = StandardOutput() if is_wanted else Nowhere()
         detector = Detector.load(detector_file, backbone_weights=backbone_weights)
         if false_alarm_rate is not None:
             detector = detector.with_false_alarm_rate(false_alarm_rate)
@@ -103,17 +108,19 @@ def watch(
 
         def show(entry: dict[str, Any]) -> None:
             if entry["event"] == "drift":
-                tell(f"warning: {entry['message']}")
+                warn(entry["message"])
             elif quiet:
                 return
             elif entry["event"] == "start":
                 tell(f"watching {folder} (Ctrl-C stops)")
             elif entry["event"] == "unreadable":
                 tell(f"not scored: {entry['path']}: {entry['reason']}")
+            elif is_for_people:
+                typer.echo(describe_score(entry))
             elif entry["is_anomalous"]:
                 tell(f"anomalous: {entry['path']} ({entry['score']:.2f})")
 
-        post = None if webhook is None else Webhook(webhook, tell=lambda t: tell(f"warning: {t}"))
+        post = None if webhook is None else Webhook(webhook, tell=warn)
         job = Watch(
             detector,
             folder,
@@ -124,7 +131,7 @@ def watch(
             grace=grace,
             drift_rate=drift_rate or None,
             on_entry=show,
-            tell=lambda line: tell(f"warning: {line}"),
+            tell=warn,
         )
         if isinstance(record, JsonLines) and record.size() > 10_000_000 and not quiet:
             tell(f"reading {jsonl}")  # takes seconds
@@ -138,10 +145,26 @@ def watch(
                 f"{result.scored} images scored ({result.known} before), {result.anomalous} "
                 f"anomalous, {result.unreadable} unreadable, {result.drifts} drift warnings."
             )
+            ending.say(next_step(detector_file, folder, jsonl), err=True)
         if result.interrupted:
             raise typer.Exit(INTERRUPTED)
         if result.unreadable or (post is not None and post.failed + post.dropped):
             raise typer.Exit(SOME_UNREADABLE)
+
+
+def describe_score(entry: dict[str, Any]) -> str:
+    """One line a person reads: when, verdict, score, name."""
+    from metaformer.detection.scoring.overlays import format_score
+
+    verdict = flag("defective" if entry["is_anomalous"] else "normal   ", entry["is_anomalous"])
+    return f"{entry['time'][11:19]}  {verdict}  {format_score(entry['score'])}  {entry['path']}"
+
+
+def next_step(detector_file: Path, folder: Path, jsonl: str | None) -> str:
+    if jsonl is None:
+        again = command_line("watch", detector_file, folder, "--jsonl", "results.jsonl")
+        return f"to keep results and go on from them, {again}"
+    return "the same command goes on after what has been scored"
 
 
 @contextmanager

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
-from functools import cached_property
+from dataclasses import asdict, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from metaformer.detection.adaptation import adapt_to_support, at_working_size, prepare
 from metaformer.detection.detector_file import (
@@ -21,19 +22,31 @@ from metaformer.detection.detector_file import (
 )
 from metaformer.detection.extension import Earlier, extend
 from metaformer.detection.feature.config import SHIPPED
+from metaformer.detection.feature.preset import FeaturePreset
+from metaformer.detection.given_images import (
+    ImageSource,
+    SkippedImageWarning,
+    SupportImages,
+    named_sources,
+    support_sources,
+)
 from metaformer.detection.pixel.config import Mode
 from metaformer.detection.preset import Adapted, Preset
-from metaformer.detection.presets import PresetName, make_preset, restore_preset
+from metaformer.detection.presets import (
+    PresetName,
+    check_resolution,
+    make_preset,
+    restore_preset,
+)
 from metaformer.detection.scoring.anomaly_map import image_score, to_image_size
 from metaformer.detection.scoring.calibration import Calibration, check_rate, guarantee_of
 from metaformer.detection.scoring.prediction import Prediction
 from metaformer.detection.scoring.regions import find_regions
+from metaformer.detection.summary import summary_html
 from metaformer.detection.support_set import (
-    ImageSource,
     SupportRecord,
     choose_white_level,
     describe_source,
-    support_sources,
     warn_about_odd,
     when_and_with_what,
 )
@@ -43,10 +56,14 @@ from metaformer.detection.support_thumbnails import (
     take_from,
     to_tensors,
 )
-from metaformer.io.images import read_image
+from metaformer.io.images import ImageError, read_image
+from metaformer.io.sources.shards import Sources
 from metaformer.io.workers import side_by_side
 from metaformer.networks.backbone_weights import BackboneError
+from metaformer.networks.custom_backbone import CustomBackbone
+from metaformer.networks.efficientnet import Colours
 from metaformer.networks.instance_prior import InstancePrior, load_prior
+from metaformer.networks.placement import DeviceError
 
 
 class Metaformer:
@@ -73,6 +90,7 @@ class Metaformer:
         download: bool = False,
         mode: Mode = "fast",
         universal_weights: Path | str | None = None,
+        device: str = "cpu",
     ) -> Metaformer:
         """The model with the weights inside the package; nothing is downloaded unless asked for.
 
@@ -93,11 +111,12 @@ class Metaformer:
                 on synthetic defects of the support too, which takes minutes.
             universal_weights: of the ``pixel`` preset: folder with the weights and card that
                 ``metaformer pretrain universal`` wrote, instead of those inside the package.
+            device: that the backbone of the ``feature`` preset computes on, ``cuda`` for example.
 
         Raises:
             ValueError: no such preset, a resolution outside 64 to 2048, an option of the other
                 preset, weights that cannot be used, or a ``BackboneError``: the backbone or its
-                weights cannot be used.
+                weights cannot be used, or a ``DeviceError``: there is no such device.
         """
         model = make_preset(
             preset,
@@ -108,12 +127,64 @@ class Metaformer:
             download=download,
             mode=mode,
             universal_weights=None if universal_weights is None else Path(universal_weights),
+            device=device,
         )
         return cls(model, preset)
 
+    @classmethod
+    def from_backbone(
+        cls,
+        module: nn.Module,
+        *,
+        levels: Sequence[int] | None = None,
+        mean: Colours = (0.0, 0.0, 0.0),
+        std: Colours = (1.0, 1.0, 1.0),
+        level_weights: Sequence[float] | None = None,
+        resolution: int | None = None,
+        aligned: bool = False,
+        device: str = "cpu",
+    ) -> Metaformer:
+        """The ``feature`` preset with a network of your own in place of the backbone.
+
+        Its weights stay outside detector files, which hold their digest: give the module again to
+        ``Detector.load``.
+
+        Args:
+            module: takes images (B, 3, H, W) and returns one feature map (B, C, h, w), or a list,
+                tuple or mapping of them. A frozen copy is used.
+            levels: strides of the maps to compare, the finest first; all of them if None.
+            mean: of each colour in [0, 1], subtracted before the module sees an image.
+            std: of each colour, that it is then divided by.
+            level_weights: weight of each level; equal ones if None.
+            resolution: as for ``from_pretrained``.
+            aligned: as for ``from_pretrained``.
+            device: as for ``from_pretrained``.
+
+        Raises:
+            BackboneError: the module cannot be run, or gives no maps of these strides.
+            ValueError: a resolution outside 64 to 2048, or not as many weights as levels.
+            DeviceError: there is no such device.
+        """
+        check_resolution(resolution)
+        model = FeaturePreset.from_backbone(
+            CustomBackbone(module, levels=levels, mean=mean, std=std),
+            level_weights=level_weights,
+            resolution=resolution,
+            aligned=aligned,
+            device=device,
+        )
+        return cls(model, "feature")
+
+    def __repr__(self) -> str:
+        config = self.model.config
+        backbone = getattr(config, "backbone", None)
+        named = "" if backbone is None else f", {backbone}"
+        aligned = ", aligned" if config.aligned else ""
+        return f"Metaformer({self.preset}{named}, {config.resolution} pixels{aligned})"
+
     def adapt(
         self,
-        images: Path | str | Sequence[ImageSource],
+        images: SupportImages,
         *,
         false_alarm_rate: float = 0.05,
         seed: int = 0,
@@ -123,8 +194,9 @@ class Metaformer:
         """Adapt to a product from normal images.
 
         Args:
-            images: a folder of normal images, or a sequence of paths, arrays (H, W, 3) uint8 RGB,
-                encoded bytes or Pillow images. One is enough; ten are better; see
+            images: a folder of normal images, an archive, a video, a list ``@FILE``, several of
+                them as ``Sources``, or a sequence of paths, arrays (H, W, 3) uint8 RGB, tensors
+                (3, H, W), encoded bytes or Pillow images. One is enough; ten are better; see
                 ``Detector.calibration.guarantee`` for what their number can promise.
             false_alarm_rate: share of good parts that may be flagged.
             seed: of everything random in adaptation.
@@ -137,8 +209,9 @@ class Metaformer:
             unlike the rest; they are used all the same.
 
         Raises:
-            ImageError: an image cannot be read, or the folder holds none.
-            ValueError: no images, a rate outside (0, 1), or a white level outside 1 to 65535.
+            ImageError: an image cannot be read, or there is none.
+            ValueError: no images, the root of a data set, a rate outside (0, 1), or a white level
+                outside 1 to 65535.
         """
         check_rate(false_alarm_rate)
         sources = support_sources(images)
@@ -217,6 +290,18 @@ class Detector:
         """(N, 3, H, W) at the working size -> (N, M, h, w) raw maps; None for PyTorch. See
         ``metaformer.export.backends``."""
 
+    def __repr__(self) -> str:
+        count = len(self.made["support"])
+        return (
+            f"Detector({self.made['preset']}, {count} normal image{'' if count == 1 else 's'}, "
+            f"{self.model.config.resolution} pixels, "
+            f"false-alarm rate {self.calibration.false_alarm_rate:.1%})"
+        )
+
+    def _repr_html_(self) -> str:
+        """How it was made and what it promises, for notebooks."""
+        return summary_html(self.info())
+
     def predict(self, image: ImageSource) -> Prediction:
         """Score one image and mark its defective pixels.
 
@@ -227,12 +312,13 @@ class Detector:
         Raises:
             ImageError: the image cannot be read.
         """
-        pixels = read_image(image, white_level=self.made["white_level"])
+        read = partial(read_image, image, white_level=self.made["white_level"])
         path = str(image) if isinstance(image, (str, Path)) else None
-        return self.predict_pixels(pixels, path)
+        return replace(self.predict_pixels(read(), path), read_pixels=read)
 
     def predict_pixels(self, pixels: NDArray[np.uint8], path: str | None = None) -> Prediction:
-        """``predict`` for an image already read, (H, W, 3) uint8 RGB."""
+        """``predict`` for an image already read, (H, W, 3) uint8 RGB. The pixels are not kept for
+        ``Prediction.overlay``, which then asks for the image."""
         return self.judge(*self.score_pixels(pixels), path)
 
     def judge(
@@ -265,15 +351,54 @@ class Detector:
         return score, to_image_size(grids[-1], pixels.shape)
 
     def predict_many(
-        self, images: Iterable[ImageSource], *, workers: int = 1
+        self,
+        images: Path | str | Sources | Iterable[ImageSource],
+        *,
+        on_error: Literal["raise", "skip"] | Callable[[ImageError], object] = "raise",
+        workers: int = 1,
     ) -> Iterator[Prediction]:
         """``predict`` for each image, in their order, holding ``workers`` in memory at a time.
 
         Args:
+            images: a folder, an archive, a video or a list ``@FILE``, several of them as
+                ``Sources``, or images as ``predict`` takes them. ``Prediction.path`` is the name.
+            on_error: what an image that cannot be read does: ``raise`` ends with its
+                ``ImageError``, ``skip`` leaves it out with a ``SkippedImageWarning``, and a
+                function is called with the ``ImageError``.
             workers: images scored at once. With one a processor many small images take three
                 quarters of the time; scores differ by a few millionths (``io/workers.py``).
         """
-        return side_by_side(self.predict, images, workers)
+        if not callable(on_error) and on_error not in ("raise", "skip"):
+            raise ValueError(
+                f'on_error: found {on_error!r}; accepted: "raise", "skip", a function.'
+            )
+        return self._predict_named(named_sources(images), on_error, workers)
+
+    def _predict_named(
+        self,
+        images: Iterable[tuple[str | None, ImageSource | ImageError]],
+        on_error: Literal["raise", "skip"] | Callable[[ImageError], object],
+        workers: int,
+    ) -> Iterator[Prediction]:
+        def predict(image: tuple[str | None, ImageSource | ImageError]) -> Prediction | ImageError:
+            name, source = image
+            if isinstance(source, ImageError):
+                return source
+            try:
+                found = self.predict(source)
+            except ImageError as error:
+                return error
+            return found if name is None else replace(found, path=name)
+
+        for found in side_by_side(predict, images, workers):
+            if isinstance(found, Prediction):
+                yield found
+            elif callable(on_error):
+                on_error(found)
+            elif on_error == "skip":
+                warnings.warn(f"not scored: {found}", SkippedImageWarning, stacklevel=2)
+            else:
+                raise found
 
     def with_false_alarm_rate(self, rate: float) -> Detector:
         """The same detector with the threshold for another rate; nothing is computed anew."""
@@ -284,7 +409,7 @@ class Detector:
 
     def extended_with(
         self,
-        images: Path | str | Sequence[ImageSource],
+        images: SupportImages,
         *,
         false_alarm_rate: float | None = None,
         white_level: int | None = None,
@@ -395,19 +520,29 @@ class Detector:
         write_detector_file(Path(path), header, tensors | to_tensors(self.thumbnails))
 
     @classmethod
-    def load(cls, path: Path | str, *, backbone_weights: Path | str | None = None) -> Detector:
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        backbone_weights: Path | str | None = None,
+        backbone: nn.Module | None = None,
+        device: str = "cpu",
+    ) -> Detector:
         """Read a detector file; scores are bit-identical to those before saving.
 
         Args:
             backbone_weights: for a detector made with a backbone of timm, the file of its weights;
                 looked for as in ``Metaformer.from_pretrained`` if None. They have to be the same,
                 byte for byte.
+            backbone: for a detector made with ``Metaformer.from_backbone``, the same module.
+            device: that the backbone computes on; scores on others than the CPU differ a little.
 
         Raises:
             FileNotFoundError: there is no such file.
             DetectorFileError: the file is not a detector, is damaged, holds NaN or infinite
                 weights, was written by a newer version, or the weights of its backbone are not
                 to be had.
+            DeviceError: there is no such device.
         """
         header, tensors = read_detector_file(Path(path))
         file = None if backbone_weights is None else Path(backbone_weights)
@@ -415,9 +550,16 @@ class Detector:
             thumbnails = take_from(tensors)
             made = header["made"]
             model, adapted = restore_preset(
-                made["preset"], tensors, header["settings"], backbone_weights=file
+                made["preset"],
+                tensors,
+                header["settings"],
+                backbone_weights=file,
+                backbone=backbone,
+                device=device,
             )
             calibration = Calibration.from_dict(header["calibration"])
+        except DeviceError:
+            raise
         except BackboneError as error:
             raise DetectorFileError(f"{path}: {error}") from error
         except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:

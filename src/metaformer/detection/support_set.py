@@ -9,20 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image as PillowImage
 
+from metaformer.detection.given_images import ImageSource
 from metaformer.detection.support_thumbnails import MOST as MOST_THUMBNAILS
 from metaformer.detection.support_thumbnails import make_thumbnail
-from metaformer.io.folders import describe_omissions, list_omissions
-from metaformer.io.images import IMAGE_SUFFIXES, ImageError, guess_white_level, list_images
+from metaformer.io.images import guess_white_level
 from metaformer.io.pixels import check_white_level
+from metaformer.io.sources.items import NamedBytes
 
 ODD_DISTANCE = 4.0
 """Robust standard deviations above the median at which a support image is called odd."""
@@ -33,15 +33,9 @@ SIGNATURE_SIDE = 16
 COPY_MEAN, COPY_MOST = 0.5, 2.5
 """Grey levels; signatures are stored rounded."""
 
-ImageSource = Path | str | bytes | NDArray[Any] | PillowImage.Image
-
 
 class OddSupportWarning(UserWarning):
     """A support image looks unlike the rest: perhaps a defect, perhaps another product."""
-
-
-class PassedOverWarning(UserWarning):
-    """Some files of a folder are not used: of a kind that is not read, pipes, masks."""
 
 
 class DuplicateSupportWarning(UserWarning):
@@ -109,28 +103,6 @@ def are_copies(signature: NDArray[np.float32], stored: str | None) -> bool:
     return bool(apart.mean() <= COPY_MEAN and apart.max() <= COPY_MOST)
 
 
-def support_sources(images: Path | str | Sequence[ImageSource]) -> Sequence[ImageSource]:
-    """The images of a folder, or the sequence itself.
-
-    Raises:
-        ImageError: the folder holds none.
-        OSError: the folder cannot be listed.
-    """
-    if not isinstance(images, (str, Path)):
-        return list(images)
-    sources = list_images(images)
-    passed_over = describe_omissions(list_omissions(images))
-    if not sources:
-        endings = ", ".join(sorted(IMAGE_SUFFIXES))
-        advice = passed_over or "Give the folder that holds the normal images itself."
-        raise ImageError(
-            str(images), f"no images in this folder (by their endings: {endings}). {advice}"
-        )
-    if passed_over:
-        warnings.warn(f"{images}: {passed_over}", PassedOverWarning, stacklevel=3)
-    return sources
-
-
 def choose_white_level(
     given: int | None, known: int | None, images: Sequence[ImageSource]
 ) -> int | None:
@@ -153,6 +125,8 @@ def choose_white_level(
 
 def describe_source(source: ImageSource, index: int) -> str:
     """A name for provenance: the file's own, without folders that mean nothing elsewhere."""
+    if isinstance(source, NamedBytes):
+        return PurePosixPath(source.name).name
     return Path(source).name if isinstance(source, (str, Path)) else f"image {index}"
 
 

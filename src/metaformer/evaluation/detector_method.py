@@ -35,6 +35,7 @@ class DetectorMethod:
         download: bool = False,
         mode: Mode = "fast",
         universal_weights: Path | None = None,
+        device: str = "cpu",
         name: str | None = None,
         workers: int = 1,
     ) -> None:
@@ -47,6 +48,7 @@ class DetectorMethod:
             download=download,
             mode=mode,
             universal_weights=universal_weights,
+            device=device,
         )
         self._name: str = name or preset
         self.workers = workers

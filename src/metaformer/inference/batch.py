@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from metaformer.data.datasets.truth import FolderTruth, Outcomes, Truth
 from metaformer.detection.detector import Detector
+from metaformer.detection.scoring.overlays import map_levels
 from metaformer.detection.scoring.prediction import Prediction
 from metaformer.inference.report.html import NORMAL_SHARE, ReportBuilder
-from metaformer.inference.report.overlays import map_levels
 from metaformer.inference.report.settings import report_settings
 from metaformer.inference.resuming import Highest, drop_replaced, earlier_pictures, rejudged
 from metaformer.inference.scores.csv_scores import CsvScores

@@ -39,6 +39,11 @@ def encode_photo(photo: NDArray[np.uint8], quality: int) -> bytes:
     return _encode(".jpg", photo[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
 
 
+def encode_picture(picture: NDArray[np.uint8]) -> bytes:
+    """(H, W, 3) RGB as PNG."""
+    return _encode(".png", picture[:, :, ::-1], [])
+
+
 def data_address(content: bytes, kind: Literal["jpeg", "png"]) -> str:
     """``content`` as an address that carries it."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -34,6 +34,7 @@ from metaformer.io.pixels import (
     pixels_from_array,
     to_rgb,
 )
+from metaformer.io.tensors import TensorLike, array_of_tensor
 
 Image = NDArray[np.uint8]
 
@@ -52,7 +53,7 @@ __all__ = [
     "resize_map",
 ]
 
-Source = Path | str | bytes | NDArray[Any] | PillowImage.Image
+Source = Path | str | bytes | NDArray[Any] | PillowImage.Image | TensorLike
 
 MAX_PIXELS = 100_000_000
 """Largest height times width read, checked in the header before any pixel is decoded (ours)."""
@@ -86,10 +87,11 @@ def read_image(
     short is refused; wrong bits inside JPEG data, which has no checksum, cannot be noticed.
 
     Arrays may be uint8, uint16, bool or float in [0, 1], shaped (H, W), (H, W, 1), (H, W, 3) RGB
-    or (H, W, 4) RGBA; a uint8 RGB array is not copied where that can be helped.
+    or (H, W, 4) RGBA; a uint8 RGB array is not copied where that can be helped. PyTorch tensors
+    have the same types and may also be (C, H, W), as torchvision gives them.
 
     Args:
-        source: path, encoded bytes, array or Pillow image.
+        source: path, encoded bytes, array, tensor or Pillow image.
         white_level: value of a 16-bit image that means white; brighter values become 255. Has
             no effect on 8-bit images. 12-bit cameras: 4095, or see ``guess_white_level``. None
             if it is not known: a 16-bit image is read with 65535 then, and warns if no pixel gets
@@ -176,6 +178,8 @@ def _bright(values: NDArray[np.uint16]) -> int:
 
 def pixels_of(source: Source) -> int:
     """Height times width by the header, nothing decoded; 0 where ``read_image`` will say why."""
+    if isinstance(source, TensorLike):
+        return pixels_of(array_of_tensor(source))
     if isinstance(source, np.ndarray):
         return source.shape[0] * source.shape[1] if source.ndim >= 2 else 0
     if isinstance(source, PillowImage.Image):
@@ -229,6 +233,9 @@ def _read_pixels(source: Source, max_pixels: int) -> tuple[str, NDArray[Any]]:
 
     The pixels are uint8 or uint16, (H, W), (H, W, 3) RGB or (H, W, 4) RGBA.
     """
+    if isinstance(source, TensorLike):
+        name = f"tensor of shape {tuple(source.shape)}"
+        return name, pixels_from_array(name, array_of_tensor(source))
     if isinstance(source, np.ndarray):
         name = f"array of shape {source.shape}"
         if source.ndim >= 2:
@@ -239,13 +246,13 @@ def _read_pixels(source: Source, max_pixels: int) -> tuple[str, NDArray[Any]]:
         check_size(name, source.width, source.height, max_pixels)
         return name, load(name, source)
     if isinstance(source, bytes):
-        name = f"bytes ({len(source)} of them)"
+        name = getattr(source, "name", f"bytes ({len(source)} of them)")
         return name, decode(name, io.BytesIO(source), len(source), max_pixels)
     if not isinstance(source, (str, Path)):
         raise ImageError(
             type(source).__name__,
-            "not an image source; accepted are a path, bytes, a numpy array (H, W, 3) or a "
-            "Pillow image. Convert it to one of them.",
+            "not an image source; accepted are a path, bytes, a numpy array (H, W, 3), a tensor "
+            "or a Pillow image. Convert it to one of them.",
         )
     name = str(source)
     try:

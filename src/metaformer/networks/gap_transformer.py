@@ -239,7 +239,8 @@ class GapTransformer(nn.Module):
             support: of ``describe_support``.
             response: (B, 1, any, any) R in [0, 1], 1 on the object; None biases nothing.
         """
-        size, coarse_size = distances.shape[2:], features[COARSE].shape[2:]
+        size = (features[FINE].shape[2], features[FINE].shape[3])
+        coarse_size = (features[COARSE].shape[2], features[COARSE].shape[3])
         log_core = (core + FLOOR).log()
         logs = torch.cat([(distances.clamp_min(0) + FLOOR).log(), log_core], dim=1)
         centre, spread = support.log_mean[:, None, None], support.log_deviation[:, None, None]
@@ -279,7 +280,7 @@ class GapTransformer(nn.Module):
     ) -> Tensor:
         """(B, G + 1 + A, h, w): the gap in a few numbers and in one, and the appearance."""
         x = features[stride]
-        size, name = x.shape[2:], str(stride)
+        size, name = (x.shape[2], x.shape[3]), str(stride)
         rows = standardised(
             x.flatten(2).transpose(1, 2), support.mean[stride], support.deviation[stride]
         )  # (B, N, C)

@@ -19,8 +19,8 @@ from fastapi import HTTPException, Request
 from numpy.typing import NDArray
 
 from metaformer.detection.detector import Detector
+from metaformer.detection.scoring.overlays import draw_overlay, map_levels
 from metaformer.detection.scoring.prediction import Prediction
-from metaformer.inference.report.overlays import draw_overlay, map_levels
 from metaformer.inference.report.thumbnails import make_picture
 from metaformer.io.encoding import data_address, encode_levels, encode_photo
 from metaformer.io.images import ImageError, read_image, resize_map, shrink

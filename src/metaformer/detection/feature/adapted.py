@@ -32,6 +32,7 @@ from metaformer.detection.nearest_neighbors import (
 from metaformer.detection.preset import Adaptation, Extension, OnStep
 from metaformer.detection.scoring.anomaly_map import smooth
 from metaformer.detection.scoring.frame_check import FrameCheck, Statistics, frame_statistics
+from metaformer.networks.custom_backbone import CUSTOM
 from metaformer.networks.gap_transformer import GapTransformer
 
 FRAME_LIMITS = (0.45, 0.65)
@@ -250,7 +251,7 @@ class AdaptedFeature(nn.Module):
         config = asdict(self.config)
         if self.config.backbone == SHIPPED:
             del config["backbone"], config["backbone_sha256"]
-        else:
+        elif not self.config.backbone.startswith(CUSTOM):
             del config["input_mean"], config["input_std"]
         return tensors, settings | {"config": config}
 

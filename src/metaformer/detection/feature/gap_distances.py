@@ -33,7 +33,7 @@ Features = Mapping[int, Tensor]
 def grids(features: Features) -> dict[str, Tensor]:
     """What is compared: ``p``, and each stride's features by name."""
     fine = features[8]
-    coarse = F.interpolate(features[16], fine.shape[2:], mode="bilinear")
+    coarse = F.interpolate(features[16], (fine.shape[2], fine.shape[3]), mode="bilinear")
     pooled = F.avg_pool2d(torch.cat([fine, coarse], dim=1), 3, 1, 1)
     return {POOLED: pooled, **{str(stride): features[stride] for stride in (8, 16, 32)}}
 
@@ -68,7 +68,7 @@ def measure_to(query: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> tup
         size = (grid.shape[0], grid.shape[2], grid.shape[3])
         distances = nearest(rows, memory[name], direction=name != POOLED)
         _put(found, name, [d.unflatten(0, size) for d in distances])
-    return together(found)
+    return together(found, query["8"])
 
 
 def measure_alone(own: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,7 @@ def measure_alone(own: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         near &= ~near.all(1, keepdim=True)
         distances = nearest(rows, rows, direction=name != POOLED, barred=near)
         _put(found, name, [d.reshape(1, height, width) for d in distances])
-    return together(found)
+    return together(found, own["8"])
 
 
 def nearest(
@@ -125,15 +125,11 @@ def _put(found: dict[str, Tensor], name: str, pair: Sequence[Tensor]) -> None:
         found[f"e{name}"], found[f"c{name}"] = pair[0] / SCALE[f"e{name}"], pair[1]
 
 
-def together(found: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Reading -> (B, h, w) of its own grid, to one grid and the core's map."""
-    size = found[POOLED].shape[1:]
-    maps = [
-        found[name][:, None]
-        if found[name].shape[1:] == size
-        else F.interpolate(found[name][:, None], size, mode="bilinear")
-        for name in READINGS
-    ]
+def together(found: Mapping[str, Tensor], fine: Tensor) -> tuple[Tensor, Tensor]:
+    """Reading -> (B, h, w) of its own grid, to the grid of ``fine`` (B, C, h, w) and the core's
+    map."""
+    size = (fine.shape[2], fine.shape[3])
+    maps = [F.interpolate(found[name][:, None], size, mode="bilinear") for name in READINGS]
     stacked = torch.cat(maps, dim=1)
     return stacked, core_map(stacked)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metaformer.detection.feature.adapted import (
     AdaptedFeature,
@@ -32,8 +32,10 @@ from metaformer.detection.feature.state import restore
 from metaformer.detection.preprocessing import working_size
 from metaformer.detection.preset import Adaptation, OnStep
 from metaformer.networks.backbone_weights import BackboneError
+from metaformer.networks.custom_backbone import CUSTOM, CustomBackbone, check_same_module
 from metaformer.networks.efficientnet import load_backbone
 from metaformer.networks.gap_transformer import GapTransformer
+from metaformer.networks.placement import placed
 from metaformer.networks.timm_backbone import level_settings, load_timm_backbone
 
 KEPT_OF_MIRRORED = 3
@@ -67,11 +69,13 @@ class FeaturePreset:
         backbone: str = SHIPPED,
         backbone_weights: Path | None = None,
         download: bool = False,
+        device: str = "cpu",
     ) -> FeaturePreset:
         """See ``Metaformer.from_pretrained``.
 
         Raises:
             BackboneError: the backbone or its weights cannot be used.
+            DeviceError: there is no such device.
         """
         changes: dict[str, Any] = {"aligned": aligned}
         if resolution is not None:
@@ -79,17 +83,71 @@ class FeaturePreset:
         if backbone == SHIPPED:
             if aligned:
                 changes |= {"levels": ALIGNED_LEVELS, "level_weights": ALIGNED_WEIGHTS}
-            return cls.of(FeatureConfig(**changes), backbone_weights)
+            return cls.of(FeatureConfig(**changes), backbone_weights, device=device)
         network = load_timm_backbone(backbone, weights=backbone_weights, download=download)
-        return cls(FeatureConfig(**(level_settings(network) | changes)), network)
+        config = FeatureConfig(**(level_settings(network) | changes))
+        return cls(config, placed(network, device))
 
     @classmethod
-    def of(cls, config: FeatureConfig, backbone_weights: Path | None = None) -> FeaturePreset:
+    def from_backbone(
+        cls,
+        backbone: CustomBackbone,
+        *,
+        level_weights: Sequence[float] | None = None,
+        resolution: int | None = None,
+        aligned: bool = False,
+        device: str = "cpu",
+    ) -> FeaturePreset:
+        """See ``Metaformer.from_backbone``.
+
+        Raises:
+            ValueError: there are not as many weights as levels.
+            DeviceError: there is no such device.
+        """
+        mean, std = backbone.mean.flatten().tolist(), backbone.std.flatten().tolist()
+        changes: dict[str, Any] = {} if resolution is None else {"resolution": resolution}
+        config = FeatureConfig(
+            levels=backbone.levels,
+            level_weights=tuple(level_weights or (1.0,) * len(backbone.levels)),
+            aligned=aligned,
+            backbone=backbone.name,
+            backbone_sha256=backbone.sha256,
+            input_mean=tuple(mean),
+            input_std=tuple(std),
+            **changes,
+        )
+        return cls(config, placed(backbone, device))
+
+    @classmethod
+    def of(
+        cls,
+        config: FeatureConfig,
+        backbone_weights: Path | None = None,
+        *,
+        backbone: nn.Module | None = None,
+        device: str = "cpu",
+    ) -> FeaturePreset:
         """With the backbone that ``config`` names.
+
+        Args:
+            backbone: the module itself, where ``config`` names one of the user's own.
 
         Raises:
             BackboneError: the backbone or its weights cannot be used.
+            DeviceError: there is no such device.
         """
+        if config.backbone.startswith(CUSTOM):
+            mean, std, sha256 = config.input_mean, config.input_std, config.backbone_sha256
+            found = None
+            if backbone is not None:
+                found = CustomBackbone(backbone, levels=config.levels, mean=mean, std=std)
+            own = check_same_module(found, config.backbone, sha256)
+            return cls(config, placed(own, device))
+        if backbone is not None:
+            raise BackboneError(
+                f"a module is given, but the detector was made with {config.backbone}. Leave "
+                f"backbone out."
+            )
         if config.backbone != SHIPPED:
             network = load_timm_backbone(
                 config.backbone,
@@ -97,7 +155,7 @@ class FeaturePreset:
                 sha256=config.backbone_sha256,
                 levels=config.levels,
             )
-            return cls(config, network)
+            return cls(config, placed(network, device))
         if backbone_weights is not None:
             raise BackboneError(
                 f"{backbone_weights}: weights are given, but the backbone is the one inside the "
@@ -107,7 +165,7 @@ class FeaturePreset:
         shipped = load_backbone(
             deepest, ahead=config.corrects, input_mean=config.input_mean, input_std=config.input_std
         )
-        return cls(config, shipped)
+        return cls(config, placed(shipped, device))
 
     def with_config(self, **changes: Any) -> FeaturePreset:
         """The same backbone with other settings."""
@@ -162,6 +220,8 @@ class FeaturePreset:
         settings: dict[str, Any],
         *,
         backbone_weights: Path | None = None,
+        backbone: nn.Module | None = None,
+        device: str = "cpu",
     ) -> tuple[FeaturePreset, AdaptedFeature]:
         """What ``AdaptedFeature.state`` gave, of this version or an earlier one.
 
@@ -170,7 +230,7 @@ class FeaturePreset:
             BackboneError: the weights of another backbone cannot be used.
         """
         restored = restore(tensors, settings)
-        preset = cls.of(restored.config, backbone_weights)
+        preset = cls.of(restored.config, backbone_weights, backbone=backbone, device=device)
         correction = GapCorrection.from_state(tensors) if restored.config.corrects else None
         if correction is not None:
             preset.network = correction.network

@@ -151,7 +151,7 @@ class AdaptedPixel:
 
     @torch.no_grad()
     def left_out_maps(self, fold: set[int], *, seed: int) -> dict[int, Tensor]:
-        """Raw maps (1, h, w) of the support images of ``fold`` with only the others in memory, in the
+        """Raw maps (1, h, w) of the support images of ``fold`` with the others in memory, in the
         units of all, which are those that later images are measured in. A itself has seen them in
         its few steps: fitting it anew for every fold would take most of the time."""
         assert self.known is not None

@@ -22,8 +22,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from metaformer.detection.scoring.overlays import format_score, heat_colours, verdict
 from metaformer.inference.report.histogram import draw_histogram
-from metaformer.inference.report.overlays import format_score, heat_colours, verdict
 from metaformer.inference.report.thumbnails import Picture
 from metaformer.io.encoding import data_address
 

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from metaformer.detection.scoring.overlays import map_levels
 from metaformer.detection.scoring.prediction import Prediction, Region
 from metaformer.detection.support_thumbnails import GoodExample
-from metaformer.inference.report.overlays import map_levels
 from metaformer.io.encoding import encode_levels, encode_photo
 from metaformer.io.images import resize_image
 

@@ -59,7 +59,7 @@ def score_row(
     prediction: Prediction, p_value_kind: str, map_file: str, version: Version = UNKNOWN
 ) -> ScoreRow:
     """The line of an image, ``prediction.path`` being its name."""
-    largest = max(prediction.regions, key=lambda region: region.area, default=None)
+    largest = prediction.largest_region
     return ScoreRow(
         path=prediction.path or "",
         score=prediction.score,

@@ -1,4 +1,4 @@
-// Colours of the heat map: 256 levels as RGBA, the table of metaformer.inference.report.overlays.heat_colours, which
+// Colours of the heat map: 256 levels as RGBA, the table of metaformer.detection.scoring.overlays.heat_colours, which
 // tests compare this with.
 
 const TABLE = ""

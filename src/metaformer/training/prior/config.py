@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from metaformer.networks.instance_prior import PriorConfig
+from metaformer.training.config_file import read_config
 from metaformer.training.prior.effect_photos import PhotoMix
 
 
@@ -96,17 +95,8 @@ class PriorTrainingConfig:
         Raises:
             ValueError: unknown or missing keys, or values out of range; the message names them.
         """
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"{path}: expected keys and values, found {type(content).__name__}.")
-        known = {f.name for f in fields(PriorTrainingConfig)}
-        if unknown := sorted(set(content) - known):
-            raise ValueError(
-                f"{path}: unknown key {unknown[0]!r}. Known: {', '.join(sorted(known))}."
-            )
-        needed = {"output", "data", "object_folders", "background_folders"}
-        if missing := sorted(needed - set(content)):
-            raise ValueError(f"{path}: key {missing[0]!r} is missing.")
+        needed = ("output", "data", "object_folders", "background_folders")
+        content = read_config(path, PriorTrainingConfig, needed=needed)
         content["output"], content["data"] = Path(content["output"]), Path(content["data"])
         for key in ("object_folders", "background_folders", "saliency_sets"):
             content[key] = tuple(content.get(key, ()))

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from metaformer.io.atomic_files import write_bytes
 from metaformer.networks.instance_prior import EFFECTS, InstancePrior, apply_effects
 from metaformer.training.prior.effect_photos import PhotoMix, draw_composed, draw_for_effect
 from metaformer.training.prior.photo_bank import Side
+from metaformer.training.progress import RATE_SECONDS
 
 WATCHED = 96
 SHEET_COLUMNS = 12
@@ -81,18 +82,23 @@ class Watch:
 
 
 class Progress:
-    """Progress bar on stderr."""
+    """Progress bar on stderr, if that is a terminal: a run may end by hours, not by steps."""
 
     def __init__(self, quiet: bool) -> None:
+        console = Console(stderr=True)
         self.bar = RichProgress(
             TextColumn("training P, step {task.fields[step]}"),
             BarColumn(),
             TextColumn("{task.percentage:.1f} %"),
+            TextColumn("loss {task.fields[loss]:.4g}"),
             TimeElapsedColumn(),
-            console=Console(stderr=True),
-            disable=quiet,
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=quiet or not console.is_terminal,
+            speed_estimate_period=RATE_SECONDS,
         )
-        self.task = self.bar.add_task("", total=1.0, step=0)
+        self.task = self.bar.add_task("", total=1.0, step=0, loss=0.0)
 
     def __enter__(self) -> Progress:
         self.bar.start()
@@ -106,5 +112,5 @@ class Progress:
     ) -> None:
         self.bar.stop()
 
-    def show(self, done: float, step: int) -> None:
-        self.bar.update(self.task, completed=done, step=step)
+    def show(self, done: float, step: int, loss: float) -> None:
+        self.bar.update(self.task, completed=done, step=step, loss=loss)

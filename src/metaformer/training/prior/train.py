@@ -323,7 +323,8 @@ def train_prior(config: PriorTrainingConfig, *, resume: bool = False, quiet: boo
         with log, Progress(quiet or not workers.is_first) as progress:
             while trainer.progress() < 1.0:
                 began = time.perf_counter()
-                log.add(trainer.train_step())
+                values = trainer.train_step()
+                log.add(values)
                 trainer.seconds += time.perf_counter() - began
                 last = trainer.progress() >= 1.0
                 if trainer.step % config.log_every == 0 or last:
@@ -333,7 +334,7 @@ def train_prior(config: PriorTrainingConfig, *, resume: bool = False, quiet: boo
                     watch.sample_sheet(trainer.ema, config.output / f"r-{trainer.step:06d}.png")
                 if trainer.step % config.checkpoint_every == 0 or last:
                     trainer.save(path)
-                progress.show(trainer.progress(), trainer.step)
+                progress.show(trainer.progress(), trainer.step, float(values["difference"]))
         if workers.is_first:
             export_prior(path, config.output)
     return path

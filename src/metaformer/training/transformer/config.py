@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from metaformer.training.config_file import read_config
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,7 @@ class TransformerTrainingConfig:
     @staticmethod
     def from_yaml(path: Path | str) -> TransformerTrainingConfig:
         """Raises ValueError that names an unknown or missing key."""
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        known = {f.name for f in fields(TransformerTrainingConfig)}
-        if not isinstance(content, dict) or set(content) - known or {"data", "output"} - {*content}:
-            raise ValueError(
-                f"{path}: needs keys data and output; known: {', '.join(sorted(known))}."
-            )
+        content = read_config(path, TransformerTrainingConfig, needed=("data", "output"))
         content |= {name: Path(content[name]) for name in ("data", "output")}
         if "exports" in content:
             content["exports"] = tuple(content["exports"])

@@ -40,6 +40,7 @@ from metaformer.training.checkpoints import (
 from metaformer.training.episodes.change_episodes import ChangeConfig, change_episode
 from metaformer.training.episodes.episodes import Episode, EpisodeConfig, prefetch
 from metaformer.training.episodes.photo_pool import PhotoPool
+from metaformer.training.progress import TrainingBar
 from metaformer.training.run_log import RunLog
 from metaformer.training.threads import restored_threads
 from metaformer.training.transformer.config import TransformerTrainingConfig, describe
@@ -111,11 +112,16 @@ def train_transformer(
     exports = sorted({min(steps, -(-pairs // each)) for pairs in config.exports} | {steps})
     episodes = stream(pool, config, first * config.meta_batch, steps * config.meta_batch)
     started = saved = time.monotonic()
-    with RunLog(config.output, from_step=first, active=True) as log:
+    with (
+        RunLog(config.output, from_step=first, active=True) as log,
+        TrainingBar("training T", steps, first=first, quiet=quiet) as bar,
+    ):
         for step in range(first, steps):
             batch = [next(episodes) for _ in range(config.meta_batch)]
-            log.add(train_step(run, backbone, batch, config, step, device))
+            losses = train_step(run, backbone, batch, config, step, device)
+            log.add(losses)
             done = step + 1
+            bar.show(done, losses["pixel"])
             now = time.monotonic()
             if done % config.log_every == 0 or done == steps:
                 log.write(done, now - started)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from metaformer.detection.pixel.universal_model import UniversalConfig
 from metaformer.networks.autoencoder import AutoencoderConfig
+from metaformer.training.config_file import check_keys, read_config
 from metaformer.training.episodes.episodes import EpisodeConfig
 from metaformer.training.universal.losses import LossWeights
 
@@ -89,12 +88,7 @@ class MetaConfig:
     @staticmethod
     def from_yaml(path: Path | str) -> MetaConfig:
         """Raises ValueError that names an unknown or missing key."""
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        known = {f.name for f in fields(MetaConfig)}
-        if not isinstance(content, dict) or set(content) - known or {"data", "output"} - {*content}:
-            raise ValueError(
-                f"{path}: needs keys data and output; known: {', '.join(sorted(known))}."
-            )
+        content = read_config(path, MetaConfig, needed=("data", "output"))
         for name in ("data", "output", "start"):
             if content.get(name) is not None:
                 content[name] = Path(content[name])
@@ -108,9 +102,7 @@ class MetaConfig:
 
 
 def _nested(kind: type[Any], content: Any, path: Path | str) -> Any:
-    known = {f.name for f in fields(kind)}
-    if not isinstance(content, dict) or set(content) - known:
-        raise ValueError(f"{path}: {kind.__name__} has keys {', '.join(sorted(known))} only.")
+    content = check_keys(f"{path}, {kind.__name__}", content, kind)
     if "autoencoder" in content:
         inner = _nested(AutoencoderConfig, content["autoencoder"], path)
         content = {**content, "autoencoder": inner}

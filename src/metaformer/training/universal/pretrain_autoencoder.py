@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
@@ -26,6 +25,7 @@ from torch import Tensor
 from metaformer.io.atomic_files import atomic_path
 from metaformer.io.images import list_images, read_image
 from metaformer.networks.autoencoder import Autoencoder, AutoencoderConfig
+from metaformer.networks.placement import check_device
 from metaformer.training.checkpoints import (
     load_checkpoint,
     module_tensors,
@@ -34,6 +34,8 @@ from metaformer.training.checkpoints import (
     restore_optimiser,
     save_checkpoint,
 )
+from metaformer.training.config_file import read_config
+from metaformer.training.progress import TrainingBar
 from metaformer.training.threads import restored_threads
 
 
@@ -63,33 +65,28 @@ class PretrainConfig:
     @staticmethod
     def from_yaml(path: Path | str) -> PretrainConfig:
         """Raises ValueError that names an unknown or missing key."""
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        known = {f.name for f in fields(PretrainConfig)}
-        if (
-            not isinstance(content, dict)
-            or set(content) - known
-            or {"data", "output"} - set(content)
-        ):
-            raise ValueError(
-                f"{path}: needs keys data and output; known: {', '.join(sorted(known))}."
-            )
+        content = read_config(path, PretrainConfig, needed=("data", "output"))
         content["data"], content["output"] = Path(content["data"]), Path(content["output"])
         return PretrainConfig(**content)
 
 
 @restored_threads()
-def pretrain_autoencoder(config: PretrainConfig, *, resume: bool = False) -> Path:
-    """Train A and return the path of its weights (safetensors, half precision).
+def pretrain_autoencoder(
+    config: PretrainConfig, *, resume: bool = False, quiet: bool = False, device: str = "cpu"
+) -> Path:
+    """Train A on ``device`` and return the path of its weights (safetensors, half precision).
 
     Raises:
         ImageError: a photo cannot be read.
+        DeviceError: there is no such device.
         CheckpointError: ``resume`` without a usable checkpoint.
     """
+    place = check_device(device)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     config.output.mkdir(parents=True, exist_ok=True)
     photos = list_images(config.data, recursive=True)
-    model = Autoencoder(AutoencoderConfig())
+    model = Autoencoder(AutoencoderConfig()).to(place)
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=1e-4)
     checkpoint = config.output / "checkpoint.safetensors"
     first = 0
@@ -100,13 +97,17 @@ def pretrain_autoencoder(config: PretrainConfig, *, resume: bool = False) -> Pat
         first = record["step"]
 
     started = time.monotonic()
-    with (config.output / "log.jsonl").open("a", encoding="utf-8") as log:
+    with (
+        (config.output / "log.jsonl").open("a", encoding="utf-8") as log,
+        TrainingBar("training A", config.steps, first=first, quiet=quiet) as bar,
+    ):
         for step in range(first, config.steps):
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, config)
             loss_sum = 0.0
-            for product in draw_products(photos, config, step):
-                with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
+            for drawn in draw_products(photos, config, step):
+                product = drawn.to(place)
+                with torch.autocast(place.type, torch.bfloat16, enabled=config.bfloat16):
                     rebuilt = model(product)  # (views, 3, side, side), own moments
                 loss = reconstruction_loss(rebuilt.float(), product, config.ssim_weight)
                 (loss / config.products).backward()
@@ -116,6 +117,7 @@ def pretrain_autoencoder(config: PretrainConfig, *, resume: bool = False) -> Pat
             optimiser.zero_grad(set_to_none=True)
 
             done = step + 1
+            bar.show(done, loss_sum)
             if done % config.log_every == 0:
                 seconds = round(time.monotonic() - started, 1)
                 log.write(json.dumps({"step": done, "loss": loss_sum, "seconds": seconds}) + "\n")

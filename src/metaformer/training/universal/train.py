@@ -38,6 +38,7 @@ from metaformer.training.distributed import Workers, average_gradients, join_wor
 from metaformer.training.episodes.episodes import Episode, EpisodeConfig, episode, prefetch
 from metaformer.training.episodes.photo_pool import PhotoPool
 from metaformer.training.episodes.real_anomalies import mixed_task, novelty_tasks
+from metaformer.training.progress import TrainingBar
 from metaformer.training.run_log import RunLog
 from metaformer.training.threads import restored_threads
 from metaformer.training.universal.config import MetaConfig, describe
@@ -113,6 +114,12 @@ def meta_train(config: MetaConfig, *, resume: bool = False, quiet: bool = False)
         join_workers() as workers,
         closing(batches(train, config, first, workers)) as drawn,
         RunLog(config.output, from_step=first, active=workers.is_first) as log,
+        TrainingBar(
+            "meta-training A and T",
+            config.steps,
+            first=first,
+            quiet=quiet or not workers.is_first,
+        ) as bar,
     ):
         if config.meta_batch % workers.count:
             raise ValueError(
@@ -127,6 +134,7 @@ def meta_train(config: MetaConfig, *, resume: bool = False, quiet: bool = False)
             done, last = step + 1, step + 1 == config.steps
             if not workers.is_first:
                 continue
+            bar.show(done, sum(v for name, v in parts.items() if name != "gradient_norm"))
             seconds = time.monotonic() - started
             if done % config.log_every == 0 or last:
                 log.write_watch(done, seconds, {**parts, "waited": waited / seconds})

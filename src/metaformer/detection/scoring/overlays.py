@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from functools import cache
 from math import comb
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from metaformer.detection.scoring.prediction import Prediction
+if TYPE_CHECKING:
+    from metaformer.detection.scoring.prediction import Prediction
 
 OKLAB_PATH = (  # control points (L, a, b) of one Bezier curve, chosen by eye, inside sRGB
     (0.17, 0.02, -0.08),

@@ -7,10 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaformer.detection.scoring.prediction import Prediction
-from metaformer.detection.scoring.regions import find_regions
-from metaformer.inference.report import overlays
-from metaformer.inference.report.overlays import (
+from metaformer.detection.scoring import overlays
+from metaformer.detection.scoring.overlays import (
     CONTOUR,
     blend_heat,
     colour_map,
@@ -20,6 +18,8 @@ from metaformer.inference.report.overlays import (
     heat_colours,
     map_levels,
 )
+from metaformer.detection.scoring.prediction import Prediction
+from metaformer.detection.scoring.regions import find_regions
 from tests.helpers import boards
 
 # XYZ (D65) from linear sRGB, IEC 61966-2-1.

@@ -1,0 +1,82 @@
+"""What to give instead of the root of a data set, which holds good and defective images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from metaformer.data.datasets.category import Category, DatasetError
+from metaformer.data.datasets.layouts import GOOD_NAMES
+from metaformer.data.datasets.loading import load_categories
+from metaformer.io.folders import list_folders, list_images
+
+SHOWN = 3
+DEPTH = 2
+"""Levels below the first that are looked into for images."""
+
+
+def suggest_good_folder(folder: Path) -> str:
+    """Where the good images are, in a folder that holds none itself; empty if nothing is known."""
+    categories = recognised(folder)
+    if categories:
+        first = categories[0]
+        where = folders_of([path.parent for path in first.train or templates(first)])
+        if len(categories) == 1:
+            return f"It is a data set: its good images are in {where}. Give that."
+        return (
+            f"It is a data set of {len(categories)} products, each of which needs a detector of "
+            f"its own: the good images of {first.name} are in {where}. Give that."
+        )
+    return suggest_sub_folders(folder)
+
+
+def suggest_test_folder(folder: Path) -> str:
+    """Where there is something to score; as ``suggest_good_folder``."""
+    categories = recognised(folder)
+    if categories:
+        where = folders_of([sample.image.parent for c in categories[:1] for sample in c.test])
+        return f"It is a data set: test images are in {where}."
+    return suggest_sub_folders(folder)
+
+
+def holds_defects(folder: Path) -> bool:
+    """Whether it is the root of a data set with defective images in it."""
+    return bool(recognised(folder))
+
+
+def recognised(folder: Path) -> list[Category]:
+    """The categories of a data set; none if it is no data set, with defects as such sets have."""
+    try:
+        found = list(load_categories(folder))
+    except (DatasetError, OSError):
+        return []
+    has_defects = any(sample.is_anomalous for category in found for sample in category.test)
+    return found if has_defects else []
+
+
+def templates(category: Category) -> list[Path]:
+    return [sample.template for sample in category.test if sample.template is not None]
+
+
+def folders_of(paths: list[Path]) -> str:
+    found = [str(path) for path in dict.fromkeys(paths)]
+    return ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if found[SHOWN:] else "")
+
+
+def folders_below(folder: Path, depth: int) -> list[Path]:
+    """Sub-folders, and theirs, so many levels down."""
+    inside = list_folders(folder)
+    deeper = [path for each in inside for path in folders_below(each, depth - 1)] if depth else []
+    return [*inside, *deeper]
+
+
+def suggest_sub_folders(folder: Path) -> str:
+    try:
+        counts = [(path, len(list_images(path))) for path in folders_below(folder, DEPTH)]
+    except OSError:
+        return ""
+    counts.sort(key=lambda found: found[0].name.lower() not in GOOD_NAMES)
+    found = [f"{path} ({count})" for path, count in counts if count]
+    if not found:
+        return ""
+    more = ", ..." if found[SHOWN:] else ""
+    return f"Its sub-folders hold images: {', '.join(found[:SHOWN])}{more}. Give one of them."

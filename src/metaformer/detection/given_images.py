@@ -1,0 +1,171 @@
+"""From what the user gives to images: folders, archives, videos, lists, arrays, tensors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as PillowImage
+
+from metaformer.data.datasets.suggestion import (
+    holds_defects,
+    suggest_good_folder,
+    suggest_test_folder,
+)
+from metaformer.io.encoding import encode_picture
+from metaformer.io.folders import (
+    NO_PERMISSION,
+    NOT_A_FILE,
+    NOT_READ,
+    PASSED_OVER,
+    Omission,
+    describe_omissions,
+    walk,
+)
+from metaformer.io.images import IMAGE_SUFFIXES, ImageError, Source
+from metaformer.io.sources.items import NamedBytes, items_of
+from metaformer.io.sources.shards import Sources
+from metaformer.io.tensors import TensorLike
+
+OMITTED = frozenset({PASSED_OVER, NOT_READ, NOT_A_FILE, NO_PERMISSION})
+"""Categories of what was found and is not used; an image that cannot be read ends adapting."""
+
+ImageSource = Source
+SupportImages = Path | str | Sources | ImageSource | Sequence[ImageSource]
+MOST_BYTES = 2 * 2**30
+"""Encoded images of archives and videos are held in memory, at most so many bytes of them."""
+
+
+class PassedOverWarning(UserWarning):
+    """Some files of a folder are not used: of a kind that is not read, pipes, masks."""
+
+
+class SkippedImageWarning(UserWarning):
+    """An image cannot be read and was left out, as asked for."""
+
+
+def support_sources(images: SupportImages) -> Sequence[ImageSource]:
+    """The images that are meant: a sequence itself, or what is in a folder, archive, video, list
+    (``@FILE``) or behind an address.
+
+    Raises:
+        ImageError: there are none, or one cannot be read.
+        ValueError: the root of a data set is to be looked into, defective images and all.
+        OSError: a folder cannot be listed.
+    """
+    if isinstance(images, (bytes, PillowImage.Image)):
+        return [images]
+    if isinstance(images, TensorLike):
+        return [images] if len(images.shape) < 4 else list(images)
+    if isinstance(images, np.ndarray):
+        return [images] if images.ndim < 4 else list(images)
+    if isinstance(images, (str, Path)):
+        images = Sources((str(images),))
+    if not isinstance(images, Sources):
+        return list(images)
+    found, omissions = list_support(images)
+    warn_about_omissions(omissions)
+    return found
+
+
+def list_support(sources: Sources) -> tuple[list[ImageSource], list[Omission]]:
+    """The images of ``sources``, files as their paths and others in memory, encoded; and what was
+    found and is not used.
+
+    Raises: as ``support_sources``.
+    """
+    found: list[ImageSource] = []
+    omissions: list[Omission] = []
+    for argument in sources.arguments:
+        one = replace(sources, arguments=(argument,))
+        images, omitted = list_folder(one) if Path(argument).is_dir() else list_stored(one)
+        found += images
+        omissions += omitted
+    if sum(len(image) for image in found if isinstance(image, bytes)) > MOST_BYTES:
+        raise ValueError(
+            f"{', '.join(sources.arguments)}: over {MOST_BYTES / 2**30:.0f} GB of images in "
+            f"archives or videos. Take the good images you need out into a folder."
+        )
+    return found, omissions
+
+
+def list_folder(sources: Sources) -> tuple[list[ImageSource], list[Omission]]:
+    """``list_support`` for one folder."""
+    (folder,) = sources.arguments
+    if sources.recursive and holds_defects(Path(folder)):
+        raise ValueError(
+            f"{folder}: a data set with defective images in it, which a support must not have. "
+            f"{suggest_good_folder(Path(folder))}"
+        )
+    entries = list(walk(folder, recursive=sources.recursive))
+    omissions = [entry for entry in entries if isinstance(entry, Omission)]
+    found: list[ImageSource] = [Path(entry) for entry in entries if isinstance(entry, str)]
+    if not found:
+        endings = ", ".join(sorted(IMAGE_SUFFIXES))
+        usual = "Give the folder that holds the normal images itself."
+        advice = describe_omissions(omissions) or suggest_good_folder(Path(folder)) or usual
+        raise ImageError(
+            folder, f"no images in this folder (by their endings: {endings}). {advice}"
+        )
+    return found, omissions
+
+
+def list_stored(sources: Sources) -> tuple[list[ImageSource], list[Omission]]:
+    """``list_support`` for files, archives, videos, lists and addresses."""
+    found: list[ImageSource] = []
+    omissions: list[Omission] = []
+    for item in items_of(sources):
+        content = item.content
+        if isinstance(content, ImageError):
+            if content.category not in OMITTED:
+                raise content
+            omissions.append(Omission(content.path, content.reason, content.category))
+            continue
+        if isinstance(content, np.ndarray):
+            content = encode_picture(content)
+        found.append(NamedBytes(content, item.name) if isinstance(content, bytes) else content)
+    if not found:
+        advice = describe_omissions(omissions) or "Give the normal images."
+        raise ImageError(", ".join(sources.arguments), f"no images in it. {advice}")
+    return found, omissions
+
+
+def warn_about_omissions(omissions: Sequence[Omission]) -> None:
+    """``PassedOverWarning`` for each folder or archive that something was omitted of."""
+    by_parent: dict[str, list[Omission]] = {}
+    for omission in omissions:
+        by_parent.setdefault(str(Path(omission.path).parent), []).append(omission)
+    for parent, omitted in by_parent.items():
+        warnings.warn(f"{parent}: {describe_omissions(omitted)}", PassedOverWarning, stacklevel=4)
+
+
+def named_sources(
+    images: Path | str | Sources | Iterable[ImageSource],
+) -> Iterator[tuple[str | None, ImageSource | ImageError]]:
+    """Images to score, in order, with the names of those that were found in a folder, an archive, a
+    video or a list. What is no image to score, as masks, is passed over with a warning.
+
+    Raises:
+        ImageError: there are none in what is named.
+        OSError: a folder cannot be listed.
+    """
+    if isinstance(images, (str, Path)):
+        images = Sources((str(images),))
+    if not isinstance(images, Sources):
+        yield from ((None, image) for image in images)
+        return
+    count = 0
+    for item in items_of(images):
+        content = item.content
+        if isinstance(content, ImageError) and content.category == PASSED_OVER:
+            warnings.warn(f"passed over: {content}", PassedOverWarning, stacklevel=3)
+            continue
+        count += 1
+        yield item.name, NamedBytes(content, item.name) if isinstance(content, bytes) else content
+    if not count:
+        first = Path(images.arguments[0])
+        advice = suggest_test_folder(first) if first.is_dir() else "Check the path."
+        raise ImageError(", ".join(images.arguments), f"no images in it. {advice}".strip())
