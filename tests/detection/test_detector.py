@@ -268,7 +268,7 @@ def test_a_folder_without_images_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match=r"empty.*no images"):
         boards.universal().adapt(tmp_path / "empty")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(ImageError, match="nowhere: no such file"):
         boards.universal().adapt(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="at least one"):
         boards.universal().adapt([])

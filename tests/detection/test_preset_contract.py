@@ -38,6 +38,7 @@ def preset_of(kind: Kind) -> Preset[Any]:
         backbone_weights=None,
         download=False,
         mode="fast",
+        device="cpu",
         universal_weights=None,
     )
 
