@@ -268,7 +268,7 @@ def test_a_folder_without_images_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match=r"empty.*no images"):
         boards.universal().adapt(tmp_path / "empty")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(ImageError, match="nowhere: no such file"):
         boards.universal().adapt(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="at least one"):
         boards.universal().adapt([])
@@ -389,7 +389,7 @@ def test_the_pixel_preset_is_saved_and_loaded_too(tmp_path):
 
 
 def test_the_file_is_small_and_holds_no_pickle(saved):
-    assert saved.stat().st_size < 1_000_000
+    assert saved.stat().st_size < 3_000_000  # of which the transformer 1 MB
     with safe_open(saved, "pt") as file:
         header = json.loads(file.metadata()["metaformer"])
     assert header["format"] == "metaformer-detector"

@@ -314,6 +314,7 @@ def test_the_command_extends(tmp_path):
 )
 def test_what_the_detector_settles_cannot_be_asked_for(option, tmp_path):
     boards.detector().save(tmp_path / "d")
-    done = run("adapt", "--add", tmp_path / "d", tmp_path, "-o", tmp_path / "e", *option)
+    more = boards.write_good(tmp_path / "more", 1)
+    done = run("adapt", "--add", tmp_path / "d", more, "-o", tmp_path / "e", *option)
     assert done.exit_code == 1 and option[0] in done.stderr and "--add" in done.stderr
     assert not (tmp_path / "e").exists()

@@ -38,6 +38,7 @@ def preset_of(kind: Kind) -> Preset[Any]:
         backbone_weights=None,
         download=False,
         mode="fast",
+        device="cpu",
         universal_weights=None,
     )
 
@@ -188,7 +189,12 @@ def test_what_is_saved_and_read_scores_bit_for_bit_the_same(kind):
     assert all(tensor.is_contiguous() for tensor in tensors.values())
     copies = {name: tensor.clone() for name, tensor in tensors.items()}
     preset, restored = restore_preset(
-        kind[0], copies, json.loads(json.dumps(settings)), backbone_weights=None
+        kind[0],
+        copies,
+        json.loads(json.dumps(settings)),
+        backbone_weights=None,
+        backbone=None,
+        device="cpu",
     )
     assert preset.config == restored.config == adapted.config
     for pixels in (boards.defective(50), boards.good(60), boards.defective(5, width=160)):
@@ -232,7 +238,9 @@ def test_a_whole_feature_support_is_extended_as_if_adapted_to_all_at_once(aligne
     kind: Kind = ("feature", aligned)
     images = support_of(kind, range(5))
     tensors, settings = adapt(kind, images[:earlier]).adapted.state()
-    _, stored = restore_preset("feature", tensors, settings, backbone_weights=None)
+    _, stored = restore_preset(
+        "feature", tensors, settings, backbone_weights=None, backbone=None, device="cpu"
+    )
     extension = stored.extend(images[earlier:], seed=0)
     whole = adapt(kind, images)
     assert extension.how == "recomputed"

@@ -410,7 +410,7 @@ class Unfit(torch.nn.Module):
 def test_what_onnx_cannot_express_is_named_and_stays_in_pytorch(
     tmp_path: Path, boards: list[Image]
 ) -> None:
-    model = FeaturePreset(FeatureConfig(resolution=64), Unfit())
+    model = FeaturePreset(FeatureConfig(resolution=64, transformer=False), Unfit())
     detector = Metaformer(model, "feature").adapt(boards[:2])
     with pytest.raises(UnsupportedExportError, match="bessel_j0"):
         export_detector(detector, tmp_path / "board.onnx")

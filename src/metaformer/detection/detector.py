@@ -562,7 +562,7 @@ class Detector:
             raise
         except BackboneError as error:
             raise DetectorFileError(f"{path}: {error}") from error
-        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise DetectorFileError(
                 f"{path}: a detector file with something missing or wrong inside ({error!r}). It "
                 f"is damaged, or was changed by hand; adapt again."

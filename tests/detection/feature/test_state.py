@@ -233,8 +233,9 @@ def state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 def test_the_state_of_a_whole_support_is_its_features():
     tensors, settings = state()
     kept = {name.split(".")[0] for name in tensors}
-    assert kept == {"support", "mirrored"}
+    assert kept == {"support", "mirrored", "frame", "transformer", "seen"}
     assert tensors["support.2.16"].shape == (1, 112, 6, 6)
+    assert tensors["support.2.32"].shape == (1, 192, 3, 3)  # which the transformer reads
     assert settings["version"] == 2 and settings["images"] == 3
     assert settings["config"]["input_mean"] == (127 / 255,) * 3
     assert not [key for key in settings["config"] if "backbone" in key]
@@ -261,9 +262,10 @@ def test_a_missing_level_of_an_image_is_named():
 
 
 def test_a_bank_without_owners_is_refused():
-    _, settings = state()
+    tensors, settings = state()
+    frame = {name: tensor for name, tensor in tensors.items() if name.startswith("frame.")}
     rows = {"bank.8": torch.zeros(5, 40), "owners.8": torch.zeros(4, dtype=torch.long)}
     with pytest.raises(ValueError, match="not every row"):
-        restore(rows, settings)
+        restore(frame | rows, settings)
     with pytest.raises(ValueError, match="memory bank is missing"):
-        restore({}, settings)
+        restore(frame, settings)
