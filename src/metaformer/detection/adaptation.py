@@ -104,8 +104,7 @@ def calibrated(adapted: Adapted[P], left_out: Sequence[Tensor], rate: float) -> 
 
 
 def set_frame_level(adapted: Adapted[P], calibration: Calibration) -> None:
-    """A frame that does not show the product is flagged at any false-alarm rate in use, and every
-    pixel of it is marked."""
+    """A frame that does not show the product is flagged at any false-alarm rate in use."""
     if adapted.frame is not None:
         strict = calibration.with_false_alarm_rate(LEAST_RATE).threshold
         adapted.frame.level = max(strict, calibration.threshold, calibration.pixel_threshold)

@@ -112,10 +112,13 @@ class FrameCheck(nn.Module):
         self.limit = max(self.limit, MARGIN * max(distances))
 
     def forward(self, maps: Tensor, features: Mapping[int, Tensor]) -> Tensor:
-        """(B, M, h, w) maps, those of refused frames raised to ``level`` or more everywhere."""
+        """(B, M, h, w) maps, the first of a refused frame raised to ``level`` or more everywhere:
+        it scores the image. A second map, which marks pixels, stays: a refused frame can show a
+        large defect, too."""
         distance = self.distance(features) / self.limit  # (B,)
         raised = self.level * distance * (distance > 1).to(distance.dtype)
-        return torch.maximum(maps, raised[:, None, None, None])
+        scored = torch.maximum(maps[:, :1], raised[:, None, None, None])
+        return torch.cat([scored, maps[:, 1:]], dim=1)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and settings for a detector file."""
