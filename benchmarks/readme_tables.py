@@ -1,4 +1,4 @@
-"""Put the numbers of ``benchmarks/results`` into README.md, between its markers.
+"""The tables of results: the first goes into README.md, all of them into the documentation.
 
     python -m benchmarks.readme_tables
 
@@ -27,13 +27,10 @@ PAIRED = "feature-aligned"
 
 
 def main() -> None:
-    argparse.ArgumentParser(description="Put the results' tables into README.md.").parse_args()
+    argparse.ArgumentParser(description="Put the table of results into README.md.").parse_args()
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    text = put(text, "results", accuracy())
-    text = put(text, "false alarms", false_alarms())
-    text = put(text, "speed", speed())
-    write_text(readme, text)
+    write_text(readme, put(text, "results", accuracy()))
 
 
 def put(text: str, marker: str, table: str) -> str:

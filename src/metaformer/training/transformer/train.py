@@ -2,7 +2,7 @@
 
 The wrong yardstick for T is a synthetic task: the better it gets at those, the worse it can get on
 real defects. So nothing is chosen here; weights are kept along the way, and what is shipped is
-chosen on real products (``benchmarks.ablations.transformer``).
+chosen on real products (``docs/decisions/11-transformer.md``).
 """
 
 from __future__ import annotations
