@@ -45,7 +45,7 @@ itself has."""
 class FeaturePreset:
     """The backbone and its settings; it knows no product yet."""
 
-    view_factor = 1.3
+    view_factor = 1.4
 
     def __init__(
         self,
