@@ -48,8 +48,9 @@ def accuracy() -> str:
     lines = [
         "Percent, mean over three supports, at most 50 test images a set: `feature` / "
         "`nearest-patch`, both on the same backbone. `caught at 5 %`: defective images above a "
-        "threshold that at most 5 % of the good test images lie above. `at our threshold`: what `feature` catches / flags of "
-        "the good images at the threshold it finds from the normal images alone.",
+        "threshold that at most 5 % of the good test images lie above. `at our threshold`: what "
+        "`feature` catches / flags of the good images at the threshold it finds from the normal "
+        "images alone.",
         "",
         f"| set | normal images | {' | '.join(headings)} |",
         "|---|---|" + "---|" * len(headings),
