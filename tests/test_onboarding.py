@@ -76,7 +76,11 @@ def test_links_of_the_page_on_an_index_lead_somewhere(monkeypatch, repository):
     assert "metaformer adapt photos/good -o bracket.metaformer" in page
     if repository:
         assert f"]({repository}/docs/your-data.md)" in page
-        assert f"![The report of the demo]({repository}/docs/images/report.png?raw=true)" in page
+        picture = f"({repository}/docs/images/report.png?raw=true)"
+        assert (
+            "![The report of the demo: images ranked by score, the defects marked]" + picture
+            in page
+        )
         assert metadata["urls"]["Source"] == repository
     else:
         assert "![" not in page and metadata["urls"] == {}

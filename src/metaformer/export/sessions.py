@@ -73,13 +73,17 @@ def compile_openvino(model: bytes | Path, threads: int, precision: Precision) ->
         check_bf16(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     network = core.read_model(model)
     compiled = core.compile_model(network, "CPU", settings)
-    names = [output.get_any_name() for output in compiled.outputs]
     one_at_a_time = threading.Lock()
 
     def run(images: NDArray[Any]) -> dict[str, NDArray[Any]]:
         with one_at_a_time:
             results = compiled(np.ascontiguousarray(images))
-            return {name: np.array(results[name]) for name in names}
+            # An output can have several names, and which one comes first is not ours to say.
+            return {
+                name: np.array(results[output])
+                for output in compiled.outputs
+                for name in output.get_names()
+            }
 
     return run
 

@@ -47,7 +47,7 @@ class FrameCheck(nn.Module):
         references: statistics of K support images.
         limits: relative distance of the deviations, and of the means, from which on a frame is
             refused. Both are measured in units of a support image's deviation over the frame.
-        level: raw score that a refused frame has at least; above the image threshold.
+        level: raw score that a refused frame has at least; not below the image threshold.
     """
 
     def __init__(
@@ -112,11 +112,11 @@ class FrameCheck(nn.Module):
         self.limit = max(self.limit, MARGIN * max(distances))
 
     def forward(self, maps: Tensor, features: Mapping[int, Tensor]) -> Tensor:
-        """(B, M, h, w) maps, the first of a refused frame raised to ``level`` or more everywhere:
-        it scores the image. A second map, which marks pixels, stays: a refused frame can show a
-        large defect, too."""
-        distance = self.distance(features) / self.limit  # (B,)
-        raised = self.level * distance * (distance > 1).to(distance.dtype)
+        """(B, M, h, w) maps, the first of a refused frame raised to ``level`` everywhere: it scores
+        the image. A second map, which marks pixels, stays: a refused frame can show a large defect,
+        too."""
+        is_refused = self.distance(features) > self.limit  # (B,)
+        raised = self.level * is_refused.to(maps.dtype)
         scored = torch.maximum(maps[:, :1], raised[:, None, None, None])
         return torch.cat([scored, maps[:, 1:]], dim=1)
 
