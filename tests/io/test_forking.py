@@ -11,7 +11,7 @@ import pytest
 FORKED = """
 import multiprocessing, sys
 import cv2, numpy as np, torch
-import boards
+from tests.helpers import boards
 from metaformer.inference.batch import score_images
 
 detector, image = boards.detector(), boards.defective(3)

@@ -113,12 +113,15 @@ class FrameCheck(nn.Module):
 
     def forward(self, maps: Tensor, features: Mapping[int, Tensor]) -> Tensor:
         """(B, M, h, w) maps, the first of a refused frame raised to ``level`` everywhere: it scores
-        the image. A second map, which marks pixels, stays: a refused frame can show a large defect,
-        too."""
+        the image. The last, which marks pixels, is raised where it would mark nothing: a refused
+        frame can show a large defect, too."""
         is_refused = self.distance(features) > self.limit  # (B,)
-        raised = self.level * is_refused.to(maps.dtype)
-        scored = torch.maximum(maps[:, :1], raised[:, None, None, None])
-        return torch.cat([scored, maps[:, 1:]], dim=1)
+        raised = (self.level * is_refused.to(maps.dtype))[:, None, None, None]
+        scored = torch.maximum(maps[:, :1], raised)
+        marked = maps[:, 1:]  # none where one map does both
+        is_unmarked = marked.amax((2, 3), keepdim=True) < self.level
+        marked = torch.maximum(marked, raised * is_unmarked.to(maps.dtype))
+        return torch.cat([scored, marked], dim=1)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and settings for a detector file."""
