@@ -13,7 +13,7 @@ from typing import Any
 
 from metaformer.detection.adaptation import VIEW_DETAIL
 from metaformer.detection.augmentation import VIEWS, perturbed_views
-from metaformer.detection.feature.preset import FeaturePreset
+from metaformer.detection.feature.preset import VIEW_FACTOR
 from metaformer.detection.scoring.calibration import calibrate
 from metaformer.evaluation.protocol import FittedMethod, Method
 from metaformer.evaluation.samples import AnomalyMap, Image
@@ -41,7 +41,7 @@ class Thresholded:
         if alone:
             detail = shrink(support[0], VIEW_DETAIL * self.settings["resolution"])
             views = list(perturbed_views(detail, VIEWS, seed))
-            scores = [FeaturePreset.view_factor * score for score, _ in fitted.score(views)]
+            scores = [VIEW_FACTOR * score for score, _ in fitted.score(views)]
         else:
             scores = []
             for i, image in enumerate(support):

@@ -37,6 +37,9 @@ from metaformer.networks.gap_transformer import GapTransformer
 from metaformer.networks.placement import placed
 from metaformer.networks.timm_backbone import level_settings, load_timm_backbone
 
+VIEW_FACTOR, COSINE_VIEW_FACTOR = 1.4, 1.3
+"""How many times a changed view's score another good part scores; the second where patches are
+compared by direction alone (``docs/decisions/01-threshold.md``)."""
 KEPT_OF_MIRRORED = 3
 """One in so many patches of each of the three mirror images is kept: together as many as the image
 itself has."""
@@ -44,8 +47,6 @@ itself has."""
 
 class FeaturePreset:
     """The backbone and its settings; it knows no product yet."""
-
-    view_factor = 1.4
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class FeaturePreset:
     ) -> None:
         self.config = config
         self.backbone = backbone
+        self.view_factor = COSINE_VIEW_FACTOR if config.cosine_share == 1 else VIEW_FACTOR
         self.network = (network or load_transformer()) if config.corrects else None
         self.strides = STRIDES if config.corrects else config.levels
         self.size_multiple = max(self.strides)
