@@ -218,8 +218,9 @@ class GapTransformer(nn.Module):
         self.fine_conv_2 = nn.Conv2d(fine, fine, 3, padding=1)
         self.narrow = nn.Conv2d(fine, 16, 1)
         self.out_conv = nn.Conv2d(16, 16, 3, padding=1)
-        self.out = nn.Conv2d(16, 1, 1, bias=False)  # the mean is taken off anyway
-        nn.init.zeros_(self.out.weight)
+        self.out = nn.Conv2d(16, 1, 1)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(
         self,
@@ -270,10 +271,14 @@ class GapTransformer(nn.Module):
         y = y + self.fine_conv_2(F.gelu(y))
         y = F.interpolate(self.narrow(F.gelu(y)), scale_factor=2, mode="bilinear")
         raw = self.out(F.gelu(self.out_conv(y)))  # (B, 1, 2 h, 2 w)
+        correction = bounded(raw, enlarged(log_core), support.loudest)
         # A correction says where to look within the image. The level of the image is the core's:
-        # what T would add to it differs between good images, and lost images their order.
-        raw = raw - raw.mean((2, 3), keepdim=True)
-        return bounded(raw, enlarged(log_core), support.loudest)
+        # what T would add to it differs between good images, and lost images their order. The
+        # shipped weights were trained without this.
+        if self.training:
+            return correction
+        centred = correction - correction.mean((2, 3), keepdim=True)
+        return torch.maximum(centred, -most_downwards(enlarged(log_core), support.loudest))
 
     def _patches(
         self, features: Mapping[int, Tensor], support: SupportDescription, stride: int
@@ -296,11 +301,16 @@ class GapTransformer(nn.Module):
 
 def bounded(raw: Tensor, log_core: Tensor, loudest: Tensor) -> Tensor:
     """``raw`` within ``BOUND``; downwards within less where the core is sure."""
-    where, steepness = SURE
-    sure = torch.sigmoid(steepness * (log_core - loudest - where))
-    down = BOUND + (BOUND_WHERE_SURE - BOUND) * sure
+    down = most_downwards(log_core, loudest)
     bound = torch.where(raw < 0, down, torch.full_like(down, BOUND))
     return bound * torch.tanh(raw / bound)
+
+
+def most_downwards(log_core: Tensor, loudest: Tensor) -> Tensor:
+    """Largest correction downwards, above 0, by the logarithm of the core's map."""
+    where, steepness = SURE
+    sure = torch.sigmoid(steepness * (log_core - loudest - where))
+    return BOUND + (BOUND_WHERE_SURE - BOUND) * sure
 
 
 def enlarged(maps: Tensor) -> Tensor:

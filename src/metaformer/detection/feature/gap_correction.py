@@ -28,7 +28,7 @@ STRIDES = (8, 16, 32)
 """Of the shipped backbone, the only one that the transformer was trained on."""
 MOST_IMAGES = 16
 """Support images that the transformer looks at; bounds time and memory."""
-SIZE = 0.5
+SIZE = 0.25
 """Share of the correction that is made (``docs/decisions/11-transformer.md``)."""
 WEIGHTS = "gap_transformer.safetensors"
 Features = Mapping[int, Tensor]
