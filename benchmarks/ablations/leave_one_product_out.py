@@ -43,7 +43,7 @@ from metaformer.detection.feature.adapted import FeatureImage, from_support, fus
 from metaformer.detection.feature.config import FeatureConfig
 from metaformer.detection.feature.memory_bank import describe
 from metaformer.detection.feature.preset import FeaturePreset
-from metaformer.detection.scoring.anomaly_map import image_score, to_image_size
+from metaformer.detection.scoring.anomaly_map import image_score, smooth, to_image_size
 from metaformer.evaluation.aggregate import machine
 from metaformer.evaluation.metrics import PixelMetrics
 from metaformer.evaluation.samples import load_mask
@@ -151,7 +151,8 @@ def measure_tests(
             maps = []
             for image, distances in zip(tests.images, banks[key], strict=True):
                 size = image.features[config.levels[0]].shape[2:]
-                maps.append(fuse(distances, config, (size[0], size[1]))[0])
+                core = fuse(distances, config, (size[0], size[1]))
+                maps.append(smooth(core, config.sigma)[0])
             rows.setdefault(name, []).append(tests.judge(maps, config.score_share))
     return rows
 

@@ -11,17 +11,6 @@ from metaformer.io.images import Image
 
 VIEWS = 8
 """Views of a lone support image that stand in for other normal images."""
-GAINS = (0.85, 1.15)
-"""Light in which images of a small support are remembered besides their own
-(``docs/decisions/03-learned-metric.md``)."""
-
-
-def other_views(image: Image) -> Iterator[Image]:
-    """What an image is remembered as besides itself: in other light, and mirrored."""
-    for gain in GAINS:
-        yield np.clip(image * gain + 0.5, 0, 255).astype(np.uint8)
-    for mirrored in (image[:, ::-1], image[::-1], image[::-1, ::-1]):
-        yield np.ascontiguousarray(mirrored)
 
 
 def perturbed_views(image: Image, count: int, seed: int, *, moves: float = 1.0) -> Iterator[Image]:

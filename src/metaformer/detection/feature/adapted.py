@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaformer.detection.feature.config import SHIPPED, FeatureConfig
-from metaformer.detection.feature.gap_correction import GapCorrection, Seen, correct, look_at
+from metaformer.detection.feature.gap_correction import GapCorrection, Seen, look_at
 from metaformer.detection.feature.memory_bank import (
     POOLED,
     Descriptors,
@@ -126,8 +126,7 @@ class AdaptedFeature(nn.Module):
         if self.correction is None:
             maps = smooth(core, config.sigma)[:, None]
         else:
-            known = self.correction.seen if seen is None else seen
-            marked = correct(self.correction.network, core, features, known)  # (B, 2 h, 2 w)
+            marked = self.correction(core, features, seen)  # (B, 2 h, 2 w)
             scored = F.interpolate(smooth(core, config.sigma)[:, None], scale_factor=2)
             maps = torch.cat([scored, smooth(marked, 2 * config.sigma)[:, None]], dim=1)
         if self.frame is None or without is not None:  # a support image does show the product

@@ -73,9 +73,16 @@ class GapCorrection(nn.Module):
         # In the layout that a detector file has, so that sums round alike after loading.
         self.seen = replace(seen, patches={n: t.contiguous() for n, t in seen.patches.items()})
 
-    def forward(self, maps: Tensor, features: Features) -> Tensor:
-        """(B, h, w) maps at stride 8 -> (B, 2 h, 2 w), corrected."""
-        return correct(self.network, maps, features, self.seen)
+    def forward(self, maps: Tensor, features: Features, seen: Seen | None = None) -> Tensor:
+        """(B, h, w) maps at stride 8 -> (B, 2 h, 2 w), corrected.
+
+        Args:
+            seen: what is known of the support without the image itself; None for all of it.
+        """
+        known = self.seen if seen is None else seen
+        distances, core = measure_to(grids(features), known.patches)
+        correction = self.network(features, distances, core, known.description)
+        return corrected(maps[:, None], correction, SIZE)[:, 0]
 
     def state(self) -> dict[str, Tensor]:
         """Tensors for a detector file."""
@@ -113,14 +120,6 @@ class GapCorrection(nn.Module):
         )
         seen = Seen(under("seen.patches."), description)
         return cls(from_tensors(under("transformer.")), seen)
-
-
-def correct(network: GapTransformer, maps: Tensor, features: Features, seen: Seen) -> Tensor:
-    """(B, h, w) maps of images with these features -> (B, 2 h, 2 w)."""
-    query = grids(features)
-    distances, core = measure_to(query, seen.patches)
-    correction = network(features, distances, core, seen.description)
-    return corrected(maps[:, None], correction, SIZE)[:, 0]
 
 
 @torch.inference_mode()
