@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from typer.testing import CliRunner
 from metaformer.cli import app
 from metaformer.cli.arguments import name_of
 from metaformer.cli.screen import describe_seconds
+from metaformer.cli.watch import stopped_by_signals
 from tests.helpers import boards, trees
 from tests.helpers.terminal import run_in_terminal
 
@@ -266,3 +269,13 @@ def test_watch_on_a_terminal_is_for_people(here):
     assert re.search(r"^\d\d:\d\d:\d\d  normal     0\.\d{3}  .*000\.png", plain, re.MULTILINE)
     assert re.search(r"^\d\d:\d\d:\d\d  defective  0\.\d{3}  .*001\.png", plain, re.MULTILINE)
     assert "{" not in plain and "4 images scored" in plain and "Took" in plain
+
+
+def test_a_signal_while_the_lock_of_the_event_is_held_stops_the_watch():
+    """``Event.wait`` holds it for a moment: a handler that sets the event itself would wait for
+    its own thread for ever."""
+    stop = threading.Event()
+    with stopped_by_signals(stop):
+        with stop._cond:
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.wait(10)

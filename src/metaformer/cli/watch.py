@@ -173,7 +173,8 @@ def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
     usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_signal(number: int, frame: object) -> None:
-        stop.set()
+        # In a thread of its own: this one may hold the event's lock, about to wait for it.
+        threading.Thread(target=stop.set).start()
         restore()
 
     def restore() -> None:
