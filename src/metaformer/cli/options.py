@@ -91,7 +91,7 @@ Download = Annotated[
 Mode = Annotated[
     ModeName,
     typer.Option(
-        help="Of the pixel preset: long fits A and trains T on your images: ten minutes, or more.",
+        help="Of the pixel preset: long trains its networks on your images, ten minutes or more.",
         rich_help_panel=RARE,
     ),
 ]

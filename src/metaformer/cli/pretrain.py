@@ -23,7 +23,7 @@ def pretrain_prior(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train the instance-prior generator P from unlabelled photos."""
+    """Train the instance-prior generator from unlabelled photos."""
     ending = Ending()
     with clear_errors():
         from metaformer.training.prior.train import PriorTrainingConfig, train_prior
@@ -43,7 +43,7 @@ def pretrain_autoencoder_command(
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
-    """Train A to reconstruct unlabelled photos, the start of the pixel preset."""
+    """Train the autoencoder to reconstruct unlabelled photos, the start of the pixel preset."""
     ending = Ending()
     with clear_errors():
         from metaformer.training.universal.pretrain_autoencoder import (
@@ -67,7 +67,8 @@ def pretrain_universal(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Meta-train A (MAML) and T on tasks made from unlabelled photos."""
+    """Meta-train the autoencoder (MAML) and the transformer on tasks made from unlabelled
+    photos."""
     ending = Ending()
     with clear_errors():
         from metaformer.training.universal.config import MetaConfig
@@ -86,7 +87,7 @@ def pretrain_transformer(
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Meta-train the transformer T, which corrects the anomaly map, on tasks made from photos."""
+    """Meta-train the transformer, which corrects the anomaly map, on tasks made from photos."""
     ending = Ending()
     with clear_errors():
         from metaformer.training.transformer.config import TransformerTrainingConfig

@@ -1,4 +1,4 @@
-"""Episodes of the transformer T: views that move by themselves, and anomalies that are changes.
+"""Episodes of the transformer: views that move by themselves, and anomalies that are changes.
 
 Half of the anomalies change objects (taken away, put in, of another kind, without a part), half are
 defects of texture and structure; a share are whole images of something else, blank frames and half

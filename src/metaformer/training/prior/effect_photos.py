@@ -1,8 +1,8 @@
-"""Photos for training P: natural ones (side A) and ones that show an effect (side B).
+"""Photos for training the prior: natural ones (side A) and ones that show an effect (side B).
 
 A keyed object gives an effect photo at once. Pasting keyed objects, or random shapes filled with
 material, onto other photos gives both sides objects of every size and place. The mattes of side B
-never reach P: training sees finished effect photos, and no matte of side A is used at all.
+never reach the prior: training sees finished effect photos, and no matte of side A is used at all.
 """
 
 from __future__ import annotations

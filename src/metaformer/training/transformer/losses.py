@@ -1,4 +1,5 @@
-"""What T is asked for within an episode: pixels, the order of images, and little where all is good.
+"""What the transformer is asked for within an episode: pixels, the order of images, and little
+where all is good.
 
 Levels are relative to what the support shows of itself, since a product has no level of its own.
 """

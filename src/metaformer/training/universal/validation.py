@@ -31,8 +31,8 @@ def validate(
 
     The gain is the loss on clean queries before the inner steps minus after. AUROC is within an
     episode, so that scores need not be comparable between products; ``first`` is the map before
-    T. An episode without both kinds of queries, or of pixels, is left out of that mean, which is
-    None if none is left. Queries that are anomalous all over count for images only.
+    the transformer. An episode without both kinds of queries, or of pixels, is left out of that
+    mean, which is None if none is left. Queries that are anomalous all over count for images only.
     """
     gains, found = [], []
     for drawn in episodes:
@@ -64,7 +64,7 @@ def find_defects(
     *,
     bfloat16: bool,
 ) -> dict[str, float]:
-    """AUROC of images and pixels in one task, after T and before."""
+    """AUROC of images and pixels in one task, after the transformer and before."""
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         fast = adapt(model.autoencoder, rates, task.support, second_order=False).weights[-1]
     with torch.no_grad():
