@@ -244,11 +244,11 @@ def check_input(x: Tensor, multiple: int) -> None:
     """Raise ValueError unless ``x`` is (B, 3, H, W) with sides that the autoencoder can halve and
     restore."""
     if x.dim() != 4 or x.shape[1] != 3:
-        raise ValueError(f"A takes images of shape (B, 3, H, W), got {tuple(x.shape)}.")
+        raise ValueError(f"the autoencoder takes images (B, 3, H, W), got {tuple(x.shape)}.")
     height, width = x.shape[2:]
     if height % multiple or width % multiple or not height or not width:
         raise ValueError(
-            f"A takes sides that are multiples of {multiple}, got {height} x {width}. "
+            f"the autoencoder takes multiples of {multiple}, got {height} x {width}. "
             f"Resize or pad the image first."
         )
 
