@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaformer.detection.feature.config import SHIPPED, FeatureConfig
-from metaformer.detection.feature.gap_correction import GapCorrection, Seen, look_at
+from metaformer.detection.feature.gap_correction import GapCorrection, SupportView, build_correction
 from metaformer.detection.feature.memory_bank import (
     POOLED,
     Descriptors,
@@ -110,13 +110,13 @@ class AdaptedFeature(nn.Module):
         return self.maps(self.backbone(images))
 
     def maps(
-        self, features: Features, *, without: int | None = None, seen: Seen | None = None
+        self, features: Features, *, without: int | None = None, view: SupportView | None = None
     ) -> Tensor:
         """(B, M, h, w) blurred maps of images with these features.
 
         Args:
             without: index of a support image that is not to be compared with.
-            seen: what the transformer knows without it; None for all that it knows.
+            view: what the transformer knows without it; None for all that it knows.
         """
         config = self.config
         distances = self.distances(describe(features, config.levels, config.cosine_share), without)
@@ -125,7 +125,7 @@ class AdaptedFeature(nn.Module):
         if self.correction is None:
             maps = smooth(core, config.sigma)[:, None]
         else:
-            marked = self.correction(core, features, distances, seen)  # (B, 2 h, 2 w)
+            marked = self.correction(core, features, distances, view)  # (B, 2 h, 2 w)
             scored = F.interpolate(smooth(core, config.sigma)[:, None], scale_factor=2)
             maps = torch.cat([scored, smooth(marked, 2 * config.sigma)[:, None]], dim=1)
         if self.frame is None or without is not None:  # a support image does show the product
@@ -174,9 +174,11 @@ class AdaptedFeature(nn.Module):
         return 0.0 if self.frame is None else float(self.frame.distance(image.features))
 
     @torch.inference_mode()
-    def left_out_maps(self, image: FeatureImage, index: int, seen: Seen | None = None) -> Tensor:
+    def left_out_maps(
+        self, image: FeatureImage, index: int, view: SupportView | None = None
+    ) -> Tensor:
         """(M, h, w) maps of a support image compared with the others alone."""
-        return self.maps(image.features, without=index, seen=seen)[0]
+        return self.maps(image.features, without=index, view=view)[0]
 
     def as_module(self) -> nn.Module:
         return self
@@ -284,9 +286,9 @@ def adapt(
     if len(support) > config.mirrored_images:  # more images show enough by themselves
         support = [FeatureImage(image.features) for image in support]
     adapted = from_support(config, backbone, support, seed=seed)
-    without: dict[int, Seen] = {}
+    without: dict[int, SupportView] = {}
     if network is not None:
-        adapted.correction, without = look_at(
+        adapted.correction, without = build_correction(
             network,
             [image.features for image in support],
             lambda i: adapted.distances(

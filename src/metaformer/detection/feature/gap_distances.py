@@ -16,7 +16,7 @@ from torch.jit._trace import is_tracing
 from metaformer.networks.gap_transformer import FLOOR
 
 POOLED = "p"
-READINGS = ("p", "c8", "c16", "e8", "e16", "e32", "c32")
+DISTANCES = ("p", "c8", "c16", "e8", "e16", "e32", "c32")
 """p: Euclidean of strides 8 and 16 joined and pooled over 3 x 3; e: Euclidean; c: 1 - cosine."""
 SCALE = {"p": 50.0, "e8": 42.0, "e16": 60.0, "e32": 44.0}
 """Euclidean distances are divided by these, about their size on photos."""
@@ -54,7 +54,7 @@ def measure(
     support: Mapping[str, Tensor],
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Distances (B, 7, h, w), in the order of ``READINGS`` on the grid of stride 8, and the core's
+    """Distances (B, 7, h, w), in the order of ``DISTANCES`` on the grid of stride 8, and the core's
     map (B, 1, h, w)."""
     return measure_to(query, some_patches(support, generator))
 
@@ -145,7 +145,7 @@ def together(found: Mapping[str, Tensor], fine: Tensor) -> tuple[Tensor, Tensor]
     """Reading -> (B, h, w) of its own grid, to the grid of ``fine`` (B, C, h, w) and the core's
     map."""
     size = (fine.shape[2], fine.shape[3])
-    maps = [F.interpolate(found[name][:, None], size, mode="bilinear") for name in READINGS]
+    maps = [F.interpolate(found[name][:, None], size, mode="bilinear") for name in DISTANCES]
     stacked = torch.cat(maps, dim=1)
     return stacked, core_map(stacked)
 
