@@ -294,26 +294,35 @@ def test_heat_is_painted_over_what_is_flagged(browser, address, expected, photos
         assert page.locator("#viewer-regions tbody tr").count() >= 1
 
 
+def downloaded_rows(page: Any, folder: Path) -> dict[str, dict[str, str]]:
+    """The page's own scores by path."""
+    with page.expect_download() as download:
+        page.click("#csv")
+    path = folder / download.value.suggested_filename
+    download.value.save_as(path)
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["path"]: row for row in csv.DictReader(file)}
+
+
 def test_downloads_hold_what_the_page_shows(browser, address, detector, expected, photos, tmp_path):
     with opened(browser, address, refused=(422,), color_scheme="dark") as page:
         score(page, photos["new"])
-        with page.expect_download() as download:
-            page.click("#csv")
-        download.value.save_as(tmp_path / "scores.csv")
-        assert download.value.suggested_filename == "board-b-A-b-scores.csv"
+        rows = downloaded_rows(page, tmp_path)
+        assert (tmp_path / "board-b-A-b-scores.csv").exists()
         with page.expect_download() as download:
             page.click("#report")
         download.value.save_as(tmp_path / "report.html")
         with page.expect_download() as download:
             page.get_by_role("button", name="Download the detector of board").click()
         download.value.save_as(tmp_path / "it.metaformer")
-    with (tmp_path / "scores.csv").open(newline="", encoding="utf-8") as file:
-        rows = {row["path"]: row for row in csv.DictReader(file)}
     assert {name: float(row["score"]) for name, row in rows.items()} == pytest.approx(
         expected, abs=1e-6
     )
     assert list(next(iter(rows.values()))) == list(COLUMNS)
     assert {row["is_anomalous"] for row in rows.values()} == {"true", "false"}
+    assert {row["size"] for row in rows.values()} == {
+        str(photo.stat().st_size) for photo in photos["new"] if photo.name in rows
+    }
     restored = Detector.load(tmp_path / "it.metaformer")
     scratched = restored.predict(photos["new"][1])
     assert scratched.score == pytest.approx(expected["scratched.png"], abs=1e-6)
@@ -356,7 +365,7 @@ def drop_tree(page: Any, files: dict[str, Path]) -> None:
     )
 
 
-def test_folders_say_what_is_true(browser, address, detector, photos):
+def test_folders_say_what_is_true(browser, address, detector, photos, tmp_path):
     good, bad = photos["new"][0], photos["new"][1]
     with opened(browser, address) as page:
         drop_tree(page, {"set/test/good/a.png": good, "set/test/scratch/b.png": bad})
@@ -371,6 +380,7 @@ def test_folders_say_what_is_true(browser, address, detector, photos):
         wait_until(lambda: page.locator(".card .name").all_text_contents() == ["b.png"])
         titles = page.locator("#plot .row-title").all_text_contents()
         assert titles == ["truly good", "truly defective"]
+        assert downloaded_rows(page, tmp_path)["set/test/scratch/b.png"]["truth"] == "scratch"
 
 
 def test_masks_are_ground_truth_and_drawn_as_outlines(browser, address, detector, photos, tmp_path):
