@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -185,7 +186,10 @@ def info(
     backbone_weights: BackboneWeights = None,
     as_json: AsJson = False,
 ) -> None:
-    """How a detector was made and what its threshold promises."""
+    """How a detector was made and what its threshold promises.
+
+    A table on a terminal; JSON where the output goes to a file or another program, or with --json.
+    """
     ending = Ending()
     with clear_errors():
         check_detector_argument("info", detector_file, [])
@@ -193,7 +197,7 @@ def info(
         from metaformer.detection.summary import summary_rows
 
         found = Detector.load(detector_file, backbone_weights=backbone_weights).info()
-        if as_json:
+        if as_json or not sys.stdout.isatty():
             typer.echo(json.dumps(found, indent=2))
             return
         size = f"{detector_file} ({detector_file.stat().st_size / 1e6:.1f} MB)"

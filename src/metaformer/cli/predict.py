@@ -117,7 +117,7 @@ def predict(
     ending = Ending()
     with clear_errors():
         from metaformer.data.datasets.suggestion import suggest_test_folder
-        from metaformer.data.datasets.truth import LabelTable, Outcomes
+        from metaformer.data.datasets.truth import FolderTruth, LabelTable, Outcomes
         from metaformer.detection.scoring.overlays import format_score
         from metaformer.io.folders import describe_omissions
         from metaformer.io.sources.shards import NotScored, Sources, shards
@@ -174,6 +174,7 @@ def predict(
         if not recursive and not quiet:
             note_sub_folders(arguments)
         table = None if labels is None else LabelTable(labels)
+        truth = table or FolderTruth()
         predictions: list[dict[str, Any]] = []
         worst: list[tuple[float, str]] = []  # of this run, a heap, the lowest score first
         computed_by = "torch"
@@ -182,7 +183,9 @@ def predict(
             if isinstance(outcome, str):
                 return
             if as_json:
-                predictions.append(outcome.to_dict())
+                known = truth(name)
+                kind = None if known is None else known.kind
+                predictions.append({**outcome.to_dict(), "truth": kind})
             if outcome.is_anomalous:
                 heapq.heappush(worst, (outcome.score, name))
                 if len(worst) > SHOWN:
@@ -225,7 +228,7 @@ def predict(
                     write_report=report,
                     overwrite=overwrite,
                     workers=workers,
-                    truth=table,
+                    truth=truth,
                     on_image=on_image,
                     on_step=on_step,
                 )

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from metaformer.data.datasets.category import Sample
 from metaformer.data.datasets.truth import FolderTruth, Outcomes, Truth
 from metaformer.detection.detector import Detector
 from metaformer.detection.scoring.overlays import map_levels
@@ -28,7 +29,7 @@ from metaformer.inference.scores.csv_scores import CsvScores
 from metaformer.inference.scores.failures import Failures
 from metaformer.inference.scores.output_folder import ScoresFormat, claim_folder
 from metaformer.inference.scores.parquet_scores import ParquetScores
-from metaformer.inference.scores.rows import ScoreRow, row_digest, score_row
+from metaformer.inference.scores.rows import ScoreRow, row_digest, score_row, truth_of, with_truth
 from metaformer.io.atomic_files import write_bytes
 from metaformer.io.encoding import encode_levels
 from metaformer.io.folders import SKIPPED, UNREADABLE, Omission
@@ -155,13 +156,26 @@ class _Run:
         self.write_maps, self.write_report = write_maps, write_report
         self.report = ReportBuilder(report_settings(detector), max_lines=REPORT_LINES)
         self._passed = 0
-        self._known = {row_digest(row) for row in scores.read()}
+        self._known: set[bytes] = set()
         """Versions of images that have a line, or their turn in this run."""
+        is_told_more = False
+        for row in scores.read():
+            self._known.add(row_digest(row))
+            is_told_more |= self._with_truth(row) != row
+        if is_told_more:
+            scores.rewrite(self._with_truth)
         self._is_resumed = bool(self._known)
         self._scored_now: set[bytes] = set()
         """Names, where there are lines of earlier runs."""
         self._versions: dict[str, Version] = {}
         """Of the images at hand."""
+
+    def _with_truth(self, row: ScoreRow) -> ScoreRow:
+        return with_truth(row, self.truth(row.path))
+
+    def _truth_of(self, row: ScoreRow) -> Sample | None:
+        """What is known of an image, masks included, else what an earlier run knew."""
+        return self.truth(row.path) or truth_of(row)
 
     def score(
         self,
@@ -243,11 +257,11 @@ class _Run:
                 self.report.add_failure(name, str(pixels))
             return str(pixels)
         prediction, line = outcome
-        self.scores.write(line)
+        known = self.truth(name)
+        self.scores.write(with_truth(line, known))
         if self._is_resumed:
             self._scored_now.add(name_digest(name))
         if self.write_report:
-            known = self.truth(name)
             self.report.add(pixels, prediction, truth=known, find_good=self.detector.nearest_good)
         return prediction
 
@@ -258,7 +272,7 @@ class _Run:
         for row in self.scores.read():
             scored += 1
             anomalous += row.is_anomalous
-            self.outcomes.add(self.truth(row.path), row.is_anomalous)
+            self.outcomes.add(self._truth_of(row), row.is_anomalous)
             if not self._is_resumed or name_digest(row.path) in self._scored_now:
                 continue
             resumed += 1
@@ -270,10 +284,9 @@ class _Run:
             self.report.add(
                 pixels,
                 prediction,
-                truth=self.truth(prediction.path or ""),
+                truth=self._truth_of(rows.pop(prediction.path or "")),
                 find_good=self.detector.nearest_good,
             )
-            del rows[prediction.path or ""]
         for row in rows.values():
             self._add_line(row)
         return scored, anomalous, resumed
@@ -284,7 +297,7 @@ class _Run:
             score=row.score,
             p_value=row.p_value,
             is_anomalous=row.is_anomalous,
-            truth=self.truth(row.path),
+            truth=self._truth_of(row),
         )
 
 

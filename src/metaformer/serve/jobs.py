@@ -163,7 +163,10 @@ class Adaptations:
             request.preset, resolution=request.resolution, aligned=request.aligned
         )
         detector = universal.adapt(
-            paths, false_alarm_rate=request.false_alarm_rate, on_step=on_step
+            paths,
+            false_alarm_rate=request.false_alarm_rate,
+            white_level=request.white_level,
+            on_step=on_step,
         )
         for support, name in zip(detector.provenance["support"], names, strict=True):
             support["name"] = name

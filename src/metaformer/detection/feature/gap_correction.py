@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +13,9 @@ from metaformer.detection.feature.gap_distances import (
     grids,
     measure_alone,
     measure_to,
+    of_core,
     some_patches,
+    stride_grids,
 )
 from metaformer.networks.gap_transformer import (
     GapTransformer,
@@ -73,15 +75,22 @@ class GapCorrection(nn.Module):
         # In the layout that a detector file has, so that sums round alike after loading.
         self.view = replace(view, patches={n: t.contiguous() for n, t in view.patches.items()})
 
-    def forward(self, maps: Tensor, features: Features, view: SupportView | None = None) -> Tensor:
+    def forward(
+        self,
+        maps: Tensor,
+        features: Features,
+        distances: Mapping[str, Tensor],
+        view: SupportView | None = None,
+    ) -> Tensor:
         """(B, h, w) maps at stride 8 -> (B, 2 h, 2 w), corrected.
 
         Args:
+            distances: descriptor -> (B, h, w), which ``maps`` were made of.
             view: what is known of the support without the image itself; None for all of it.
         """
-        view = self.view if view is None else view
-        distances, core = measure_to(grids(features), view.patches)
-        correction = self.network(features, distances, core, view.description)
+        known = self.view if view is None else view
+        found, core = measure_to(stride_grids(features), known.patches, of_core(distances))
+        correction = self.network(features, found, core, known.description)
         return corrected(maps[:, None], correction, SIZE)[:, 0]
 
     def state(self) -> dict[str, Tensor]:
@@ -124,12 +133,16 @@ class GapCorrection(nn.Module):
 
 @torch.inference_mode()
 def build_correction(
-    network: GapTransformer, support: Sequence[Features]
+    network: GapTransformer,
+    support: Sequence[Features],
+    distances_without: Callable[[int], Mapping[str, Tensor]],
 ) -> tuple[GapCorrection, dict[int, SupportView]]:
     """Show the transformer a support.
 
     Args:
         support: features of each image, a batch of one.
+        distances_without: index of an image -> its distances to the other images, by descriptor;
+            not called for a lone image.
 
     Returns:
         The correction, and what is known without each of the images looked at, by index; nothing
@@ -138,16 +151,16 @@ def build_correction(
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randperm(len(support), generator=generator)[:MOST_IMAGES].sort().values.tolist()
     images = [{stride: support[i][stride] for stride in STRIDES} for i in drawn]
-    described = [grids(image) for image in images]
+    described = [stride_grids(image) for image in images]
     others: list[dict[str, Tensor]] = []
     measured = []
     if len(images) == 1:
-        measured.append(measure_alone(described[0]))
+        measured.append(measure_alone(grids(images[0])))
     else:
         for i, own in enumerate(described):
             rest = [grid for j, grid in enumerate(described) if j != i]
             others.append(some_patches(joined(rest), generator))
-            measured.append(measure_to(own, others[-1]))
+            measured.append(measure_to(own, others[-1], of_core(distances_without(drawn[i]))))
     patches = some_patches(joined(described), generator)
     description = describe_support(
         [{stride: x[0] for stride, x in image.items()} for image in images],

@@ -35,7 +35,18 @@ def grids(features: Features) -> dict[str, Tensor]:
     fine = features[8]
     coarse = F.interpolate(features[16], (fine.shape[2], fine.shape[3]), mode="bilinear")
     pooled = F.avg_pool2d(torch.cat([fine, coarse], dim=1), 3, 1, 1)
-    return {POOLED: pooled, **{str(stride): features[stride] for stride in (8, 16, 32)}}
+    return {POOLED: pooled, **stride_grids(features)}
+
+
+def stride_grids(features: Features) -> dict[str, Tensor]:
+    """Each stride's features by name."""
+    return {str(stride): features[stride] for stride in (8, 16, 32)}
+
+
+def of_core(distances: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The readings that the core has measured already; (B, h, w) by descriptor."""
+    pooled, fine, coarse = distances["pooled"], distances["8"], distances["16"]
+    return {POOLED: pooled / SCALE[POOLED], "c8": fine, "c16": coarse}
 
 
 def measure(
@@ -60,13 +71,18 @@ def some_patches(support: Mapping[str, Tensor], generator: torch.Generator) -> d
     return found
 
 
-def measure_to(query: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """``measure`` to rows (M, C) by name."""
-    found: dict[str, Tensor] = {}
+def measure_to(
+    query: Mapping[str, Tensor],
+    memory: Mapping[str, Tensor],
+    known: Mapping[str, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``measure`` to rows (M, C) by name; ``known`` readings are taken as they are."""
+    found = {} if known is None else dict(known)
     for name, grid in query.items():
         rows = grid.flatten(2).transpose(1, 2).flatten(0, 1)
         size = (grid.shape[0], grid.shape[2], grid.shape[3])
-        distances = nearest(rows, memory[name], direction=name != POOLED)
+        direction = name != POOLED and f"c{name}" not in found
+        distances = nearest(rows, memory[name], direction=direction)
         _put(found, name, [d.unflatten(0, size) for d in distances])
     return together(found, query["8"])
 
@@ -119,10 +135,10 @@ def nearest(
 
 
 def _put(found: dict[str, Tensor], name: str, pair: Sequence[Tensor]) -> None:
-    if name == POOLED:
-        found[POOLED] = pair[0] / SCALE[POOLED]
-    else:
-        found[f"e{name}"], found[f"c{name}"] = pair[0] / SCALE[f"e{name}"], pair[1]
+    euclidean = POOLED if name == POOLED else f"e{name}"
+    found[euclidean] = pair[0] / SCALE[euclidean]
+    if len(pair) > 1:
+        found[f"c{name}"] = pair[1]
 
 
 def together(found: Mapping[str, Tensor], fine: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -55,6 +55,7 @@ def schema() -> Any:
         "map": pa.string(),
         "size": pa.int64(),
         "mtime_ns": pa.int64(),
+        "truth": pa.string(),
     }
     return pa.schema([(column, kinds[column]) for column in COLUMNS])
 
@@ -69,7 +70,7 @@ def write_part(path: Path, rows: Sequence[ScoreRow], failures: Sequence[Omission
     """
     pa = arrow()
     listed = json.dumps([[as_text(f.path), as_text(f.reason), f.category] for f in failures])
-    clean = [asdict(replace(row, path=as_text(row.path), map=as_text(row.map))) for row in rows]
+    clean = [{**asdict(row), "path": as_text(row.path), "map": as_text(row.map)} for row in rows]
     table = pa.Table.from_pylist(clean, schema().with_metadata({FAILURES_KEY: listed.encode()}))
     with atomic_path(path) as temporary:
         pa.parquet.write_table(table, temporary, compression="zstd")
