@@ -1,4 +1,4 @@
-"""What the commands share: option types, readable errors, the progress bar."""
+"""Shared by the commands: option types, readable errors, the progress bar."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ Record = dict[str, tuple[Tensor, Tensor]] | None
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """What Table 1 leaves open. The defaults give 8,711,747 parameters."""
+    """Choices that Table 1 leaves open. The defaults give 8,711,747 parameters."""
 
     norm: Norm = "support"
     """``support``: batch normalisation by the moments of the support images.

@@ -57,7 +57,7 @@ class GapTransformerConfig:
 
 @dataclass(frozen=True)
 class SupportDescription:
-    """What the transformer needs to know of k support images; made by ``describe_support``."""
+    """Statistics and keys of k support images, from ``describe_support``."""
 
     mean: Mapping[int, Tensor]
     """Stride -> (C,) of the support's features."""

@@ -70,7 +70,7 @@ class GapTransformerConfig:
 
 @dataclass(frozen=True)
 class GapOutput:
-    """What the transformer says about B images of N tokens."""
+    """The transformer's output for B images of N tokens."""
 
     correction: Tensor
     """(B, N, fine * fine): to be added to the anomaly map, row by row within a token."""

@@ -59,7 +59,7 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> GapTransformer:
 
 @dataclass(frozen=True)
 class SupportView:
-    """What the transformer knows of a support."""
+    """Patches and statistics of a support, or of a support without one image."""
 
     patches: dict[str, Tensor]
     """Name -> (M, C) support patches to measure distances to."""
@@ -137,7 +137,7 @@ def build_correction(
     support: Sequence[Features],
     distances_without: Callable[[int], Mapping[str, Tensor]],
 ) -> tuple[GapCorrection, dict[int, SupportView]]:
-    """Show the transformer a support.
+    """Describe a support to the transformer.
 
     Args:
         support: features of each image, a batch of one.
@@ -145,8 +145,7 @@ def build_correction(
             not called for a lone image.
 
     Returns:
-        The correction, and what is known without each of the images looked at, by index; nothing
-        for a lone image.
+        The correction, and by index the view without each image looked at; none for one image.
     """
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randperm(len(support), generator=generator)[:MOST_IMAGES].sort().values.tolist()

@@ -50,7 +50,7 @@ MAX_FOLDS = 10
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image as the autoencoder takes it, and what the prior says of it."""
+    """An image at working size with its response map."""
 
     pixels: Tensor
     """(1, 3, H, W) in [-1, 1]; where it is to be rebuilt padded to multiples of 128."""
@@ -87,8 +87,7 @@ def padded(image: Tensor) -> Tensor:
 def cropped_output(
     image: PreparedImage, stages: Sequence[Tensor], rebuilt: Tensor | None
 ) -> EncoderOutput:
-    """What the autoencoder's encoder stages and reconstruction say of one image, padding cut
-    off."""
+    """Encoder output of one image from its stages and reconstruction, padding cut off."""
     encoded = to_encoder_output(image.pixels, stages, rebuilt, image.response)
     return crop(encoded, image.height, image.width)
 
@@ -116,7 +115,7 @@ class AdaptedPixel:
 
     @torch.no_grad()
     def encode(self, image: PreparedImage) -> EncoderOutput:
-        """What the autoencoder and the prior say of one image, padding cut off."""
+        """Encoder output of one image, padding cut off."""
         autoencoder = self.universal.autoencoder
         if not self.config.rebuilds:
             (stages,), _ = autoencoder.read_stages(

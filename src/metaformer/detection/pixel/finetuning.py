@@ -110,7 +110,7 @@ def to_uint8(image: PreparedImage) -> NDArray[np.uint8]:
 def memory_without(
     drawn: Example, good: Sequence[EncoderOutput], rng: np.random.Generator | None
 ) -> SupportMemory:
-    """What the other support images say, some of them if there are many."""
+    """Memory of the other support images, of a random few if there are many."""
     others = [encoded for i, encoded in enumerate(good) if i != drawn.index] or list(good)
     if rng is not None and len(others) > MEMORY_IMAGES:
         kept = rng.permutation(len(others))[:MEMORY_IMAGES]

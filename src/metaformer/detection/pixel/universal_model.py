@@ -84,7 +84,7 @@ class UniversalConfig:
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """What the autoencoder says about B images of one size."""
+    """Features, reconstruction gap and response map of B images of one size."""
 
     features: dict[int, Tensor]
     """Stride -> (B, C, h, w), unit length over C."""
@@ -123,7 +123,7 @@ class EncoderOutput:
 
 @dataclass(frozen=True)
 class SupportMemory:
-    """What is kept of a support."""
+    """What the model stores of the support images."""
 
     tokens: Tensor
     """(M, TOKEN_CHANNELS) for the transformer's attention; none, M = 0, where the transformer is
@@ -145,7 +145,7 @@ class SupportMemory:
 
 @dataclass(frozen=True)
 class Output:
-    """What the model says about B images."""
+    """Anomaly maps and reconstructions of B images."""
 
     anomaly: Tensor
     """(B, H / 4, W / 4): about 1 where all is normal."""

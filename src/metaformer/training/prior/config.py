@@ -1,4 +1,4 @@
-"""What a training run of the prior depends on."""
+"""Configuration of the training of the prior."""
 
 from __future__ import annotations
 

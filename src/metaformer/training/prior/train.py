@@ -250,7 +250,7 @@ class PriorTrainer:
 
 
 def imitation_gap(shown: Tensor, mattes: Tensor, made_with: Tensor) -> Tensor:
-    """How far the prior's edits of photos are from the effect photos made of them by software.
+    """Distance of the prior's edits from the effect photos made of the same photos by software.
 
     Mean over all three effects of two measures, each free of how much the effect changes (defocus
     changes little and would not count beside black otherwise): the absolute difference against

@@ -68,5 +68,5 @@ def image_loss(log_scores: Tensor, is_clean: Tensor) -> Tensor:
 
 
 def image_scores(maps: Tensor) -> Tensor:
-    """(q, h, w) final maps -> (q,) maxima after the blur."""
+    """(q, h, w) maps -> (q,) image scores: the maximum of each blurred map."""
     return smooth(maps, SIGMA).flatten(1).amax(1)

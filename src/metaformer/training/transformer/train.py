@@ -56,7 +56,7 @@ MOST_LEFT_OUT = 3
 
 @dataclass
 class Run:
-    """What a training changes."""
+    """State of a training run."""
 
     transformer: GapTransformer
     average: GapTransformer

@@ -80,7 +80,7 @@ class MetaConfig:
             raise ValueError(f"novel_share: found {self.novel_share}; accepted are 0 to 1.")
 
     def episodes(self, step: int) -> EpisodeConfig:
-        """What the episodes of a step are made of."""
+        """Episode configuration of a step."""
         # Evenly spread, so that a resumed run has the same steps wide.
         if int((step + 1) * self.wide_share) > int(step * self.wide_share):
             few = tuple(shots for shots in self.shots if shots <= 2) or (2,)

@@ -29,7 +29,7 @@ from metaformer.training.universal.maml import Weights, adapt, reconstruct, run_
 
 @dataclass(frozen=True)
 class LossWeights:
-    """What counts how much. Ours; 0 leaves a part out."""
+    """Weights of the parts of the loss (ours); 0 leaves a part out."""
 
     rebuild: float = 1.0
     """The autoencoder's reconstruction of the good twin, mean squared error in [-1, 1]."""

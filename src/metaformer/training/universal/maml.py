@@ -60,7 +60,7 @@ class ConstantStep(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What the inner loop went through."""
+    """Weights and losses of each step of the inner loop."""
 
     weights: list[Weights]
     """Fast weights before the first step and after each: steps + 1 of them."""

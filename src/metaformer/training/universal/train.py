@@ -179,7 +179,7 @@ def batches(
 
 
 def stretches(config: MetaConfig, first: int) -> Iterator[tuple[int, int, EpisodeConfig]]:
-    """Steps from ``first`` on, in runs (start, stop) of the same kind of episodes."""
+    """Ranges (start, stop) of steps from ``first`` on, each with one kind of episodes."""
     start = first
     for step in range(first + 1, config.steps + 1):
         if step == config.steps or config.episodes(step) != config.episodes(start):

@@ -1,4 +1,4 @@
-"""What held-out episodes say of a model in training."""
+"""Validation of a model in training on held-out episodes."""
 
 from __future__ import annotations
 
