@@ -47,7 +47,7 @@ from benchmarks.ablations.leave_one_product_out import (
 from metaformer.detection.adaptation import prepare
 from metaformer.detection.feature.adapted import from_support
 from metaformer.detection.feature.config import FeatureConfig
-from metaformer.detection.feature.gap_correction import from_tensors, load_transformer, look_at
+from metaformer.detection.feature.gap_correction import from_tensors, load_transformer, build_correction
 from metaformer.detection.feature.gap_distances import grids, measure_to
 from metaformer.detection.feature.memory_bank import describe
 from metaformer.detection.feature.preset import FeaturePreset
@@ -85,7 +85,7 @@ def measure_tests(
         ]
         adapted = from_support(config, preset.backbone, support, seed=seed)
         first = next(iter(networks.values()))
-        seen = look_at(first, [image.features for image in support])[0].seen
+        seen = build_correction(first, [image.features for image in support])[0].seen
         maps: dict[str, list[torch.Tensor]] = {}
         for image in tests.images:
             described = describe(image.features, config.levels, config.cosine_share)
