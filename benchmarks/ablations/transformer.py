@@ -47,7 +47,11 @@ from benchmarks.ablations.leave_one_product_out import (
 from metaformer.detection.adaptation import prepare
 from metaformer.detection.feature.adapted import from_support
 from metaformer.detection.feature.config import FeatureConfig
-from metaformer.detection.feature.gap_correction import from_tensors, load_transformer, build_correction
+from metaformer.detection.feature.gap_correction import (
+    build_correction,
+    from_tensors,
+    load_transformer,
+)
 from metaformer.detection.feature.gap_distances import grids, measure_to
 from metaformer.detection.feature.memory_bank import describe
 from metaformer.detection.feature.preset import FeaturePreset
