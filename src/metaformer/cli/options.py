@@ -104,7 +104,7 @@ UniversalWeights = Annotated[
     ),
 ]
 FalseAlarmRate = Annotated[
-    float, typer.Option(help="Share of good parts that may be flagged, between 0 and 1.")
+    float, typer.Option(help="Share of good parts that may be flagged, from 0.000001 to below 1.")
 ]
 WhiteLevel = Annotated[
     int | None,
