@@ -334,6 +334,9 @@ def test_predict_tells_how_the_verdicts_fare_where_the_truth_is_known(detector_f
     told = run(
         "predict", detector_file, tmp_path / "lot", "--recursive", "-o", tmp_path / "out", "--json"
     )  # nothing new to score: the truth of an earlier run is told all the same
+    with (tmp_path / "out" / "scores.csv").open(newline="") as file:
+        written = {Path(row["path"]).name: row["truth"] for row in csv.DictReader(file)}
+    assert written == {"000.png": "good", "001.png": "good", "a.png": "bad"}
     truth = json.loads(told.stdout)["truth"]
     assert (truth["caught"], truth["false_alarms"] + truth["passed"]) == (1, 2)
 

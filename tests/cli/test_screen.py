@@ -153,7 +153,6 @@ def test_a_data_set_root_is_recognised(here):
     [
         ("adapt bracket/good --resolution 96", "metaformer predict bracket.metaformer FOLDER"),
         ("predict board.metaformer bracket/new -o out", "look at out/report.html"),
-        ("info board.metaformer", "metaformer predict board.metaformer FOLDER"),
         ("export board.metaformer", "score with it without PyTorch: examples/edge/"),
     ],
 )
@@ -161,8 +160,7 @@ def test_every_command_ends_with_time_and_next_step(here, command, next_step):
     done = run(*command.split())
     assert done.exit_code == 0
     assert re.search(rf"^Took [0-9.]+ s\. Next: {re.escape(next_step)}", done.stdout, re.MULTILINE)
-    if not command.startswith("info"):
-        assert run(*command.split(), "--quiet", "-o", "again").stdout == ""
+    assert run(*command.split(), "--quiet", "-o", "again").stdout == ""
 
 
 @pytest.mark.parametrize(
@@ -173,11 +171,13 @@ def test_times_are_short(seconds, text):
     assert describe_seconds(seconds) == text
 
 
-def test_info_is_a_table_and_json_if_asked(here):
-    shown = run("info", "board.metaformer").stdout
+def test_info_is_a_table_on_a_terminal_and_json_elsewhere_or_if_asked(here):
+    shown = CONTROL.sub("", run_in_terminal("info", "board.metaformer")).replace("\r", "")
     assert re.search(r"^normal images +3 \(image 0, image 1, image 2\)", shown, re.MULTILINE)
     assert "false-alarm rate" in shown and "{" not in shown
-    assert json.loads(run("info", "board.metaformer", "--json").stdout)["preset"] == "feature"
+    assert re.search(r"^Took .* Next: metaformer predict board.metaformer", shown, re.MULTILINE)
+    asked = CONTROL.sub("", run_in_terminal("info", "board.metaformer", "--json"))
+    assert json.loads(asked) == json.loads(run("info", "board.metaformer").stdout)
 
 
 # Help and completion

@@ -89,10 +89,10 @@ def wait_for(http: httpx.Client, job: dict[str, Any], seconds: float = 60) -> di
     return job
 
 
-def adapt(http: httpx.Client, count: int = 3, **fields: str) -> dict[str, Any]:
+def adapt(http: httpx.Client, count: int = 3, files: Any = None, **fields: str) -> dict[str, Any]:
     """A detector made over HTTP, by the way a page would."""
     data = {"name": "board", "resolution": str(boards.RESOLUTION), **fields}
-    answer = http.post("/api/detectors", data=data, files=good(count))
+    answer = http.post("/api/detectors", data=data, files=files or good(count))
     assert answer.status_code == 202, answer.text
     job = wait_for(http, answer.json()["job"])
     assert job["state"] == "done", job

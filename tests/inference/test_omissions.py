@@ -137,7 +137,7 @@ def test_a_video_that_is_cut_short_is_a_failure(tmp_path):
 
 def test_results_bins_thumbnails_and_masks_are_passed_over_and_said(tmp_path):
     kept = tmp_path / "line 1" / "a.png"
-    passed_over = {
+    skipped = {
         tmp_path / "monday": "maps/a.png.png",
         tmp_path / "@eaDir": "a.jpg/SYNOPHOTO_THUMB_M.jpg",
         tmp_path / "$RECYCLE.BIN": "r.png",
@@ -147,7 +147,7 @@ def test_results_bins_thumbnails_and_masks_are_passed_over_and_said(tmp_path):
         tmp_path / "ground_truth": "crack/a.png",
     }
     touch(kept, kept.with_name("a_mask.png"), kept.with_name("face_mask.png"))
-    for folder, inside in passed_over.items():
+    for folder, inside in skipped.items():
         touch(folder / inside)
     touch(tmp_path / "monday" / "run.json")
     found = categories(tmp_path, recursive=True)
@@ -156,7 +156,7 @@ def test_results_bins_thumbnails_and_masks_are_passed_over_and_said(tmp_path):
         str(kept.with_name("face_mask.png")),  # there is no "face.png"
     }
     assert {name for name, category in found.items() if category == "passed over"} == {
-        *map(str, passed_over),
+        *map(str, skipped),
         str(kept.with_name("a_mask.png")),
     }
     # A folder that is named itself is looked into.

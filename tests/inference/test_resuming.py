@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import csv
 import os
-import re
 import shutil
 import threading
 from pathlib import Path
 
 import pytest
 
+from metaformer.data.datasets.truth import LabelTable
 from metaformer.inference.batch import score_images
 from metaformer.inference.scores.csv_scores import CsvScores
 from metaformer.inference.scores.failures import Failures
 from metaformer.inference.scores.json_lines import JsonLines
+from metaformer.inference.scores.parquet_scores import ParquetScores
 from metaformer.inference.scores.rows import COLUMNS, OutputFolderError, guarded, unguarded
 from metaformer.io.folders import list_images
 from tests.helpers import boards
@@ -163,16 +164,47 @@ def test_the_report_of_a_second_run_has_the_pictures_of_the_first(detector, phot
     assert photos[0].name in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_folder_of_an_earlier_release_goes_on(detector, photos, tmp_path):
-    """Its lines have no size and time."""
+@pytest.mark.parametrize("columns", [10, 12])
+def test_a_folder_of_an_earlier_release_goes_on(detector, photos, tmp_path, columns):
+    """Its lines have no truth, or no size and time either."""
     score_images(detector, photos[:3], tmp_path / "out")
     scores = tmp_path / "out" / "scores.csv"
-    older = re.sub(r",[^,\n]*,[^,\n]*$", "", scores.read_text(), flags=re.MULTILINE)
-    scores.write_text(older)
+    lines = [",".join(line.split(",")[:columns]) for line in scores.read_text().splitlines()]
+    scores.write_text("\n".join(lines) + "\n")
     result = score_images(detector, photos, tmp_path / "out")
     assert result.resumed == 3 and result.scored == 6
     assert scores.read_text().splitlines()[0] == ",".join(COLUMNS)
-    assert [line["size"] != "0" for line in rows(tmp_path / "out")] == [False] * 3 + [True] * 3
+    assert [line["size"] != "0" for line in rows(tmp_path / "out")] == [columns == 12] * 3 + [
+        True
+    ] * 3
+
+
+@pytest.mark.parametrize("scores_format", ["csv", "parquet"])
+def test_scores_hold_the_truth_where_it_is_known_and_keep_it(
+    detector, photos, tmp_path, scores_format
+):
+    """What a later run knows is added; what it does not know stays, in the report, too."""
+
+    def run(labels: str) -> dict[str, str]:
+        table = None
+        if labels:
+            (tmp_path / "labels.csv").write_text(labels)
+            table = LabelTable(tmp_path / "labels.csv")
+        output = tmp_path / "out"
+        result = score_images(detector, images, output, scores_format=scores_format, truth=table)
+        outcomes.append(result.outcomes.describe())
+        scores = CsvScores(output) if scores_format == "csv" else ParquetScores(output)
+        return {Path(row.path).name: row.truth for row in scores.read()}
+
+    (tmp_path / "good").mkdir()
+    shutil.copy(photos[0], tmp_path / "good" / "0.png")
+    images = [tmp_path / "good" / "0.png", *photos[1:4]]
+    names, outcomes = [path.name for path in images], []
+    assert run("") == dict.fromkeys(names, "") | {"0.png": "good"}
+    told = {"0.png": "good", names[1]: "", names[2]: "=1", names[3]: "defect"}
+    assert run(f"{names[2]},=1\n{names[3]},bad\n") == told
+    assert run("") == told and outcomes[1] == outcomes[2]
+    assert "truly defective: =1" in (tmp_path / "out" / "report.html").read_text()
 
 
 # Names that a spreadsheet would run

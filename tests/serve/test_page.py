@@ -23,6 +23,7 @@ from PIL import Image
 
 import metaformer
 from metaformer.data.datasets.layouts import BAD_NAMES, GOOD_NAMES
+from metaformer.data.datasets.truth import GOOD_LABELS, PLAIN_BAD_LABELS
 from metaformer.detection.detector import Detector
 from metaformer.detection.scoring.overlays import heat_colours
 from metaformer.inference.scores.rows import COLUMNS
@@ -222,10 +223,15 @@ def test_colours_are_those_of_the_reports():
     assert base64.b64decode(table) == heat_colours().tobytes()
 
 
-def test_folders_mean_the_same_as_to_the_command_line():
-    script = (PAGE / "truth.js").read_text(encoding="utf-8")
-    for name, names in (("GOOD_NAMES", GOOD_NAMES), ("BAD_NAMES", BAD_NAMES)):
-        (listed,) = re.findall(rf"{name} = \[(.*?)\]", script, re.DOTALL)
+def test_folders_and_labels_mean_the_same_as_to_the_command_line():
+    for script, name, names in (
+        ("truth.js", "GOOD_NAMES", GOOD_NAMES),
+        ("truth.js", "BAD_NAMES", BAD_NAMES),
+        ("labels.js", "GOOD_LABELS", GOOD_LABELS - GOOD_NAMES),
+        ("labels.js", "PLAIN_BAD_LABELS", PLAIN_BAD_LABELS - BAD_NAMES),
+    ):
+        text = (PAGE / script).read_text(encoding="utf-8")
+        (listed,) = re.findall(rf"{name} = \[(.*?)\]", text, re.DOTALL)
         assert re.findall(r'"(.*?)"', listed) == sorted(names)
 
 
@@ -294,26 +300,35 @@ def test_heat_is_painted_over_what_is_flagged(browser, address, expected, photos
         assert page.locator("#viewer-regions tbody tr").count() >= 1
 
 
+def downloaded_rows(page: Any, folder: Path) -> dict[str, dict[str, str]]:
+    """The page's own scores by path."""
+    with page.expect_download() as download:
+        page.click("#csv")
+    path = folder / download.value.suggested_filename
+    download.value.save_as(path)
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["path"]: row for row in csv.DictReader(file)}
+
+
 def test_downloads_hold_what_the_page_shows(browser, address, detector, expected, photos, tmp_path):
     with opened(browser, address, refused=(422,), color_scheme="dark") as page:
         score(page, photos["new"])
-        with page.expect_download() as download:
-            page.click("#csv")
-        download.value.save_as(tmp_path / "scores.csv")
-        assert download.value.suggested_filename == "board-b-A-b-scores.csv"
+        rows = downloaded_rows(page, tmp_path)
+        assert (tmp_path / "board-b-A-b-scores.csv").exists()
         with page.expect_download() as download:
             page.click("#report")
         download.value.save_as(tmp_path / "report.html")
         with page.expect_download() as download:
             page.get_by_role("button", name="Download the detector of board").click()
         download.value.save_as(tmp_path / "it.metaformer")
-    with (tmp_path / "scores.csv").open(newline="", encoding="utf-8") as file:
-        rows = {row["path"]: row for row in csv.DictReader(file)}
     assert {name: float(row["score"]) for name, row in rows.items()} == pytest.approx(
         expected, abs=1e-6
     )
     assert list(next(iter(rows.values()))) == list(COLUMNS)
     assert {row["is_anomalous"] for row in rows.values()} == {"true", "false"}
+    assert {row["size"] for row in rows.values()} == {
+        str(photo.stat().st_size) for photo in photos["new"] if photo.name in rows
+    }
     restored = Detector.load(tmp_path / "it.metaformer")
     scratched = restored.predict(photos["new"][1])
     assert scratched.score == pytest.approx(expected["scratched.png"], abs=1e-6)
@@ -356,7 +371,7 @@ def drop_tree(page: Any, files: dict[str, Path]) -> None:
     )
 
 
-def test_folders_say_what_is_true(browser, address, detector, photos):
+def test_folders_say_what_is_true(browser, address, detector, photos, tmp_path):
     good, bad = photos["new"][0], photos["new"][1]
     with opened(browser, address) as page:
         drop_tree(page, {"set/test/good/a.png": good, "set/test/scratch/b.png": bad})
@@ -371,6 +386,48 @@ def test_folders_say_what_is_true(browser, address, detector, photos):
         wait_until(lambda: page.locator(".card .name").all_text_contents() == ["b.png"])
         titles = page.locator("#plot .row-title").all_text_contents()
         assert titles == ["truly good", "truly defective"]
+        assert downloaded_rows(page, tmp_path)["set/test/scratch/b.png"]["truth"] == "scratch"
+
+
+def test_a_table_of_labels_is_the_truth(browser, address, detector, photos, tmp_path):
+    """Dropped with the photos, or after them; it goes before what folders say."""
+    mask = np.zeros((boards.SIDE, boards.SIDE), np.uint8)
+    mask[30:60, 20:80] = 255
+    boards.write_png(tmp_path / "m.png", mask)
+    first, later, wrong = (tmp_path / f"{name}.csv" for name in ("first", "later", "wrong"))
+    first.write_text(
+        'Label;"file";mask\nscratch, deep;set/b.png;outlines/1.png\nok;"a.png";\npass;none.png;\n'
+    )
+    later.write_text("c.png,NG\n")
+    wrong.write_text("nonsense\n")
+    good, bad = photos["new"][0], photos["new"][1]
+    with opened(browser, address) as page:
+        drop_tree(
+            page,
+            {
+                "set/b.png": bad,
+                "set/a.png": good,
+                "good/c.png": good,
+                "set/outlines/1.png": tmp_path / "m.png",
+                "first.csv": first,
+            },
+        )
+        wait_until(lambda: page.locator(".card .truth:visible").count() == 3)
+        assert "3 labels read, 1 of no photo here. 1 mask taken" in page.inner_text("#new-state")
+        assert "truly defective: scratch, deep" in page.locator(".card").first.inner_text()
+        drop_tree(page, {"later.csv": later, "wrong.csv": wrong})
+        wait_until(lambda: "wrong.csv" in page.locator(".unread").inner_text())
+        assert "line 1 is “nonsense”" in page.locator(".unread").inner_text()
+        assert "of 2 · missed" in page.locator("#outcomes").inner_text()
+        rows = downloaded_rows(page, tmp_path)
+        assert {path: row["truth"] for path, row in rows.items()} == {
+            "set/a.png": "good",
+            "set/b.png": "scratch, deep",
+            "good/c.png": "defect",
+        }
+        page.reload()
+        wait_until(lambda: page.locator(".card .truth:visible").count() == 3)
+        assert "of 2 · missed" in page.locator("#outcomes").inner_text()
 
 
 def test_masks_are_ground_truth_and_drawn_as_outlines(browser, address, detector, photos, tmp_path):
@@ -578,6 +635,25 @@ def test_the_keyboard_alone_is_enough(browser, photos, tmp_path):
         page.keyboard.press("Enter")
         page.locator("#no-products").wait_for()
         assert httpx.get(f"{address}/health").json()["detectors"] == 0
+
+
+def test_the_white_level_is_sent_and_refused_beside_the_button(browser, photos, tmp_path):
+    with (
+        server(tmp_path / "store") as (address, _),
+        opened(browser, address, refused=(422,)) as page,
+    ):
+        page.set_input_files("#good-files", photos["good"][:2])
+        page.fill("#name", "board")
+        page.click("summary")
+        page.fill("#white-level", "0")
+        page.click("#make-button")
+        wait_until(lambda: "white_level" in page.locator("#make-error").inner_text())
+        page.fill("#white-level", "4095")
+        page.click("#make-button")
+        page.locator("#made").wait_for()
+        (made,) = httpx.get(f"{address}/api/detectors").json()["detectors"]
+        info = httpx.get(f"{address}/api/detectors/{made['id']}").json()["info"]
+        assert info["white_level"] == 4095
 
 
 def test_photos_removed_while_pictures_are_made_leave_no_gap(browser, address, detector, photos):

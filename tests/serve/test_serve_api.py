@@ -121,6 +121,8 @@ def test_an_unreadable_support_image_is_named_at_once(http):
         ({"name": "x", "resolution": "63"}, "resolution"),
         ({"name": "x", "resolution": "2000"}, "resolution"),
         ({"name": "x", "aligned": "perhaps"}, "aligned"),
+        ({"name": "x", "white_level": "0"}, "white_level"),
+        ({"name": "x", "white_level": "65536"}, "white_level"),
         ({"name": "x", "colour": "red"}, "colour"),
     ],
 )
@@ -128,6 +130,15 @@ def test_wrong_fields_are_named(http, fields, word):
     answer = http.post("/api/detectors", data=fields, files=service.good(1))
     assert answer.status_code == 422
     assert word in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(("given", "taken"), [("4095", 4095), ("", 65535), (None, 65535)])
+def test_the_white_level_is_the_one_given_or_guessed(http, given, taken):
+    """Whose images are bright up to 65535; an empty text is a field left out."""
+    wide = [cv2.imencode(".png", boards.good(i).astype(np.uint16) * 257)[1] for i in range(2)]
+    fields = {} if given is None else {"white_level": given}
+    made = service.adapt(http, files=service.images(*(png.tobytes() for png in wide)), **fields)
+    assert http.get(f"/api/detectors/{made['id']}").json()["info"]["white_level"] == taken
 
 
 # Scores

@@ -117,7 +117,7 @@ def predict(
     ending = Ending()
     with clear_errors():
         from metaformer.data.datasets.suggestion import suggest_test_folder
-        from metaformer.data.datasets.truth import LabelTable, Outcomes
+        from metaformer.data.datasets.truth import FolderTruth, LabelTable, Outcomes
         from metaformer.detection.scoring.overlays import format_score
         from metaformer.io.folders import describe_omissions
         from metaformer.io.sources.shards import NotScored, Sources, shards
@@ -174,6 +174,7 @@ def predict(
         if not recursive and not quiet:
             note_sub_folders(arguments)
         table = None if labels is None else LabelTable(labels)
+        truth = table or FolderTruth()
         predictions: list[dict[str, Any]] = []
         worst: list[tuple[float, str]] = []  # of this run, a heap, the lowest score first
         computed_by = "torch"
@@ -182,7 +183,9 @@ def predict(
             if isinstance(outcome, str):
                 return
             if as_json:
-                predictions.append(outcome.to_dict())
+                known = truth(name)
+                kind = None if known is None else known.kind
+                predictions.append({**outcome.to_dict(), "truth": kind})
             if outcome.is_anomalous:
                 heapq.heappush(worst, (outcome.score, name))
                 if len(worst) > SHOWN:
@@ -225,7 +228,7 @@ def predict(
                     write_report=report,
                     overwrite=overwrite,
                     workers=workers,
-                    truth=table,
+                    truth=truth,
                     on_image=on_image,
                     on_step=on_step,
                 )
@@ -244,7 +247,7 @@ def predict(
             "engine": computed_by,
             "truth": asdict(outcomes) if outcomes.describe() else None,
             "failed": result.failed,
-            "passed_over": result.passed_over,
+            "passed_over": result.skipped,
             "failures": listed,
             "predictions": predictions,
         }
@@ -255,11 +258,11 @@ def predict(
         more = result.failed - len(result.failures)
         typer.echo(f"not scored: {more} more, see {output / 'failures.csv'}", err=True)
     if not quiet:
-        for name, reason in result.passed_over_listed[:SHOWN]:
+        for name, reason in result.skipped_listed[:SHOWN]:
             typer.echo(f"note: {reason if name in reason else f'{name}: {reason}'}", err=True)
-        if result.passed_over > SHOWN:
-            more = result.passed_over - SHOWN
-            typer.echo(f"note: {more} more passed over, see {output / 'failures.csv'}", err=True)
+        if result.skipped > SHOWN:
+            more = result.skipped - SHOWN
+            typer.echo(f"note: {more} more skipped, see {output / 'failures.csv'}", err=True)
     if not quiet and not as_json:
         earlier = f" ({result.resumed} of them before)" if result.resumed else ""
         images_scored = f"{result.scored} image{'' if result.scored == 1 else 's'} scored"
@@ -314,7 +317,7 @@ def check_arguments(arguments: list[str]) -> None:
 
 def note_sub_folders(arguments: list[str]) -> None:
     """Say which folders inside those named are not looked into."""
-    from metaformer.io.folders import folder_passed_over, is_results, list_folders
+    from metaformer.io.folders import is_results, list_folders, why_skipped
 
     for name in arguments:
         if "://" in name or not Path(name).is_dir():
@@ -322,7 +325,7 @@ def note_sub_folders(arguments: list[str]) -> None:
         left = [
             path.name
             for path in list_folders(name)
-            if not folder_passed_over(path.name) and not is_results(str(path))
+            if not why_skipped(path.name) and not is_results(str(path))
         ]
         if left:
             listed = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")

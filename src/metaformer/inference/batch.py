@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from metaformer.data.datasets.category import Sample
 from metaformer.data.datasets.truth import FolderTruth, Outcomes, Truth
 from metaformer.detection.detector import Detector
 from metaformer.detection.scoring.overlays import map_levels
@@ -28,10 +29,10 @@ from metaformer.inference.scores.csv_scores import CsvScores
 from metaformer.inference.scores.failures import Failures
 from metaformer.inference.scores.output_folder import ScoresFormat, claim_folder
 from metaformer.inference.scores.parquet_scores import ParquetScores
-from metaformer.inference.scores.rows import ScoreRow, row_digest, score_row
+from metaformer.inference.scores.rows import ScoreRow, row_digest, score_row, truth_of, with_truth
 from metaformer.io.atomic_files import write_bytes
 from metaformer.io.encoding import encode_levels
-from metaformer.io.folders import PASSED_OVER, UNREADABLE, Omission
+from metaformer.io.folders import SKIPPED, UNREADABLE, Omission
 from metaformer.io.images import ImageError
 from metaformer.io.sources.naming import (
     UNKNOWN,
@@ -44,7 +45,7 @@ from metaformer.io.sources.naming import (
 from metaformer.io.sources.prefetch import work_ahead
 from metaformer.io.sources.readers import Item, read_shard
 from metaformer.io.sources.shards import Sources, common_root, container_of, count_images, shards
-from metaformer.io.workers import Crew, usual_workers
+from metaformer.io.workers import WorkerPool, usual_workers
 
 REPORT_LINES = 2000
 """Most images that the report lists, the highest scores; the scores themselves have them all."""
@@ -68,9 +69,9 @@ class BatchResult:
     interrupted: bool
     failed: int = 0
     """How many those are."""
-    passed_over: int = 0
+    skipped: int = 0
     """Folders and files passed over on purpose: results, recycle bins, masks; no failures."""
-    passed_over_listed: tuple[tuple[str, str], ...] = ()
+    skipped_listed: tuple[tuple[str, str], ...] = ()
     """(name, reason) of the first thousand of them."""
     outcomes: Outcomes = field(default_factory=Outcomes)
     """Verdicts on images whose truth is known, those of earlier runs included."""
@@ -120,7 +121,7 @@ def score_images(
         workers = usual_workers() if detector.engine is None else 1
     sources = images if isinstance(images, Sources) else Sources(tuple(map(str, images)))
     total = count_images(sources)
-    crew = Crew(min(workers, total or workers))
+    pool = WorkerPool(min(workers, total or workers))
     root = common_root(sources)
     scores = CsvScores(output) if scores_format == "csv" else ParquetScores(output)
     with claim_folder(
@@ -131,7 +132,7 @@ def score_images(
         lambda row: rejudged(row, detector.calibration),
     ):
         run = _Run(detector, sources, output, root, scores, write_maps, write_report, truth)
-        return run.score(crew, total, on_image, on_step)
+        return run.score(pool, total, on_image, on_step)
 
 
 class _Run:
@@ -155,26 +156,39 @@ class _Run:
         self.write_maps, self.write_report = write_maps, write_report
         self.report = ReportBuilder(report_settings(detector), max_lines=REPORT_LINES)
         self._passed = 0
-        self._known = {row_digest(row) for row in scores.read()}
+        self._known: set[bytes] = set()
         """Versions of images that have a line, or their turn in this run."""
+        is_told_more = False
+        for row in scores.read():
+            self._known.add(row_digest(row))
+            is_told_more |= self._with_truth(row) != row
+        if is_told_more:
+            scores.rewrite(self._with_truth)
         self._is_resumed = bool(self._known)
         self._scored_now: set[bytes] = set()
         """Names, where there are lines of earlier runs."""
         self._versions: dict[str, Version] = {}
         """Of the images at hand."""
 
+    def _with_truth(self, row: ScoreRow) -> ScoreRow:
+        return with_truth(row, self.truth(row.path))
+
+    def _truth_of(self, row: ScoreRow) -> Sample | None:
+        """What is known of an image, masks included, else what an earlier run knew."""
+        return self.truth(row.path) or truth_of(row)
+
     def score(
         self,
-        crew: Crew,
+        pool: WorkerPool,
         total: int | None,
         on_image: Callable[[str, Prediction | str], None],
         on_step: Callable[[int, int | None], None],
     ) -> BatchResult:
         interrupted = False
-        with self.scores, Failures(self.output) as failures, crew:
+        with self.scores, Failures(self.output) as failures, pool:
             try:
-                white_level = self.detector.made["white_level"]
-                with closing(work_ahead(self._items(), white_level, self._work, crew)) as stream:
+                white_level = self.detector.provenance["white_level"]
+                with closing(work_ahead(self._items(), white_level, self._work, pool)) as stream:
                     for outcome in stream:
                         name = outcome[0]
                         noted = self._note(failures, *outcome)
@@ -198,8 +212,8 @@ class _Run:
             tuple(failures.listed),
             interrupted,
             failures.count,
-            failures.passed_over,
-            tuple(failures.listed_passed_over),
+            failures.skipped,
+            tuple(failures.listed_skipped),
             self.outcomes,
         )
 
@@ -239,15 +253,15 @@ class _Run:
         if isinstance(pixels, ImageError) or outcome is None:
             category = pixels.category if isinstance(pixels, ImageError) else UNREADABLE
             failures.add(Omission(name, str(pixels), category))
-            if category != PASSED_OVER:
+            if category != SKIPPED:
                 self.report.add_failure(name, str(pixels))
             return str(pixels)
         prediction, line = outcome
-        self.scores.write(line)
+        known = self.truth(name)
+        self.scores.write(with_truth(line, known))
         if self._is_resumed:
             self._scored_now.add(name_digest(name))
         if self.write_report:
-            known = self.truth(name)
             self.report.add(pixels, prediction, truth=known, find_good=self.detector.nearest_good)
         return prediction
 
@@ -258,7 +272,7 @@ class _Run:
         for row in self.scores.read():
             scored += 1
             anomalous += row.is_anomalous
-            self.outcomes.add(self.truth(row.path), row.is_anomalous)
+            self.outcomes.add(self._truth_of(row), row.is_anomalous)
             if not self._is_resumed or name_digest(row.path) in self._scored_now:
                 continue
             resumed += 1
@@ -270,10 +284,9 @@ class _Run:
             self.report.add(
                 pixels,
                 prediction,
-                truth=self.truth(prediction.path or ""),
+                truth=self._truth_of(rows.pop(prediction.path or "")),
                 find_good=self.detector.nearest_good,
             )
-            del rows[prediction.path or ""]
         for row in rows.values():
             self._add_line(row)
         return scored, anomalous, resumed
@@ -284,7 +297,7 @@ class _Run:
             score=row.score,
             p_value=row.p_value,
             is_anomalous=row.is_anomalous,
-            truth=self.truth(row.path),
+            truth=self._truth_of(row),
         )
 
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from metaformer.data.datasets.truth import FolderTruth
 from metaformer.detection.detector import Detector
 from metaformer.inference.allocator import keep_freed_memory
 from metaformer.inference.batch import score_pixels
 from metaformer.inference.scores.parquet_scores import ParquetScores, read_part, write_part
-from metaformer.inference.scores.rows import is_current
+from metaformer.inference.scores.rows import is_current, with_truth
 from metaformer.io.folders import Omission
 from metaformer.io.images import ImageError
 from metaformer.io.sources.naming import UNKNOWN, Version, version_of
@@ -71,7 +72,8 @@ def score_shard(job: Job, detector_content: bytes, shard: Shard, done: frozenset
     failures: list[Omission] = []
     versions: dict[str, Version] = {}
     items = read_shard(shard, is_wanted)
-    with closing(read_ahead(items, detector.made["white_level"])) as stream:
+    truth = FolderTruth()
+    with closing(read_ahead(items, detector.provenance["white_level"])) as stream:
         for item, pixels in stream:
             if isinstance(pixels, ImageError):
                 failures.append(Omission(item.name, str(pixels), pixels.category))
@@ -85,7 +87,7 @@ def score_shard(job: Job, detector_content: bytes, shard: Shard, done: frozenset
                     job.write_maps,
                     versions.pop(item.name, UNKNOWN),
                 )
-                rows.append(line)
+                rows.append(with_truth(line, truth(item.name)))
             del item, pixels  # a large image is not kept while the next one is decoded
     if rows or failures:
         write_part(target, rows, failures)

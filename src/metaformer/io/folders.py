@@ -46,7 +46,7 @@ _BINS = {
 }
 _TRUTH = frozenset({"ground_truth", "ground-truth", "groundtruth", "mask", "masks"})
 
-PASSED_OVER = "passed over"
+SKIPPED = "passed over"
 """Category of what is no image to score, on purpose; it is said, and is no failure."""
 UNREADABLE = "unreadable"
 NOT_READ = "not read"
@@ -114,13 +114,13 @@ def member_omission(path: str, member: str) -> Omission | None:
     if not all(is_visible(part) or part == ".." for part in (*folders, name)):
         return None
     for folder in folders:
-        why = folder_passed_over(folder)
+        why = why_skipped(folder)
         if why and suffix_of(name) in IMAGE_SUFFIXES:
-            return Omission(path, f"in {folder}: {why}; passed over.", PASSED_OVER)
+            return Omission(path, f"in {folder}: {why}; skipped.", SKIPPED)
     return file_omission(path, name)
 
 
-def folder_passed_over(name: str) -> str:
+def why_skipped(name: str) -> str:
     """Why the images of a folder with this name are not looked at; empty if they are."""
     if name.lower() in _TRUTH:
         return "masks that mark defects"
@@ -138,7 +138,7 @@ def is_results(folder: str) -> bool:
 
 
 def walk(
-    folder: Path | str, *, recursive: bool = False, follow_links: bool = True, passed_over: str = ""
+    folder: Path | str, *, recursive: bool = False, follow_links: bool = True, skipped: str = ""
 ) -> Iterator[str | Omission]:
     """The image files of ``folder`` (by their ending) and what is omitted, in natural order.
 
@@ -146,18 +146,18 @@ def walk(
     each folder once. Pipes and devices are omitted; links to nothing are not, as reading tells.
 
     Args:
-        passed_over: a folder not to look into nor to speak of (its real path).
+        skipped: a folder not to look into nor to speak of (its real path).
 
     Raises:
         FileNotFoundError: there is no such folder.
         NotADirectoryError: it is a file.
         PermissionError: it may not be listed.
     """
-    yield from _walk(os.fspath(check_folder(folder)), recursive, follow_links, passed_over, set())
+    yield from _walk(os.fspath(check_folder(folder)), recursive, follow_links, skipped, set())
 
 
 def _walk(
-    folder: str, recursive: bool, follow_links: bool, passed_over: str, visited: set[str]
+    folder: str, recursive: bool, follow_links: bool, skipped: str, visited: set[str]
 ) -> Iterator[str | Omission]:
     here = os.path.realpath(folder)
     if here in visited:  # a link that leads back up
@@ -175,13 +175,13 @@ def _walk(
         path = os.path.join(folder, name)  # noqa: PTH118, a hot path
         if not is_folder:
             yield from _sort_file(path, name, stems)
-        elif recursive and os.path.realpath(path) != passed_over:
+        elif recursive and os.path.realpath(path) != skipped:
             why = _why_not_into(folder, path, name)
             if why is not None:
                 yield why
                 continue
             try:
-                yield from _walk(path, recursive, follow_links, passed_over, visited)
+                yield from _walk(path, recursive, follow_links, skipped, visited)
             except (FileNotFoundError, NotADirectoryError):
                 continue  # gone meanwhile
             except PermissionError:
@@ -204,7 +204,7 @@ def _sort_file(path: str, name: str, stems: set[str]) -> Iterator[str | Omission
         return
     stem = name[: -len(suffix)]
     if stem.lower().endswith("_mask") and stem[: -len("_mask")] in stems:
-        yield Omission(path, "a mask that marks defects; passed over.", PASSED_OVER)
+        yield Omission(path, "a mask that marks defects; skipped.", SKIPPED)
         return
     why = not_a_file(path)
     yield path if why is None else why
@@ -212,7 +212,7 @@ def _sort_file(path: str, name: str, stems: set[str]) -> Iterator[str | Omission
 
 def _why_not_into(parent: str, path: str, name: str) -> Omission | None:
     """Why a folder is passed over by its name or content."""
-    why = folder_passed_over(name)
+    why = why_skipped(name)
     if not why and is_results(path):
         why = "results of this program"
     if not why and name in ("maps", "scores") and is_results(parent):
@@ -227,7 +227,7 @@ def _why_not_into(parent: str, path: str, name: str) -> Omission | None:
             return no_permission(path)
         except OSError:
             return None
-    return Omission(path, f"{why}; passed over.", PASSED_OVER)
+    return Omission(path, f"{why}; skipped.", SKIPPED)
 
 
 def no_permission(path: str) -> Omission:

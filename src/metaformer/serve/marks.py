@@ -6,8 +6,6 @@ known by the digest of its bytes, so a mark is found again when the same photo i
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import threading
 from datetime import UTC, datetime
@@ -15,6 +13,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from metaformer.inference.scores.csv_scores import csv_line
+from metaformer.inference.scores.rows import guarded
 from metaformer.io.atomic_files import force_to_disk, write_text
 from metaformer.serve.http.review_schemas import Mark, MarkRequest
 
@@ -22,8 +22,6 @@ MOST_MARKS = 20_000
 """Marks of one detector."""
 CSV_COLUMNS = ("file", "label", "note", "score", "marked", "sha256")
 """``metaformer predict --labels`` reads such a file."""
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-"""A spreadsheet would execute a text that begins like this."""
 
 
 class MarksFullError(ValueError):
@@ -84,14 +82,12 @@ class MarkStore:
 
     def as_csv(self, id: str) -> str:
         """All marks as a table, newest first. Raises: as ``all``."""
-        text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow(CSV_COLUMNS)
+        lines = [csv_line(CSV_COLUMNS)]
         for mark in self.all(id):
             score = "" if mark.score is None else f"{mark.score:.6f}"
             row = (mark.name, mark.verdict, mark.note, score, mark.marked, mark.sha256)
-            writer.writerow([harmless(cell) for cell in row])
-        return text.getvalue()
+            lines.append(csv_line(tuple(map(guarded, row))))
+        return "".join(lines)
 
     def _path(self, id: str) -> Path:
         return self.folder / f"{id}.marks.json"
@@ -113,8 +109,3 @@ class MarkStore:
         write_text(self._path(id), json.dumps(entries, ensure_ascii=False, indent=1))
         force_to_disk(self._path(id))
         force_to_disk(self.folder)
-
-
-def harmless(cell: str) -> str:
-    """The cell so that a spreadsheet shows it as text."""
-    return f"'{cell}" if cell.startswith(FORMULA_STARTS) else cell

@@ -34,6 +34,8 @@ from metaformer.serve.service import Open, Protected, Service
 CHUNK = 2**20
 """Bytes of a detector file sent at once."""
 
+UNSET_IF_EMPTY = ("resolution", "white_level")
+
 UPLOAD_ERRORS = (400, 401, 403, 408, 409, 413, 415, 422, 429, 503)
 
 
@@ -108,7 +110,7 @@ def read_fields(texts: dict[str, str], limits: Limits) -> AdaptRequest:
     """Raises: HTTPException: 422, saying of each field what is wrong."""
     try:
         # A page's form sends an empty text for a number left out.
-        given = {k: v for k, v in texts.items() if (k, v) != ("resolution", "")}
+        given = {k: v for k, v in texts.items() if v or k not in UNSET_IF_EMPTY}
         wanted = AdaptRequest.model_validate(given)
     except ValidationError as error:
         raise HTTPException(422, describe_errors(error.errors())) from None

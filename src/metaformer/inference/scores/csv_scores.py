@@ -11,7 +11,7 @@ from typing import Self
 
 from metaformer.inference.scores.rows import (
     COLUMNS,
-    OLDER_COLUMNS,
+    COUNTS,
     OutputFolderError,
     ScoreRow,
     from_text,
@@ -26,7 +26,7 @@ def csv_line(values: tuple[object, ...]) -> str:
     return line.getvalue()
 
 
-OLDER_HEADER = csv_line(OLDER_COLUMNS).encode()
+HEADERS = tuple(csv_line(COLUMNS[:count]).encode() for count in COUNTS)
 
 ODD_NAMES = "surrogateescape"
 """File names need not be UTF-8; written this way they come back as they were."""
@@ -56,17 +56,13 @@ class CsvScores:
         """
         if not self.path.exists():
             return
-        whole = header_length(self.path)
+        whole = header = header_length(self.path)
         for _, end in self._read():
             whole = end
         if whole < self.path.stat().st_size:
             os.truncate(self.path, whole)
-        if whole == len(OLDER_HEADER) or (whole and self._is_older()):
+        if header not in (0, len(HEADERS[0])):
             self.rewrite(lambda row: row)
-
-    def _is_older(self) -> bool:
-        with self.path.open("rb") as file:
-            return file.readline() == OLDER_HEADER
 
     def rewrite(self, change: Callable[[ScoreRow], ScoreRow | None]) -> None:
         """Replace every line by what ``change`` makes of it, None being none, in one step.
@@ -141,14 +137,11 @@ def header_length(path: Path) -> int:
     Raises:
         OutputFolderError: it is another line than ours.
     """
-    header = csv_line(COLUMNS).encode()
     with path.open("rb") as file:
-        found = file.read(len(header))
-    if found == header:
-        return len(header)
-    if found.startswith(OLDER_HEADER):
-        return len(OLDER_HEADER)
-    if header.startswith(found):
+        found = file.readline(len(HEADERS[0]))
+    if found in HEADERS:
+        return len(found)
+    if HEADERS[0].startswith(found):
         return 0
     raise not_ours(path, "its columns are others")
 

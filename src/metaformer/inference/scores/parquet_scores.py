@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
 from metaformer.inference.scores.rows import COLUMNS, OutputFolderError, ScoreRow
 from metaformer.io.atomic_files import atomic_path
-from metaformer.io.folders import PASSED_OVER, UNREADABLE, Omission
+from metaformer.io.folders import SKIPPED, UNREADABLE, Omission
 from metaformer.io.sources.naming import as_text
 
 PART_ROWS = 5000
@@ -55,6 +55,7 @@ def schema() -> Any:
         "map": pa.string(),
         "size": pa.int64(),
         "mtime_ns": pa.int64(),
+        "truth": pa.string(),
     }
     return pa.schema([(column, kinds[column]) for column in COLUMNS])
 
@@ -69,7 +70,7 @@ def write_part(path: Path, rows: Sequence[ScoreRow], failures: Sequence[Omission
     """
     pa = arrow()
     listed = json.dumps([[as_text(f.path), as_text(f.reason), f.category] for f in failures])
-    clean = [asdict(replace(row, path=as_text(row.path), map=as_text(row.map))) for row in rows]
+    clean = [{**asdict(row), "path": as_text(row.path), "map": as_text(row.map)} for row in rows]
     table = pa.Table.from_pylist(clean, schema().with_metadata({FAILURES_KEY: listed.encode()}))
     with atomic_path(path) as temporary:
         pa.parquet.write_table(table, temporary, compression="zstd")
@@ -94,7 +95,7 @@ def read_part(path: Path) -> Iterator[ScoreRow]:
 def read_failures(path: Path) -> list[tuple[str, str]]:
     """(path, reason) of what ``read_omissions`` gives and was not passed over on purpose."""
     omissions = read_omissions(path)
-    return [(o.path, o.reason) for o in omissions if o.category != PASSED_OVER]
+    return [(o.path, o.reason) for o in omissions if o.category != SKIPPED]
 
 
 def read_omissions(path: Path) -> list[Omission]:

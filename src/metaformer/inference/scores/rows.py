@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
+from metaformer.data.datasets.category import Sample
 from metaformer.detection.scoring.prediction import Prediction
 from metaformer.io.sources.naming import UNKNOWN, Version, version_digest
 
@@ -36,13 +38,15 @@ class ScoreRow:
     """Bytes of the file, or of the archive or video, when it was scored; 0 if not known."""
     mtime_ns: int = 0
     """When that was last changed, in nanoseconds since 1970; 0 if not known."""
+    truth: str = ""
+    """``good`` or a kind of defect, as ``--labels`` reads it; empty if not known."""
 
 
 COLUMNS = tuple(field.name for field in fields(ScoreRow))
 
-
-OLDER_COLUMNS = COLUMNS[:-2]
-"""Of releases that did not know a file by its size and time."""
+COUNTS = (len(COLUMNS), 12, 10)
+"""How many of the columns a line has: all, or those of versions without ``truth``, or without
+``size`` and what follows it, either."""
 
 
 def row_digest(row: ScoreRow) -> bytes:
@@ -78,10 +82,23 @@ def score_row(
     )
 
 
+def with_truth(row: ScoreRow, known: Sample | None) -> ScoreRow:
+    """The line with what is known of its image; what an earlier run knew stays if nothing is."""
+    return row if known is None else replace(row, truth=known.kind)
+
+
+def truth_of(row: ScoreRow) -> Sample | None:
+    """What the line says of its image, without masks."""
+    if not row.truth:
+        return None
+    return Sample(Path(row.path), row.truth != "good", (), row.truth)
+
+
 def to_text(row: ScoreRow) -> tuple[Any, ...]:
     """The line as CSV shows it."""
     values = dict(zip(COLUMNS, astuple(row), strict=True))
     values["path"] = guarded(row.path)
+    values["truth"] = guarded(row.truth)
     values["score"] = f"{row.score:.6f}"
     values["is_anomalous"] = "true" if row.is_anomalous else "false"
     values["p_value"] = f"{row.p_value:.4f}"
@@ -95,8 +112,9 @@ def from_text(values: list[str]) -> ScoreRow:
     Raises:
         ValueError: not as ``to_text`` writes it.
     """
-    columns = OLDER_COLUMNS if len(values) == len(OLDER_COLUMNS) else COLUMNS
-    row = dict(zip(columns, values, strict=True))
+    if len(values) not in COUNTS:
+        raise ValueError(f"{len(values)} columns")
+    row = dict(zip(COLUMNS, values, strict=False))
     if row["is_anomalous"] not in ("true", "false"):
         raise ValueError(f"is_anomalous is {row['is_anomalous']!r}")
     return ScoreRow(
@@ -112,6 +130,7 @@ def from_text(values: list[str]) -> ScoreRow:
         map=row["map"],
         size=int(row.get("size", 0)),
         mtime_ns=int(row.get("mtime_ns", 0)),
+        truth=unguarded(row.get("truth", "")),
     )
 
 

@@ -69,6 +69,12 @@ class AdaptRequest(BaseModel):
         False,
         description="Parts stand in the same place on every image.",
     )
+    white_level: Annotated[int, Field(ge=1, le=65535)] | SkipJsonSchema[None] = Field(
+        None,
+        description="Value of 16-bit images that means white (12-bit cameras: 4095); guessed from "
+        "the images if left out.",
+        json_schema_extra=leave_out_default,
+    )
 
 
 class DetectorSummary(BaseModel):

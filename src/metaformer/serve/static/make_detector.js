@@ -116,7 +116,9 @@ function body() {
   form.append("false_alarm_rate", byId("rate").value);
   form.append("preset", byId("preset").value);
   form.append("aligned", byId("aligned").checked);
-  if (byId("resolution").value) form.append("resolution", byId("resolution").value);
+  for (const [field, id] of [["resolution", "resolution"], ["white_level", "white-level"]]) {
+    if (byId(id).value) form.append(field, byId(id).value);
+  }
   for (const { file } of photos) form.append("images", file, file.name);
   return form;
 }

@@ -1,5 +1,7 @@
 // Masks dropped with the photos: the ground truth as an outline.
 
+import { endsWith } from "./labels.js";
+
 const MASK_NAMES = ["ground_truth", "mask", "masks"];  // folders, as the command line knows them
 const SIDE = 256;  // longer side of a mask when its outline is followed
 
@@ -14,8 +16,10 @@ export function isMask({ path }) {
 // What photo and mask have in common: the stem, and the folder (of a kind of defect) they are in.
 const folderOf = (path) => path.split("/").slice(0, -1).at(-1) ?? "";
 
-// The masks of a photo among those dropped: beside it, or in a folder of masks of its kind.
-export function masksOf({ path }, masks) {
+// The masks of a photo among those dropped: the one that a table names, else those beside it, or in
+// a folder of masks of its kind.
+export function masksOf({ path, label }, masks) {
+  if (label?.mask) return masks.filter((mask) => endsWith(mask.path, label.mask));
   const stem = stemOf(path), folder = path.slice(0, path.lastIndexOf("/") + 1);
   return masks.filter((mask) => {
     const maskFolder = mask.path.slice(0, mask.path.lastIndexOf("/") + 1);

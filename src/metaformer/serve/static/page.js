@@ -31,6 +31,11 @@ function showTrouble(error) {
   byId("trouble").hidden = false;
 }
 
+function labelWords() {
+  const unused = batch.labels.filter((label) => !batch.entries.some((entry) => entry.label === label)).length;
+  return `${plural(batch.labels.length, "label")} read${unused ? `, ${number(unused)} of no photo here` : ""}.`;
+}
+
 let wasRunning = false;
 function showBatch() {
   const { entries, isRunning, detector } = batch, count = entries.length;
@@ -38,6 +43,7 @@ function showBatch() {
   const failed = entries.filter(({ state }) => state === "failed");
   byId("new-state").textContent = [
     detector || !count ? "" : `${plural(count, "photo")} waiting: choose a product.`,
+    batch.labels.length ? labelWords() : "",
     batch.masks.length ? `${plural(batch.masks.length, "mask")} taken for the ground truth, not scored.` : "",
   ].filter(Boolean).join(" ");
   byId("batch").hidden = count === 0;

@@ -3,6 +3,7 @@
 import { ApiError, readJson } from "./api.js";
 import { fileKey, refusal } from "./files.js";
 import { forgetEntries, keepEntry, keptEntries } from "./keep.js";
+import { endsWith, isTable, labelOf, readLabels } from "./labels.js";
 import { isMask, masksOf, traceMasks } from "./masks.js";
 import { readMap } from "./overlay.js";
 
@@ -12,16 +13,20 @@ const UNFIT = [400, 413, 415, 422];  // answers that say something of the photo
 // Entries are { key, file, path, name, folder, state, ... }: state is "waiting", "scoring",
 // "scored" (then with the answer's fields, `picture` and `map`), or "failed" (with `error` and
 // `canRetry`). `file` is null where the browser has not kept it over a reload.
-export const batch = { detector: null, entries: [], masks: [], isRunning: false, wait: "" };
+export const batch = { detector: null, entries: [], masks: [], labels: [], isRunning: false, wait: "" };
 
 let onChange = () => {};
 let run = null;  // AbortController of the work going on
 
 export function watchBatch(callback) { onChange = callback; }
 
-export function addFiles(files) {
+export async function addFiles(files) {
+  const tables = files.filter(isTable);
+  for (const table of tables) await addTable(table);
+  files = files.filter((found) => !tables.includes(found));
   const known = new Map(batch.entries.map((entry) => [entry.key, entry]));
-  const masks = files.filter(isMask);
+  const isNamed = ({ path }) => batch.labels.some(({ mask }) => endsWith(path, mask));
+  const masks = files.filter((found) => isMask(found) || isNamed(found));
   batch.masks.push(...masks);
   for (const found of files) {
     const key = fileKey(found);
@@ -31,14 +36,32 @@ export function addFiles(files) {
       continue;
     }
     known.set(key, {});
-    const slash = found.path.lastIndexOf("/"), error = refusal(found);
-    batch.entries.push({
-      key, file: found.file, path: found.path,
-      name: found.path.slice(slash + 1), folder: found.path.slice(0, Math.max(0, slash)),
-      ...(error ? { state: "failed", error, canRetry: false } : { state: "waiting" }),
-    });
+    addEntry(found, refusal(found));
   }
   start();
+}
+
+function addEntry(found, error) {
+  const slash = found.path.lastIndexOf("/");
+  batch.entries.push({
+    key: fileKey(found), file: found.file, path: found.path, label: labelOf(found.path, batch.labels),
+    name: found.path.slice(slash + 1), folder: found.path.slice(0, Math.max(0, slash)),
+    ...(error ? { state: "failed", error, canRetry: false } : { state: "waiting" }),
+  });
+}
+
+// What a table says goes for the photos that are there and for those that follow.
+async function addTable(table) {
+  try {
+    const labels = readLabels(await table.file.text()), isNew = ({ file }) => labels.every((label) => label.file !== file);
+    batch.labels = [...labels, ...batch.labels.filter(isNew)];
+  } catch (error) {
+    addEntry(table, error.message);
+  }
+  for (const entry of batch.entries) {
+    entry.label = labelOf(entry.path, batch.labels) ?? entry.label;
+    if (entry.state === "scored") keepEntry(batch.detector.id, entry);
+  }
 }
 
 // Another product: what is there is scored with it.
@@ -105,6 +128,7 @@ export function clear() {
   stop();
   batch.entries = [];
   batch.masks = [];
+  batch.labels = [];
   forgetEntries();
   onChange();
 }

@@ -1,4 +1,4 @@
-// What is known of photos: what a reviewer said of them, else what their folder says.
+// What is known of photos: what a reviewer said of them, else a table of labels, else their folder.
 
 // Names of folders, as the command line knows them; tests compare the lists.
 export const GOOD_NAMES = ["good", "normal", "ok"];
@@ -19,6 +19,7 @@ export function dataSets(entries) {
 // { truth: "good", "defective" or null, kind }
 export function truthOf(entry, roots) {
   if (entry.mark) return { truth: entry.mark.verdict, kind: "" };
+  if (entry.label?.truth) return { truth: entry.label.truth, kind: entry.label.kind };
   const parts = entry.path.split("/").slice(0, -1), folder = parts.pop() ?? "";
   if (GOOD_NAMES.includes(folder.toLowerCase())) return { truth: "good", kind: "" };
   if (BAD_NAMES.includes(folder.toLowerCase())) return { truth: "defective", kind: folder };
