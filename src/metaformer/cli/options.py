@@ -27,6 +27,13 @@ class ModeName(StrEnum):
     long = "long"
 
 
+class PartName(StrEnum):
+    transformer = "transformer"
+    response = "response"
+    gap = "gap"
+    adaptation = "adaptation"
+
+
 class Place(StrEnum):
     local = "local"
     ray = "ray"
