@@ -149,15 +149,15 @@ class Rebuild(nn.Module):
         """Standardised queries (B, N, C) and keys (k, m, C) -> (B, N, C)."""
         images, each, channels = keys.shape
         flat = keys.flatten(0, 1)  # (k * m, C)
-        # minus the squared distance by channel, but for what is the same for all keys
-        logits = (2 * query @ flat.T - flat.square().sum(1)) / channels  # (B, N, k * m)
-        sharpness = F.softplus(self.raw_sharpness)
+        scale = F.softplus(self.raw_sharpness) / channels
+        # Minus the squared distance, sharpened, but for what is the same for all keys.
+        logits = F.linear(query, 2 * scale * flat, -scale * flat.square().sum(1))  # (B, N, k * m)
         if images > 1:
             fit = logits.unflatten(2, (images, each)).amax(3).mean(1)  # (B, k)
             fit = fit - fit.amax(1, keepdim=True)
             bias = F.softplus(self.raw_trust) * fit  # (B, k), 0 for the best
             logits = logits + bias.repeat_interleave(each, dim=1)[:, None]
-        return (sharpness * logits).softmax(2) @ flat
+        return logits.softmax(2) @ flat
 
 
 class SelfAttention(nn.Module):

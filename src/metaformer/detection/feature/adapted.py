@@ -109,28 +109,31 @@ class AdaptedFeature(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.maps(self.backbone(images))
 
-    def maps(
-        self, features: Features, *, without: int | None = None, view: SupportView | None = None
+    def maps(self, features: Features) -> Tensor:
+        """(B, M, h, w) blurred maps of images with these features."""
+        config = self.config
+        distances = self.distances(describe(features, config.levels, config.cosine_share))
+        maps = self.maps_of(features, distances)
+        return maps if self.frame is None else self.frame(maps, features)
+
+    def maps_of(
+        self, features: Features, distances: dict[str, Tensor], view: SupportView | None = None
     ) -> Tensor:
-        """(B, M, h, w) blurred maps of images with these features.
+        """``maps`` before the frame check.
 
         Args:
-            without: index of a support image that is not to be compared with.
-            view: what the transformer knows without it; None for all that it knows.
+            distances: of ``distances``.
+            view: what the transformer knows of the support; None for all that it knows.
         """
         config = self.config
-        distances = self.distances(describe(features, config.levels, config.cosine_share), without)
         size = features[config.levels[0]].shape[2:]
         core = fuse(distances, config, (size[0], size[1]))  # (B, h, w)
+        scored = smooth(core, config.sigma)[:, None]
         if self.correction is None:
-            maps = smooth(core, config.sigma)[:, None]
-        else:
-            marked = self.correction(core, features, distances, view)  # (B, 2 h, 2 w)
-            scored = F.interpolate(smooth(core, config.sigma)[:, None], scale_factor=2)
-            maps = torch.cat([scored, smooth(marked, 2 * config.sigma)[:, None]], dim=1)
-        if self.frame is None or without is not None:  # a support image does show the product
-            return maps
-        return self.frame(maps, features)
+            return scored
+        marked = self.correction(core, features, distances, view)  # (B, 2 h, 2 w)
+        scored = F.interpolate(scored, scale_factor=2)
+        return torch.cat([scored, smooth(marked, 2 * config.sigma)[:, None]], dim=1)
 
     def distances(self, descriptors: Descriptors, without: int | None = None) -> dict[str, Tensor]:
         """Name -> (B, h, w) distance to the nearest descriptor of the support."""
@@ -174,11 +177,15 @@ class AdaptedFeature(nn.Module):
         return 0.0 if self.frame is None else float(self.frame.distance(image.features))
 
     @torch.inference_mode()
-    def left_out_maps(
-        self, image: FeatureImage, index: int, view: SupportView | None = None
-    ) -> Tensor:
+    def left_out_distances(self, image: FeatureImage, index: int) -> dict[str, Tensor]:
+        """``distances`` of a support image to the others alone."""
+        config = self.config
+        return self.distances(describe(image.features, config.levels, config.cosine_share), index)
+
+    @torch.inference_mode()
+    def left_out_maps(self, image: FeatureImage, index: int) -> Tensor:
         """(M, h, w) maps of a support image compared with the others alone."""
-        return self.maps(image.features, without=index, view=view)[0]
+        return self.maps_of(image.features, self.left_out_distances(image, index))[0]
 
     def as_module(self) -> nn.Module:
         return self
@@ -286,21 +293,19 @@ def adapt(
     if len(support) > config.mirrored_images:  # more images show enough by themselves
         support = [FeatureImage(image.features) for image in support]
     adapted = from_support(config, backbone, support, seed=seed)
-    without: dict[int, SupportView] = {}
-    if network is not None:
-        adapted.correction, without = build_correction(
-            network,
-            [image.features for image in support],
-            lambda i: adapted.distances(
-                describe(support[i].features, config.levels, config.cosine_share), i
-            ),
-        )
-    left_out = []
+    distances, maps = [], []
     if len(support) > 1:
         for i, image in enumerate(support):
-            left_out.append(adapted.left_out_maps(image, i, without.get(i)))
+            distances.append(adapted.left_out_distances(image, i))
             on_step(i + 1, len(support))
-    return Adaptation(adapted, left_out)
+    views: dict[int, SupportView] = {}
+    if network is not None:
+        features = [image.features for image in support]
+        adapted.correction, views = build_correction(network, features, distances)
+    with torch.inference_mode():
+        for i, found in enumerate(distances):
+            maps.append(adapted.maps_of(support[i].features, found, views.get(i))[0])
+    return Adaptation(adapted, maps)
 
 
 def from_support(
