@@ -198,6 +198,9 @@ class GapTransformer(nn.Module):
     def __init__(self, config: GapTransformerConfig) -> None:
         super().__init__()
         self.config = config
+        self.reads_gap = True
+        """Set to False, the network knows how large the gap is on average over the image, and not
+        where: to see what the gap is worth."""
         width, fine = config.width, config.fine_width
         strides = (FINE, COARSE)
         self.rebuild = nn.ModuleDict({str(s): Rebuild() for s in strides})
@@ -295,7 +298,10 @@ class GapTransformer(nn.Module):
         if self.training and self.config.appearance_dropout > 0:
             share = self.config.appearance_dropout
             seen = F.dropout1d(rows.transpose(1, 2), share).transpose(1, 2)  # whole channels
-        found = [self.gap[name](gap), size_of_gap, self.appearance[name](seen)]
+        found = [self.gap[name](gap), size_of_gap]
+        if not self.reads_gap:
+            found = [part.mean(1, keepdim=True).expand_as(part) for part in found]
+        found.append(self.appearance[name](seen))
         return torch.cat(found, dim=2).transpose(1, 2).unflatten(2, size)
 
 
