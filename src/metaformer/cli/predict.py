@@ -317,7 +317,7 @@ def check_arguments(arguments: list[str]) -> None:
 
 def note_sub_folders(arguments: list[str]) -> None:
     """Say which folders inside those named are not looked into."""
-    from metaformer.io.folders import folder_passed_over, is_results, list_folders
+    from metaformer.io.folders import is_results, list_folders, why_not_into
 
     for name in arguments:
         if "://" in name or not Path(name).is_dir():
@@ -325,7 +325,7 @@ def note_sub_folders(arguments: list[str]) -> None:
         left = [
             path.name
             for path in list_folders(name)
-            if not folder_passed_over(path.name) and not is_results(str(path))
+            if not why_not_into(path.name, str(path), name, is_results)
         ]
         if left:
             listed = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
