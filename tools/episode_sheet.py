@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from metaformer.io.atomic_files import write_bytes
 from metaformer.training.episodes.episodes import MAKERS, Episode, EpisodeConfig, episode
 from metaformer.training.episodes.photo_pool import PhotoPool
-from metaformer.training.episodes.real_anomalies import novelty_tasks
+from metaformer.training.episodes.real_anomalies import real_anomaly_tasks
 
 OUTLINE = (255, 0, 255)
 GAP = 6
@@ -39,7 +39,9 @@ def main() -> None:
     for kind in MAKERS:
         config = EpisodeConfig(**shape, weights=((kind, 1.0),))
         tasks += [episode(pool, config, arguments.seed, i) for i in range(arguments.rows)]
-    novel = list(novelty_tasks(pool, EpisodeConfig(**shape), arguments.seed, 2 * arguments.rows))
+    novel = list(
+        real_anomaly_tasks(pool, EpisodeConfig(**shape), arguments.seed, 2 * arguments.rows)
+    )
     tasks += novel[0::2] + novel[1::2]
     sheet = np.concatenate([draw_row(task) for task in tasks])
     encoded = cv2.imencode(".jpg", sheet[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]

@@ -88,13 +88,25 @@ Results = dict[str, dict[str, dict[str, list[Row]]]]
 """Set -> number of images -> candidate -> one row a support."""
 
 
-class Tests:
-    """The test images of a set, as the backbone sees them."""
+class SampledTests:
+    """The test images of a set, as the backbone sees them.
 
-    def __init__(self, preset: FeaturePreset, root: Path) -> None:
+    Args:
+        most: so many are drawn by a fixed seed where the set has more.
+        side: maps are judged on a square of so many pixels; None for the images' own size.
+    """
+
+    def __init__(
+        self,
+        preset: FeaturePreset,
+        root: Path,
+        *,
+        most: int = MOST_TESTED,
+        side: int | None = None,
+    ) -> None:
         (category,) = load_categories(root)
         count = len(category.test)
-        chosen = np.sort(np.random.default_rng(SEED).permutation(count)[:MOST_TESTED])
+        chosen = np.sort(np.random.default_rng(SEED).permutation(count)[:most])
         self.train = category.train
         self.images: list[FeatureImage] = []
         self.shapes: list[tuple[int, ...]] = []
@@ -103,39 +115,63 @@ class Tests:
             sample = category.test[i]
             pixels = read_image(sample.image)
             self.images.append(prepare(preset, pixels))
-            self.shapes.append(pixels.shape)
-            self.masks.append(load_mask(sample, pixels.shape[:2]))
+            mask = load_mask(sample, pixels.shape[:2])
+            if mask is not None and side is not None:  # a cell is defective if any part of it is
+                parts = cv2.resize(
+                    mask.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA
+                )
+                mask = parts > 0
+            self.shapes.append(pixels.shape if side is None else (side, side))
+            self.masks.append(mask)
         self.labels = np.array([category.test[i].is_anomalous for i in chosen])
 
     def judge(self, maps: Sequence[Tensor], share: float) -> Row:
         """Of raw maps (h, w), one an image."""
         scores = np.array([image_score(grid, share) for grid in maps])
+        return self.judge_scores(scores) | self.judge_pixels(maps)
+
+    def judge_scores(self, scores: NDArray[np.float64]) -> Row:
+        """Of one score an image."""
         good = np.sort(scores[~self.labels])
         threshold = good[-1 - int(0.05 * len(good))]
-        row = {
+        return {
             "image_auroc": float(roc_auc_score(self.labels, scores)),
             "caught_at_5": float((scores[self.labels] > threshold).mean()),
         }
+
+    def judge_pixels(self, maps: Sequence[Tensor]) -> Row:
+        """Of raw maps (h, w), one an image; nothing where no defect has a mask."""
         pixels, has_defects = PixelMetrics(), False
         for grid, shape, mask in zip(maps, self.shapes, self.masks, strict=True):
             if mask is not None:
                 pixels.add(to_image_size(grid, shape), mask)
                 has_defects |= bool(mask.any())
-        if has_defects:
-            computed = pixels.compute()
-            row |= {name: float(computed[name] or 0) for name in ("pixel_ap", "aupro")}
-        return row
+        if not has_defects:
+            return {}
+        computed = pixels.compute()
+        return {name: float(computed[name] or 0) for name in METRICS[2:]}
+
+
+def drawn_support(train: Sequence[Path], shots: int, seed: int) -> list[Path]:
+    """Of one seed, more shots keep the images of fewer."""
+    drawn = np.random.default_rng((SEED, seed)).permutation(len(train))[:shots]
+    return [train[i] for i in drawn]
+
+
+def core_of(distances: dict[str, Tensor], image: FeatureImage, config: FeatureConfig) -> Tensor:
+    """(1, h, w) map before it is blurred."""
+    size = image.features[config.levels[0]].shape[2:]
+    return fuse(distances, config, (size[0], size[1]))
 
 
 def measure_tests(
-    preset: FeaturePreset, tests: Tests, shots: int, supports: int
+    preset: FeaturePreset, tests: SampledTests, shots: int, supports: int
 ) -> dict[str, list[Row]]:
     """Distances are computed once for each memory bank, and fused as each candidate has it."""
     rows: dict[str, list[Row]] = {}
     mirroring = FeaturePreset(MIRRORED, preset.backbone)
     for seed in range(supports):
-        drawn = np.random.default_rng((SEED, seed)).permutation(len(tests.train))[:shots]
-        images = [read_image(tests.train[i]) for i in drawn]
+        images = [read_image(path) for path in drawn_support(tests.train, shots, seed)]
         support = [prepare(mirroring, image, support_size=shots) for image in images]
         banks: dict[tuple[bool, int], list[dict[str, Tensor]]] = {}
         for name, config in CANDIDATES.items():
@@ -150,9 +186,7 @@ def measure_tests(
                 ]
             maps = []
             for image, distances in zip(tests.images, banks[key], strict=True):
-                size = image.features[config.levels[0]].shape[2:]
-                core = fuse(distances, config, (size[0], size[1]))
-                maps.append(smooth(core, config.sigma)[0])
+                maps.append(smooth(core_of(distances, image, config), config.sigma)[0])
             rows.setdefault(name, []).append(tests.judge(maps, config.score_share))
     return rows
 
@@ -247,7 +281,7 @@ def main() -> None:
     results: Results = {}
     for name in options.sets:
         with torch.inference_mode():
-            tests = Tests(preset, options.data / name)
+            tests = SampledTests(preset, options.data / name)
             results[name] = {
                 str(shots): measure_tests(preset, tests, shots, options.supports)
                 for shots in SHOTS

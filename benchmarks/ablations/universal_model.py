@@ -28,7 +28,7 @@ from metaformer.detection.adaptation import prepare
 from metaformer.detection.pixel.adapted import AdaptedPixel, PreparedImage
 from metaformer.detection.pixel.config import PixelConfig
 from metaformer.detection.pixel.preset import PixelPreset
-from metaformer.detection.pixel.universal_model import Finding, UniversalConfig
+from metaformer.detection.pixel.universal_model import Output, UniversalConfig
 from metaformer.detection.scoring.anomaly_map import image_score, smooth, to_image_size
 from metaformer.evaluation.aggregate import machine
 from metaformer.evaluation.protocol import evaluate, save_results
@@ -41,7 +41,7 @@ from metaformer.training.universal.train import meta_train
 
 COLUMNS = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro")
 MAPS = ("first", "anomaly")
-"""Of a ``Finding``: before T, and after it."""
+"""Of an ``Output``: before T, and after it."""
 HELD_OUT = ("gain", "image_auroc", "pixel_auroc", "first_image_auroc", "first_pixel_auroc")
 
 
@@ -134,12 +134,12 @@ def measure(
         resolution=options.resolution, mode="long", long_steps=0
     )  # so that T is asked
     model = PixelPreset.from_pretrained(config, folder)
-    findings: dict[tuple[int, int], Finding] = {}
+    outputs: dict[tuple[int, int], Output] = {}
     results = {}
     for name in MAPS if model.universal.transformer is not None else MAPS[:1]:
         found = evaluate(
             categories,
-            OneMap(model, name, findings),
+            OneMap(model, name, outputs),
             shots=options.shots,
             seeds=options.seeds,
             test_limit=options.test_limit,
@@ -152,20 +152,20 @@ def measure(
 class OneMap:
     """The universal model adapted by the learned steps alone: T is not trained on the support.
 
-    ``findings`` holds what was found for the other map: the harness asks for the same images in
+    ``outputs`` holds what was found for the other map: the harness asks for the same images in
     the same order, so that each is looked at once.
     """
 
     def __init__(
-        self, model: PixelPreset, which: str, findings: dict[tuple[int, int], Finding]
+        self, model: PixelPreset, which: str, outputs: dict[tuple[int, int], Output]
     ) -> None:
-        self.model, self.name, self.findings = model, which, findings
+        self.model, self.name, self.outputs = model, which, outputs
         self.settings = asdict(model.config)
         self.fits = 0
 
     def fit(self, support: Sequence[NDArray[np.uint8]], seed: int) -> FittedMap:
         self.fits += 1
-        if (self.fits, 0) in self.findings:
+        if (self.fits, 0) in self.outputs:
             return FittedMap(self, None)
         prepared = [prepare(self.model, image) for image in support]
         return FittedMap(self, self.adapted_to(prepared, seed))
@@ -185,16 +185,16 @@ class FittedMap:
 
     @torch.no_grad()
     def score(self, images: Sequence[NDArray[np.uint8]]) -> list[tuple[float, NDArray[np.float32]]]:
-        config, findings = self.method.model.config, self.method.findings
+        config, outputs = self.method.model.config, self.method.outputs
         results = []
         for image in images:
             key = (self.method.fits, self.scored)
             self.scored += 1
-            if key not in findings:
-                assert self.adapted is not None and self.adapted.known is not None
-                reading = self.adapted.read(prepare(self.method.model, image))
-                findings[key] = self.adapted.universal.find(reading, self.adapted.known)
-            grid = smooth(getattr(findings[key], self.method.name), config.sigma)[0]
+            if key not in outputs:
+                assert self.adapted is not None and self.adapted.memory is not None
+                encoded = self.adapted.encode(prepare(self.method.model, image))
+                outputs[key] = self.adapted.universal(encoded, self.adapted.memory)
+            grid = smooth(getattr(outputs[key], self.method.name), config.sigma)[0]
             score = image_score(grid, config.score_share)
             results.append((score, to_image_size(grid, image.shape)))
         return results

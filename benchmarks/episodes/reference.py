@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.accuracy.methods import CONTROL, METHODS
 from metaformer.training.episodes.episodes import MAKERS, Episode, EpisodeConfig, episode
 from metaformer.training.episodes.photo_pool import PhotoPool
-from metaformer.training.episodes.real_anomalies import novelty_tasks
+from metaformer.training.episodes.real_anomalies import real_anomaly_tasks
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def task_sets(pool: PhotoPool, count: int, seed: int) -> Iterator[tuple[str, Ite
         yield kind, (episode(pool, config, seed, index) for index in range(count))
     config = EpisodeConfig(resolution=224, shots=(4,), queries=(8, 8))
     for kind in ("novel_region", "novel_image"):
-        tasks = novelty_tasks(pool, config, seed, 2 * count)
+        tasks = real_anomaly_tasks(pool, config, seed, 2 * count)
         yield kind, (task for task in tasks if task.kind == kind)
 
 

@@ -63,7 +63,7 @@ def _read_rgba(path: Path) -> NDArray[np.uint8]:
 def held_out_garments(photos: Path, *, seed: int) -> dict[str, list[Pair]]:
     """Keyed garments that training held out: as taken, and pasted onto held-out photos.
 
-    Their masks come from colour keying, not from people. ``seed`` is that of the training run,
+    Their masks come from chroma key, not from people. ``seed`` is that of the training run,
     which decides what was held out.
     """
     bank = load_bank(

@@ -90,7 +90,7 @@ def measure_stages(detector: Detector, paths: list[Path]) -> dict[str, float]:
         target = Path(folder, "map.png")
         for path in paths:
             with timed("decode"):
-                pixels = read_image(path, white_level=detector.made["white_level"])
+                pixels = read_image(path, white_level=detector.provenance["white_level"])
             with timed("predict"):
                 prediction = detector.predict_pixels(pixels, str(path))
             with timed("write_map"):

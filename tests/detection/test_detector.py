@@ -192,7 +192,7 @@ def test_a_16_bit_support_sets_the_white_level(tmp_path):
         boards.write_png(twelve / f"{seed}.png", np.rint(grey * (4095 / 255)).astype(np.uint16))
     plain = boards.universal().adapt(eight)
     deep = boards.universal().adapt(twelve)
-    assert deep.made["white_level"] == 4095
+    assert deep.provenance["white_level"] == 4095
     bad = boards.defective(9)[:, :, 1]
     expected = plain.predict(boards.write_png(tmp_path / "bad8.png", bad))
     found = deep.predict(
@@ -255,7 +255,7 @@ def test_an_odd_support_image_is_named(tmp_path):
         detector = boards.universal().adapt(folder)
     assert Path(caught[0].filename) == Path(__file__)  # points at the caller's line
     assert "000.png" not in str(caught[0].message)
-    assert [s["is_odd"] for s in detector.made["support_scores"]] == [False] * 5 + [True]
+    assert [s["is_odd"] for s in detector.provenance["support_scores"]] == [False] * 5 + [True]
 
 
 def test_a_uniform_support_raises_no_warning():
@@ -317,7 +317,7 @@ def test_sources_without_a_name_are_numbered():
     buffer = io.BytesIO()
     Image.fromarray(boards.good(1)).save(buffer, "PNG")
     detector = boards.universal().adapt([boards.good(0), buffer.getvalue()])
-    assert [image["name"] for image in detector.made["support"]] == ["image 0", "image 1"]
+    assert [image["name"] for image in detector.provenance["support"]] == ["image 0", "image 1"]
 
 
 # Saving and loading

@@ -49,7 +49,7 @@ def assert_same(first: Detector, second: Detector) -> None:
         assert torch.equal(kept, memory(second)[name])
     assert first.calibration == second.calibration
     for name in ("support", "support_scores", "seed", "white_level", "preset"):
-        assert first.made[name] == second.made[name]
+        assert first.provenance[name] == second.provenance[name]
     for seed in (100, 101):
         for pixels in (boards.good(seed), boards.defective(seed)):
             assert first.predict(pixels).raw_score == second.predict(pixels).raw_score
@@ -67,7 +67,7 @@ def test_extending_is_adapting_to_all_at_once(first, aligned, tmp_path):
     universal.adapt(names[:first], seed=3).save(tmp_path / "d.metaformer")
     extended = Detector.load(tmp_path / "d.metaformer").extended_with(names[first:])
     assert_same(extended, universal.adapt(names, seed=3))
-    assert [a["calibration"] for a in extended.made["additions"]] == ["recomputed"]
+    assert [a["calibration"] for a in extended.provenance["additions"]] == ["recomputed"]
 
 
 def test_images_of_other_sizes_are_added_exactly(tmp_path):
@@ -86,7 +86,7 @@ def test_extending_past_the_cap_is_adapting_at_once_too():
     whole = universal.adapt(GOOD[:6])
     assert not extended.adapted.is_whole
     assert len(memory(extended)["bank.8"]) == 400
-    assert extended.made["additions"][0]["calibration"] == "recomputed"
+    assert extended.provenance["additions"][0]["calibration"] == "recomputed"
     assert_same(extended, whole)
 
 
@@ -106,14 +106,14 @@ def test_one_by_one_is_all_at_once():
     for image in GOOD[1:4]:
         detector = detector.extended_with([image])
     assert detector.calibration == boards.universal().adapt(GOOD[:4]).calibration
-    assert [a["first"] for a in detector.made["additions"]] == [1, 2, 3]
+    assert [a["first"] for a in detector.provenance["additions"]] == [1, 2, 3]
 
 
 def test_the_detector_extended_is_not_changed():
     detector = boards.detector()
-    before = json.dumps(detector.made), detector.calibration
+    before = json.dumps(detector.provenance), detector.calibration
     detector.extended_with(GOOD[5:])
-    assert (json.dumps(detector.made), detector.calibration) == before
+    assert (json.dumps(detector.provenance), detector.calibration) == before
 
 
 # With a memory that was cut
@@ -128,7 +128,7 @@ def test_the_cap_is_kept_and_the_draw_is_the_same_each_time():
     old = {row.numpy().tobytes() for row in memory(detector)["bank.8"]}
     kept = sum(row.numpy().tobytes() in old for row in memory(first)["bank.8"])
     assert 45 <= kept <= 105  # three images of eight: 75 of 200
-    assert first.made["additions"][0]["calibration"] == "estimated"
+    assert first.provenance["additions"][0]["calibration"] == "estimated"
 
 
 def test_aligned_support_images_stay_within_the_cap():
@@ -137,11 +137,11 @@ def test_aligned_support_images_stay_within_the_cap():
     extended = detector.extended_with(GOOD[3:])
     assert len(extended.adapted.support) == 2
     assert not extended.adapted.is_whole
-    assert extended.made["additions"][0]["calibration"] == "estimated"
+    assert extended.provenance["additions"][0]["calibration"] == "estimated"
 
 
 def support_scores(detector: Detector) -> list[float]:
-    return [score["raw_score"] for score in detector.made["support_scores"]]
+    return [score["raw_score"] for score in detector.provenance["support_scores"]]
 
 
 def test_earlier_scores_are_lowered_alike_and_new_ones_are_out_of_sample():
@@ -183,7 +183,7 @@ def without_images(detector: Detector) -> Detector:
         adapted.frame,
         adapted.correction,
     )
-    return Detector(detector.model, alone, detector.calibration, detector.made)
+    return Detector(detector.model, alone, detector.calibration, detector.provenance)
 
 
 def test_a_whole_bank_without_its_images_is_extended_by_estimate(tmp_path):
@@ -191,7 +191,7 @@ def test_a_whole_bank_without_its_images_is_extended_by_estimate(tmp_path):
     detector = Detector.load(tmp_path / "d")
     assert detector.predict(GOOD[7]).raw_score == boards.detector().predict(GOOD[7]).raw_score
     extended = detector.extended_with(GOOD[3:])
-    assert extended.made["additions"][0]["calibration"] == "estimated"
+    assert extended.provenance["additions"][0]["calibration"] == "estimated"
     # The bank has room, so it is whole: only the earlier images' scores are estimates.
     whole = boards.detector().extended_with(GOOD[3:])
     for name, rows in whole.adapted.bank.rows.items():
@@ -207,7 +207,7 @@ def test_one_image_of_a_cut_memory_needs_two_more(tmp_path):
         detector.extended_with(GOOD[1:2])
     extended = detector.extended_with(GOOD[1:4])
     assert extended.calibration.rule == "tail" and len(extended.calibration.normal_scores) == 3
-    assert [score["index"] for score in extended.made["support_scores"]] == [1, 2, 3]
+    assert [score["index"] for score in extended.provenance["support_scores"]] == [1, 2, 3]
     more = extended.extended_with(GOOD[4:6])
     assert len(more.calibration.normal_scores) == 5
 
@@ -222,7 +222,7 @@ def test_the_pixel_preset_keeps_its_weights_and_takes_in_features(tmp_path):
     kept, earlier = (d.adapted.known.memory[4] for d in (extended, detector))
     assert len(kept) == 1000 and not torch.equal(kept, earlier)
     assert len(extended.calibration.normal_scores) == 4
-    assert extended.made["additions"][0]["calibration"] == "estimated"
+    assert extended.provenance["additions"][0]["calibration"] == "estimated"
     extended.save(tmp_path / "e")
     again = Detector.load(tmp_path / "e")
     assert again.predict(GOOD[5]).raw_score == extended.predict(GOOD[5]).raw_score
@@ -238,14 +238,16 @@ def test_additions_are_recorded_and_duplicates_left_out(tmp_path):
     with pytest.warns(DuplicateSupportWarning, match=told):
         copy = boards.write_png(tmp_path / "copy.png", GOOD[3])
         extended = detector.extended_with([paths[2], paths[3], copy, paths[4]])
-    assert [image["name"] for image in extended.made["support"]] == [
+    assert [image["name"] for image in extended.provenance["support"]] == [
         "part 0.png", "part 1.png", "part 2.png", "part 3.png", "part 4.png",
     ]  # fmt: skip
-    assert extended.made["support"][4]["sha256"] == hashlib.sha256(GOOD[4].tobytes()).hexdigest()
-    (addition,) = extended.made["additions"]
+    assert (
+        extended.provenance["support"][4]["sha256"] == hashlib.sha256(GOOD[4].tobytes()).hexdigest()
+    )
+    (addition,) = extended.provenance["additions"]
     assert (addition["first"], addition["count"], addition["seed"]) == (3, 2, 5)
-    assert addition["made"] >= detector.made["made"] and "torch" in addition["versions"]
-    assert len(extended.made["support_scores"]) == 5
+    assert addition["made"] >= detector.provenance["made"] and "torch" in addition["versions"]
+    assert len(extended.provenance["support_scores"]) == 5
 
     extended.save(tmp_path / "d")
     with warnings.catch_warnings():
@@ -306,7 +308,7 @@ def test_the_command_extends(tmp_path):
     in_place = boards.write_good(tmp_path / "yet more", 1, seed=9)
     printed = run("adapt", "--add", new, in_place, "-o", new, "--json", "--false-alarm-rate", "0.2")
     assert json.loads(printed.stdout)["calibration"]["false_alarm_rate"] == 0.2
-    assert len(Detector.load(new).made["additions"]) == 2
+    assert len(Detector.load(new).provenance["additions"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_a_batch_is_a_support_and_so_is_one_image(detector):
     for support in (images, batch):
         assert boards.universal().adapt(support).predict(boards.defective(0)).raw_score == usual
     for single in (images[0], batch[0]):
-        assert len(boards.universal().adapt(single).made["support"]) == 1
+        assert len(boards.universal().adapt(single).provenance["support"]) == 1
 
 
 # Adapting to what predict takes
@@ -99,9 +99,11 @@ def test_an_archive_a_list_and_a_file_are_supports(folder, detector):
         Sources((str(folder.parent),), recursive=True),
     ):
         made = boards.universal().adapt(images)
-        assert [image["name"] for image in made.made["support"]] == [path.name for path in paths]
+        assert [image["name"] for image in made.provenance["support"]] == [
+            path.name for path in paths
+        ]
         assert made.predict(boards.defective(0)).raw_score == usual
-    assert len(boards.universal().adapt(paths[0]).made["support"]) == 1
+    assert len(boards.universal().adapt(paths[0]).provenance["support"]) == 1
 
 
 def test_what_cannot_be_read_in_an_archive_is_named(folder):

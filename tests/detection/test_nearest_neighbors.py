@@ -9,12 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metaformer.detection.nearest_neighbors import (
-    CHUNK,
+    BANK_CHUNK,
+    QUERY_CHUNK,
+    NeighborSearch,
     aligned_distance,
     as_columns,
     fit_grid,
     merge_samples,
     nearest_distance,
+    spread_out,
 )
 
 seeds = st.integers(0, 10**6)
@@ -60,13 +63,49 @@ def test_euclidean_distance_is_that_of_the_nearest(queries, bank, seed):
 
 def test_distances_in_chunks_are_the_same():
     """Of the queries and of the bank, the last chunk of each smaller than the others."""
-    q, m = rows(CHUNK + 3, 16, 0), rows(2 * CHUNK + 5, 16, 1)
+    q, m = rows(QUERY_CHUNK + 3, 16, 0), rows(2 * BANK_CHUNK + 5, 16, 1)
     torch.testing.assert_close(
         euclidean(q, m), torch.cdist(q, m).min(dim=1).values, atol=1e-3, rtol=1e-4
     )
     q, m = F.normalize(q, dim=1), F.normalize(m, dim=1)
     whole = (1 - (q @ m.T).max(dim=1).values).clamp_min(0)
     torch.testing.assert_close(cosine(q, m), whole, atol=1e-6, rtol=0)
+
+
+@given(st.integers(1, 40), seeds)
+def test_all_that_a_query_has_outside_of_the_banks_directions_counts(queries, seed):
+    """A bank in 3 of 7 dimensions: in as many directions, distances are exact."""
+    plane = torch.linalg.qr(rows(7, 3, seed)).Q  # (7, 3)
+    bank = rows(50, 3, seed + 1) @ plane.T
+    q = rows(queries, 7, seed + 2)
+    found = NeighborSearch(bank, euclidean=True, directions=3)(q)
+    torch.testing.assert_close(found, euclidean(q, bank), atol=2e-3, rtol=1e-3)
+
+
+def test_fewer_directions_shorten_distances_by_no_more_than_the_bank_has_outside():
+    bank, q = rows(300, 12, 0) * torch.linspace(3, 0.1, 12), rows(40, 12, 1)
+    search = NeighborSearch(bank, euclidean=True, directions=8)
+    centred = bank - search.centre
+    left = centred - centred @ search.basis @ search.basis.T
+    exact, found = euclidean(q, bank), search(q)
+    assert search.columns.shape == (9, 300)
+    assert ((exact - found).abs() <= left.norm(dim=1).max() + 1e-3).all()
+    assert float((exact - found).abs().max()) > 1e-4  # not the same thing
+
+
+@settings(deadline=None)
+@given(st.integers(1, 20), seeds)
+def test_a_spread_out_sample_has_its_first_rows_no_row_twice_and_no_gaps(first, seed):
+    cloud = rows(200, 3, seed)
+    drawn = torch.randperm(200, generator=torch.Generator().manual_seed(seed))
+    chosen = spread_out(cloud, drawn[:first], first + 30)
+    assert chosen[:first].equal(drawn[:first])
+    assert len(set(chosen.tolist())) == first + 30
+    by_chance = drawn[: first + 30]
+    farthest = [
+        float(torch.cdist(cloud, cloud[kept]).amin(1).max()) for kept in (chosen, by_chance)
+    ]
+    assert farthest[0] <= farthest[1] + 1e-3
 
 
 @given(st.integers(0, 3), st.integers(1, 3), st.booleans(), st.integers(0, 1000))

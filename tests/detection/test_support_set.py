@@ -142,7 +142,7 @@ def test_adapting_counts_each_photo_once(copy):
     for i in range(3):
         assert f"image {2 * i + 1} (a copy of image {2 * i})" in str(warning.message)
     assert warning.filename == __file__  # points at the caller's line
-    assert len(detector.made["support"]) == len(detector.made["support_scores"]) == 3
+    assert len(detector.provenance["support"]) == len(detector.provenance["support_scores"]) == 3
     assert detector.calibration == expected.calibration
     assert detector.guarantee == expected.guarantee
     bad = boards.defective(50)
@@ -167,7 +167,7 @@ def test_a_photo_and_its_copies_are_a_support_of_one():
     expected = boards.universal().adapt([image])
     with pytest.warns(DuplicateSupportWarning):
         detector = boards.universal().adapt([image, as_jpeg(image, 80), image])
-    assert detector.made["support_scores"] == []
+    assert detector.provenance["support_scores"] == []
     assert detector.calibration.rule == expected.calibration.rule == "views"
     assert detector.calibration == expected.calibration
 
@@ -179,8 +179,8 @@ def test_extending_counts_each_photo_once(copy):
     expected = detector.extended_with(images[3:])
     with pytest.warns(DuplicateSupportWarning, match=r"\(a copy of image 1\)"):
         extended = detector.extended_with([copy(images[1]), *with_copies(images[3:], copy)])
-    assert len(extended.made["support"]) == 5
-    assert extended.made["additions"][0]["count"] == 2
+    assert len(extended.provenance["support"]) == 5
+    assert extended.provenance["additions"][0]["count"] == 2
     assert extended.calibration == expected.calibration
     assert extended.guarantee == expected.guarantee
 
@@ -199,8 +199,8 @@ def test_different_photos_of_a_good_part_are_all_kept():
         warnings.simplefilter("error", DuplicateSupportWarning)
         detector = boards.universal().adapt(images[:9])
         extended = detector.extended_with(images[9:])
-    assert len(detector.made["support"]) == 9
-    assert len(extended.made["support"]) == len(extended.calibration.normal_scores) == 12
+    assert len(detector.provenance["support"]) == 9
+    assert len(extended.provenance["support"]) == len(extended.calibration.normal_scores) == 12
 
 
 def test_a_folder_names_the_files_left_out(tmp_path):
@@ -209,4 +209,4 @@ def test_a_folder_names_the_files_left_out(tmp_path):
     Pillow.fromarray(photos()[0]).save(tmp_path / "again.jpg", quality=90)
     with pytest.warns(DuplicateSupportWarning, match=r"again\.jpg \(a copy of 0\.png\)"):
         detector = boards.universal().adapt(tmp_path)
-    assert len(detector.made["support"]) == 2
+    assert len(detector.provenance["support"]) == 2

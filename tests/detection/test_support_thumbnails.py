@@ -35,7 +35,7 @@ def test_added_images_have_thumbnails_too():
 
 def test_a_file_of_an_earlier_version_has_none():
     detector = boards.detector(2)
-    old = Detector(detector.model, detector.adapted, detector.calibration, detector.made)
+    old = Detector(detector.model, detector.adapted, detector.calibration, detector.provenance)
     assert old.nearest_good(boards.good(0)) is None
     # Thumbnails of later images would stand beside the names of the first ones.
     assert old.extended_with([boards.good(40)]).thumbnails == ()

@@ -146,7 +146,7 @@ def test_a_threshold_is_met_exactly(detectors: dict[str, Detector], boards: list
             detector.model,
             detector.adapted,
             replace(detector.calibration, threshold=threshold),
-            detector.made,
+            detector.provenance,
         )
         run = compile_model(full_model(changed).SerializeToString(), "onnxruntime", threads=1)
         assert bool(run(image[None])["is_anomalous"][0]) is verdict
@@ -188,7 +188,7 @@ def test_a_model_that_differs_is_refused_and_nothing_written(
 ) -> None:
     """The detector's PyTorch side is changed under the exporter's feet."""
     detector = detectors["feature"]
-    off = Detector(detector.model, detector.adapted, detector.calibration, detector.made)
+    off = Detector(detector.model, detector.adapted, detector.calibration, detector.provenance)
     off.engine = lambda images: torch_engine(detector)(images) * 1.1
     with pytest.raises(ExportRefusedError, match="differs from PyTorch"):
         export_detector(off, tmp_path / "board.onnx", check=boards)

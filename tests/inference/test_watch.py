@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaformer.inference.folder_poller import Arrivals
+from metaformer.inference.folder_poller import FolderPoller
 from metaformer.inference.scores.json_lines import JsonLines, Nowhere
 from metaformer.inference.scores.rows import OutputFolderError
 from metaformer.inference.watch import Watch
@@ -198,9 +198,9 @@ def test_a_folder_that_goes_and_comes_back(tmp_path):
 def test_looks_at_many_files_are_quick(tmp_path):
     for i in range(3000):
         (tmp_path / f"{i}.png").touch()
-    arrivals = Arrivals(tmp_path, False, lambda arrival: arrival.size == 0)
+    poller = FolderPoller(tmp_path, False, lambda version: version.size == 0)
     started = time.perf_counter()
-    assert arrivals.look() == []
+    assert poller.poll() == []
     assert time.perf_counter() - started < 1
 
 

@@ -32,7 +32,7 @@ from metaformer.io.sources.shards import (
     shard_digest,
     shards,
 )
-from metaformer.io.workers import Crew
+from metaformer.io.workers import WorkerPool
 from tests.helpers import boards
 
 
@@ -94,7 +94,7 @@ def test_a_folder_of_results_is_passed_over(tmp_path):
     for name in ["1.png", "out/maps/1.png.png"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = names(tmp_path, recursive=True, passed_over=os.path.realpath(tmp_path / "out/maps"))
+    found = names(tmp_path, recursive=True, skipped=os.path.realpath(tmp_path / "out/maps"))
     assert found == [str(tmp_path / "1.png")]
 
 
@@ -439,9 +439,9 @@ def test_work_is_done_in_order_within_the_budget(photos, images, workers):
 
     items = (Item(str(path), str(path)) for path in photos * 3)
     done = []
-    with Crew(workers) as crew:
+    with WorkerPool(workers) as pool:
         budget = int(images * 96 * 96)
-        for name in work_ahead(items, 65535, work, crew, pixel_budget=budget):
+        for name in work_ahead(items, 65535, work, pool, pixel_budget=budget):
             time.sleep(0.005)
             done.append(name)
             with lock:
@@ -455,12 +455,12 @@ def test_work_that_fails_or_is_given_up_leaves_nobody_waiting(photos):
         raise OSError("disk full")
 
     began = time.monotonic()
-    with Crew(2) as crew:
+    with WorkerPool(2) as pool:
         items = (Item(str(path), str(path)) for path in photos * 100)
         with pytest.raises(OSError, match="disk full"):
-            next(work_ahead(items, 65535, work, crew, pixel_budget=10))
+            next(work_ahead(items, 65535, work, pool, pixel_budget=10))
         items = (Item(str(path), str(path)) for path in photos * 100)
-        results = work_ahead(items, 65535, lambda item, pixels: item.name, crew, pixel_budget=10)
+        results = work_ahead(items, 65535, lambda item, pixels: item.name, pool, pixel_budget=10)
         assert next(results) == str(photos[0])
         results.close()
     assert time.monotonic() - began < 5
@@ -474,8 +474,8 @@ def test_work_before_an_error_of_the_sources_is_not_lost(photos, workers):
         raise FileNotFoundError("photos: no such folder")
 
     done: list[str] = []
-    with Crew(workers) as crew, pytest.raises(FileNotFoundError, match="no such folder"):
-        done.extend(work_ahead(items(), 65535, lambda item, pixels: item.name, crew))
+    with WorkerPool(workers) as pool, pytest.raises(FileNotFoundError, match="no such folder"):
+        done.extend(work_ahead(items(), 65535, lambda item, pixels: item.name, pool))
     assert done == [str(path) for path in photos[:4]]
 
 

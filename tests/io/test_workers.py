@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from metaformer import Metaformer
-from metaformer.io.workers import Crew, side_by_side, usual_workers
+from metaformer.io.workers import WorkerPool, ordered_map, usual_workers
 from tests.helpers import boards, trees
 
 
@@ -20,7 +20,7 @@ def test_results_come_in_the_order_of_the_items(workers):
         time.sleep(0.02 * (number % 3 == 0))
         return number * number
 
-    assert list(side_by_side(slow_when_first, range(10), workers)) == [n * n for n in range(10)]
+    assert list(ordered_map(slow_when_first, range(10), workers)) == [n * n for n in range(10)]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -32,7 +32,7 @@ def test_no_more_items_are_drawn_than_are_at_work(workers):
             drawn.append(len(drawn))
             yield len(drawn)
 
-    results = side_by_side(float, endless(), workers)
+    results = ordered_map(float, endless(), workers)
     for taken in range(1, 6):
         next(results)
         assert len(drawn) <= taken + workers - 1
@@ -41,12 +41,12 @@ def test_no_more_items_are_drawn_than_are_at_work(workers):
 
 def test_as_many_work_at_once_as_there_are_workers():
     together = threading.Barrier(3, timeout=10)
-    assert len(list(side_by_side(lambda _: together.wait(), range(3), 3))) == 3
+    assert len(list(ordered_map(lambda _: together.wait(), range(3), 3))) == 3
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_comes_at_its_turn(workers):
-    results = side_by_side(lambda number: 1 / number, [2, 1, 0, 4], workers)
+    results = ordered_map(lambda number: 1 / number, [2, 1, 0, 4], workers)
     assert [next(results), next(results)] == [0.5, 1.0]
     with pytest.raises(ZeroDivisionError):
         next(results)
@@ -60,8 +60,8 @@ def test_an_error_of_the_items_comes_after_what_was_drawn_before(workers):
 
     done: list[float] = []
     with pytest.raises(OSError, match="gone"):
-        done.extend(side_by_side(float, items(), workers))
-    results = side_by_side(float, items(), workers)
+        done.extend(ordered_map(float, items(), workers))
+    results = ordered_map(float, items(), workers)
     assert [next(results) for _ in range(3)] == [1.0, 2.0, 3.0]
     with pytest.raises(OSError, match="gone"):
         next(results)
@@ -71,10 +71,10 @@ def test_workers_share_the_threads_which_are_as_before_afterwards():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(4)
-        assert set(side_by_side(lambda _: torch.get_num_threads(), range(4), 2)) == {2}
+        assert set(ordered_map(lambda _: torch.get_num_threads(), range(4), 2)) == {2}
         assert torch.get_num_threads() == 4
-        with Crew(9) as crew:
-            assert crew.submit(torch.get_num_threads).result() == 1
+        with WorkerPool(9) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 1
         later: list[int] = []
         thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
         thread.start()
@@ -87,7 +87,7 @@ def test_workers_share_the_threads_which_are_as_before_afterwards():
 
 def test_nobody_cannot_work():
     with pytest.raises(ValueError, match="workers: found 0"):
-        list(side_by_side(float, [1], 0))
+        list(ordered_map(float, [1], 0))
 
 
 @pytest.mark.parametrize("preset", ["feature", "pixel"])

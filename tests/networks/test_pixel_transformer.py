@@ -16,7 +16,7 @@ from metaformer.networks.pixel_transformer import (
     GapTransformerConfig,
     Response,
     ResponseBias,
-    grid_places,
+    grid_positions,
 )
 
 CONFIG = GapTransformerConfig(channels=5, cues=3, fine=2, cell=4, width=8, heads=2, layers=1)
@@ -34,7 +34,7 @@ class Inputs(NamedTuple):
 
 def inputs(count: int = 2, seed: int = 0) -> Inputs:
     g = torch.Generator().manual_seed(seed)
-    places = grid_places(3, 4)
+    places = grid_positions(3, 4)
     return Inputs(
         torch.randn(count, 12, 5, generator=g),
         torch.randn(count, 12, 3, generator=g),

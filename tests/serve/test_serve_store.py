@@ -33,7 +33,7 @@ def test_detectors_are_there_again_after_a_restart(tmp_path):
     assert (
         second.get(made.id).predict(image).raw_score == boards.detector().predict(image).raw_score
     )
-    assert second.get(made.id).made["name"] == "bracket, left — ß"
+    assert second.get(made.id).provenance["name"] == "bracket, left — ß"
 
 
 def test_a_folder_has_one_server_at_a_time(tmp_path):

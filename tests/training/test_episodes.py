@@ -12,8 +12,8 @@ from metaformer.io.images import ImageError
 from metaformer.training.episodes.camera import develop, draw_rig, draw_shot
 from metaformer.training.episodes.episodes import MAKERS, Episode, EpisodeConfig, episode, prefetch
 from metaformer.training.episodes.object_sampler import outline
-from metaformer.training.episodes.photo_pool import PhotoPool, family, look, regularity
-from metaformer.training.episodes.real_anomalies import mixed_task, novelty_tasks
+from metaformer.training.episodes.photo_pool import PhotoPool, appearance, family, regularity
+from metaformer.training.episodes.real_anomalies import mixed_task, real_anomaly_tasks
 
 SMALL = EpisodeConfig(resolution=64, shots=(1, 2), queries=(3, 5))
 
@@ -123,7 +123,7 @@ def test_alike_photos_are_of_the_same_kind_and_look_alike(pool):
     pairs = [(i, j) for i, j in linked if pool.photos[i].domain == "material"]
     assert pairs
     for i, j in pairs:
-        assert np.linalg.norm(look(pool.image(i)) - look(pool.image(j))) < 1.3
+        assert np.linalg.norm(appearance(pool.image(i)) - appearance(pool.image(j))) < 1.3
 
 
 @pytest.mark.parametrize(
@@ -331,8 +331,8 @@ def test_outlines_leave_part_and_background():
 
 def test_novelty_tasks_are_balanced_and_deterministic(photos):
     pool = PhotoPool.load(photos, quiet=True)
-    tasks = list(novelty_tasks(pool, SMALL, 0, 12))
-    again = list(novelty_tasks(pool, SMALL, 0, 12))
+    tasks = list(real_anomaly_tasks(pool, SMALL, 0, 12))
+    again = list(real_anomaly_tasks(pool, SMALL, 0, 12))
     assert all(itertools.starmap(same, zip(tasks, again, strict=True)))
     assert [task.kind for task in tasks[:2]] == ["novel_region", "novel_image"]
     for task in tasks:
@@ -354,7 +354,7 @@ def test_a_share_of_the_episodes_is_novel_at_any_time(photos):
     kinds = [mixed_task(pool, SMALL, 0, i, novel_share=0.5).kind for i in range(12)]
     novel = [i for i, kind in enumerate(kinds) if kind.startswith("novel")]
     assert 0 < len(novel) < 12
-    expected = list(novelty_tasks(pool, SMALL, 0, 12))
+    expected = list(real_anomaly_tasks(pool, SMALL, 0, 12))
     for i in (novel[0], novel[-1]):
         assert same(mixed_task(pool, SMALL, 0, i, novel_share=0.5), expected[i])
     assert same(mixed_task(pool, SMALL, 0, 3, novel_share=0.0), episode(pool, SMALL, 0, 3))
@@ -366,4 +366,4 @@ def test_novelty_needs_two_kinds(tmp_path):
         write(tmp_path / "clothing" / kind / "0.jpg", garment(rng))
     pool = PhotoPool.load(tmp_path, quiet=True)
     with pytest.raises(ValueError, match="no two photos"):
-        next(novelty_tasks(pool, SMALL, 0, 1))
+        next(real_anomaly_tasks(pool, SMALL, 0, 1))

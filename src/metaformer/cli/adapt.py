@@ -106,7 +106,7 @@ def adapt(
             )
         from metaformer.detection.detector import Detector, Metaformer
         from metaformer.detection.given_images import list_support, warn_about_omissions
-        from metaformer.io.folders import PASSED_OVER
+        from metaformer.io.folders import SKIPPED
         from metaformer.io.sources.shards import Sources
 
         support, omissions = list_support(Sources(tuple(images), recursive, every))
@@ -149,15 +149,15 @@ def adapt(
         if as_json:
             typer.echo(json.dumps({"detector": str(output), **detector.info()}, indent=2))
         elif not quiet:
-            count = len(detector.made["support"])
+            count = len(detector.provenance["support"])
             typer.echo(f"{output}: adapted to {count} normal image{'s' if count > 1 else ''}.")
             if add is not None:
-                typer.echo(describe_addition(detector.made["additions"][-1]))
-            if detector.made["white_level"] is not None:
-                typer.echo(f"White of 16-bit images: {detector.made['white_level']}.")
+                typer.echo(describe_addition(detector.provenance["additions"][-1]))
+            if detector.provenance["white_level"] is not None:
+                typer.echo(f"White of 16-bit images: {detector.provenance['white_level']}.")
             typer.echo(detector.guarantee)
             ending.say(command_line("predict", output, "FOLDER"), command_line("info", output))
-        not_used = sum(omission.category != PASSED_OVER for omission in omissions)
+        not_used = sum(omission.category != SKIPPED for omission in omissions)
         if not_used:
             if not quiet:
                 tell(f"{not_used} file{'' if not_used == 1 else 's'} not used.")

@@ -247,7 +247,7 @@ def predict(
             "engine": computed_by,
             "truth": asdict(outcomes) if outcomes.describe() else None,
             "failed": result.failed,
-            "passed_over": result.passed_over,
+            "passed_over": result.skipped,
             "failures": listed,
             "predictions": predictions,
         }
@@ -258,11 +258,11 @@ def predict(
         more = result.failed - len(result.failures)
         typer.echo(f"not scored: {more} more, see {output / 'failures.csv'}", err=True)
     if not quiet:
-        for name, reason in result.passed_over_listed[:SHOWN]:
+        for name, reason in result.skipped_listed[:SHOWN]:
             typer.echo(f"note: {reason if name in reason else f'{name}: {reason}'}", err=True)
-        if result.passed_over > SHOWN:
-            more = result.passed_over - SHOWN
-            typer.echo(f"note: {more} more passed over, see {output / 'failures.csv'}", err=True)
+        if result.skipped > SHOWN:
+            more = result.skipped - SHOWN
+            typer.echo(f"note: {more} more skipped, see {output / 'failures.csv'}", err=True)
     if not quiet and not as_json:
         earlier = f" ({result.resumed} of them before)" if result.resumed else ""
         images_scored = f"{result.scored} image{'' if result.scored == 1 else 's'} scored"
@@ -317,7 +317,7 @@ def check_arguments(arguments: list[str]) -> None:
 
 def note_sub_folders(arguments: list[str]) -> None:
     """Say which folders inside those named are not looked into."""
-    from metaformer.io.folders import is_results, list_folders, why_not_into
+    from metaformer.io.folders import is_results, list_folders, why_skipped
 
     for name in arguments:
         if "://" in name or not Path(name).is_dir():
@@ -325,7 +325,7 @@ def note_sub_folders(arguments: list[str]) -> None:
         left = [
             path.name
             for path in list_folders(name)
-            if not why_not_into(path.name, str(path), name, is_results)
+            if not why_skipped(path.name, str(path), name, is_results)
         ]
         if left:
             listed = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")

@@ -58,7 +58,7 @@ from metaformer.detection.support_thumbnails import (
 )
 from metaformer.io.images import ImageError, read_image
 from metaformer.io.sources.shards import Sources
-from metaformer.io.workers import side_by_side
+from metaformer.io.workers import ordered_map
 from metaformer.networks.backbone_weights import BackboneError
 from metaformer.networks.custom_backbone import CustomBackbone
 from metaformer.networks.efficientnet import Colours
@@ -232,7 +232,7 @@ class Metaformer:
             seed=seed,
             on_step=on_step,
         )
-        made = {
+        provenance = {
             "preset": self.preset,
             "seed": seed,
             "white_level": white_level,
@@ -243,7 +243,7 @@ class Metaformer:
         record.warn()
         warn_about_odd(result.support_scores, [image["name"] for image in record.images])
         return Detector(
-            self.model, result.adapted, result.calibration, made, tuple(record.thumbnails)
+            self.model, result.adapted, result.calibration, provenance, tuple(record.thumbnails)
         )
 
     def response_map(self, image: ImageSource) -> NDArray[np.float32]:
@@ -277,13 +277,13 @@ class Detector:
         model: Preset[Any],
         adapted: Adapted[Any],
         calibration: Calibration,
-        made: dict[str, Any],
+        provenance: dict[str, Any],
         thumbnails: tuple[bytes, ...] = (),
     ) -> None:
         self.model = model
         self.adapted = adapted
         self.calibration = calibration
-        self.made = made
+        self.provenance = provenance
         self.thumbnails = thumbnails
         """Small JPEGs of the first support images, in their order; for reports alone."""
         self.engine: Callable[[Tensor], Tensor] | None = None
@@ -291,9 +291,10 @@ class Detector:
         ``metaformer.export.backends``."""
 
     def __repr__(self) -> str:
-        count = len(self.made["support"])
+        count = len(self.provenance["support"])
+        images = f"{count} normal image{'' if count == 1 else 's'}"
         return (
-            f"Detector({self.made['preset']}, {count} normal image{'' if count == 1 else 's'}, "
+            f"Detector({self.provenance['preset']}, {images}, "
             f"{self.model.config.resolution} pixels, "
             f"false-alarm rate {self.calibration.false_alarm_rate:.1%})"
         )
@@ -312,7 +313,7 @@ class Detector:
         Raises:
             ImageError: the image cannot be read.
         """
-        read = partial(read_image, image, white_level=self.made["white_level"])
+        read = partial(read_image, image, white_level=self.provenance["white_level"])
         path = str(image) if isinstance(image, (str, Path)) else None
         return replace(self.predict_pixels(read(), path), read_pixels=read)
 
@@ -390,7 +391,7 @@ class Detector:
                 return error
             return found if name is None else replace(found, path=name)
 
-        for found in side_by_side(predict, images, workers):
+        for found in ordered_map(predict, images, workers):
             if isinstance(found, Prediction):
                 yield found
             elif callable(on_error):
@@ -403,7 +404,7 @@ class Detector:
     def with_false_alarm_rate(self, rate: float) -> Detector:
         """The same detector with the threshold for another rate; nothing is computed anew."""
         calibration = self.calibration.with_false_alarm_rate(rate)
-        same = Detector(self.model, self.adapted, calibration, self.made, self.thumbnails)
+        same = Detector(self.model, self.adapted, calibration, self.provenance, self.thumbnails)
         same.engine = self.engine
         return same
 
@@ -437,8 +438,8 @@ class Detector:
         rate = self.calibration.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
         check_rate(rate)
         sources = support_sources(images)
-        white_level = choose_white_level(white_level, self.made["white_level"], sources)
-        record = SupportRecord(self.made["support"], self.thumbnails)
+        white_level = choose_white_level(white_level, self.provenance["white_level"], sources)
+        record = SupportRecord(self.provenance["support"], self.thumbnails)
         count = len(record.images)
         prepared = []
         for i, source in enumerate(sources):
@@ -455,10 +456,10 @@ class Detector:
         earlier = Earlier(
             self.adapted,
             self.calibration,
-            tuple(score["raw_score"] for score in self.made["support_scores"]),
+            tuple(score["raw_score"] for score in self.provenance["support_scores"]),
             count,
         )
-        seed = self.made["seed"]
+        seed = self.provenance["seed"]
         result, how = extend(earlier, prepared, false_alarm_rate=rate, seed=seed)
         on_step(len(sources) + 1, len(sources) + 1)
         addition = {
@@ -468,16 +469,16 @@ class Detector:
             "calibration": how,
             **when_and_with_what(),
         }
-        made = {
-            **self.made,
+        provenance = {
+            **self.provenance,
             "white_level": white_level,
             "support": record.images,
             "support_scores": [asdict(score) for score in result.support_scores],
-            "additions": [*self.made.get("additions", []), addition],
+            "additions": [*self.provenance.get("additions", []), addition],
         }
         warn_about_odd(result.support_scores, [image["name"] for image in record.images])
         return Detector(
-            self.model, result.adapted, result.calibration, made, tuple(record.thumbnails)
+            self.model, result.adapted, result.calibration, provenance, tuple(record.thumbnails)
         )
 
     def nearest_good(self, pixels: NDArray[np.uint8]) -> GoodExample | None:
@@ -485,19 +486,19 @@ class Detector:
 
         None if the detector holds no thumbnails, as files of earlier versions do.
         """
-        names = [support["name"] for support in self.made["support"]]
+        names = [support["name"] for support in self.provenance["support"]]
         return nearest(self.thumbnails[: len(names)], names, pixels)
 
     @property
     def guarantee(self) -> str:
         """What the threshold promises, for people; how it was extended is taken into account."""
-        return guarantee_of(self.calibration, self.made.get("additions", []))
+        return guarantee_of(self.calibration, self.provenance.get("additions", []))
 
     def info(self) -> dict[str, Any]:
         """How the detector was made and what its threshold promises, ready for JSON."""
         _, settings = self.adapted.state()
         return {
-            **self.made,
+            **self.provenance,
             "settings": settings,
             "calibration": self.calibration.to_dict(),
             "guarantee": self.guarantee,
@@ -513,7 +514,7 @@ class Detector:
         """
         tensors, settings = self.adapted.state()
         header = {
-            "made": self.made,
+            "made": self.provenance,
             "settings": settings,
             "calibration": self.calibration.to_dict(),
         }
@@ -548,9 +549,9 @@ class Detector:
         file = None if backbone_weights is None else Path(backbone_weights)
         try:
             thumbnails = take_from(tensors)
-            made = header["made"]
+            provenance = header["made"]
             model, adapted = restore_preset(
-                made["preset"],
+                provenance["preset"],
                 tensors,
                 header["settings"],
                 backbone_weights=file,
@@ -567,4 +568,4 @@ class Detector:
                 f"{path}: a detector file with something missing or wrong inside ({error!r}). It "
                 f"is damaged, or was changed by hand; adapt again."
             ) from error
-        return cls(model, adapted, calibration, made, thumbnails)
+        return cls(model, adapted, calibration, provenance, thumbnails)

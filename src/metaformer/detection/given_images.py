@@ -20,7 +20,7 @@ from metaformer.io.folders import (
     NO_PERMISSION,
     NOT_A_FILE,
     NOT_READ,
-    PASSED_OVER,
+    SKIPPED,
     Omission,
     describe_omissions,
     walk,
@@ -30,7 +30,7 @@ from metaformer.io.sources.items import NamedBytes, items_of
 from metaformer.io.sources.shards import Sources
 from metaformer.io.tensors import TensorLike
 
-OMITTED = frozenset({PASSED_OVER, NOT_READ, NOT_A_FILE, NO_PERMISSION})
+OMITTED = frozenset({SKIPPED, NOT_READ, NOT_A_FILE, NO_PERMISSION})
 """Categories of what was found and is not used; an image that cannot be read ends adapting."""
 
 ImageSource = Source
@@ -160,8 +160,8 @@ def named_sources(
     count = 0
     for item in items_of(images):
         content = item.content
-        if isinstance(content, ImageError) and content.category == PASSED_OVER:
-            warnings.warn(f"passed over: {content}", PassedOverWarning, stacklevel=3)
+        if isinstance(content, ImageError) and content.category == SKIPPED:
+            warnings.warn(f"skipped: {content}", PassedOverWarning, stacklevel=3)
             continue
         count += 1
         yield item.name, NamedBytes(content, item.name) if isinstance(content, bytes) else content

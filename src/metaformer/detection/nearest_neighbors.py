@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.jit._trace import is_tracing
 
-CHUNK = 1024
+QUERY_CHUNK, BANK_CHUNK = 256, 1024
 """Queries and bank entries compared at once. The products then stay in the processor's cache: a
 third of the time of comparing with all of a large bank at once."""
 
@@ -29,19 +29,85 @@ def nearest_distance(queries: Tensor, columns: Tensor, *, euclidean: bool) -> Te
         euclidean: Euclidean distance; otherwise 1 - cosine.
     """
     asked = torch.cat([queries, queries.new_ones(queries.shape[0], 1)], 1) if euclidean else queries
-    if is_tracing():  # a loop over chunks would be fixed to the traced size
-        best = (asked @ columns).amax(dim=1)
-    else:
-        parts = columns.split(CHUNK, dim=1)
-        best = torch.cat(
-            [
-                torch.stack([(chunk @ part).amax(dim=1) for part in parts]).amax(dim=0)
-                for chunk in asked.split(CHUNK)
-            ]
-        )
+    # A loop over chunks of queries would be fixed to the traced size.
+    chunks = [asked] if is_tracing() else [*asked.split(QUERY_CHUNK)]
+    parts = columns.split(BANK_CHUNK, dim=1)
+    best = torch.cat(
+        [torch.stack([(chunk @ part).amax(1) for part in parts]).amax(0) for chunk in chunks]
+    )
     if not euclidean:
         return (1 - best).clamp_min(0)
     return (queries.square().sum(1) - 2 * best).clamp_min(0).sqrt()
+
+
+class NeighborSearch(nn.Module):
+    """(Q, C) queries -> (Q,) distance of each to its nearest neighbour in a bank.
+
+    Args:
+        bank: (N, C); of unit length for the cosine distance.
+        euclidean: Euclidean distance; otherwise 1 - cosine.
+        directions: Euclidean distances are measured in so many principal directions of the bank,
+            and what a query has outside of them is added in full:
+            |q - m|^2 = |P (q - m)|^2 + |q - P q|^2, up to what bank entries have outside. Half as
+            many directions take half the time. 0 measures in all. Ours.
+    """
+
+    columns: Tensor
+    centre: Tensor
+    basis: Tensor
+
+    def __init__(self, bank: Tensor, *, euclidean: bool, directions: int = 0) -> None:
+        super().__init__()
+        self.euclidean = euclidean
+        self.is_projected = euclidean and 0 < directions < bank.shape[1]
+        if self.is_projected:
+            centre, basis = principal_directions(bank, directions)
+            self.register_buffer("centre", centre)
+            self.register_buffer("basis", basis)
+            bank = (bank - centre) @ basis
+        self.register_buffer("columns", as_columns(bank, euclidean=euclidean))
+
+    def forward(self, queries: Tensor) -> Tensor:
+        if not self.is_projected:
+            return nearest_distance(queries, self.columns, euclidean=self.euclidean)
+        centred = queries - self.centre
+        inside = centred @ self.basis  # (Q, directions)
+        outside = (centred.square().sum(1) - inside.square().sum(1)).clamp_min(0)
+        return (nearest_distance(inside, self.columns, euclidean=True).square() + outside).sqrt()
+
+
+def principal_directions(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Mean (C,) of rows (N, C) and the directions (C, count) in which they vary most."""
+    centre = rows.mean(0)
+    centred = rows - centre
+    _, directions = torch.linalg.eigh(centred.T @ centred / len(rows))  # in ascending order
+    return centre, directions[:, -count:].contiguous()
+
+
+SPREAD_DIRECTIONS = 16
+"""Principal directions in which a sample is spread out: as good as all, in half the time."""
+
+
+def spread_out(rows: Tensor, first: Tensor, most: int) -> Tensor:
+    """Indices of ``most`` of the rows (N, C): those of ``first``, and each further one the farthest
+    from all chosen before it.
+
+    The greedy choice of PatchCore (Roth et al. 2022), begun with a random sample, so that what is
+    common is not left to what is rare.
+    """
+    centre, basis = principal_directions(rows, min(SPREAD_DIRECTIONS, rows.shape[1]))
+    points = (rows - centre) @ basis
+    squares = points.square().sum(1)
+    nearest = nearest_distance(
+        points, as_columns(points[first], euclidean=True), euclidean=True
+    ).square()
+    chosen = [*first.tolist()]
+    while len(chosen) < most:
+        new = int(nearest.argmax())
+        chosen.append(new)
+        apart = squares - 2 * (points @ points[new]) + squares[new]
+        nearest = torch.minimum(nearest, apart)
+    return torch.tensor(chosen)
 
 
 def aligned_distance(query: Tensor, grids: Tensor, reach: int, *, euclidean: bool) -> Tensor:

@@ -16,7 +16,7 @@ from metaformer.detection.feature.config import SHIPPED
 from metaformer.detection.pixel.config import Mode
 from metaformer.detection.presets import PresetName
 from metaformer.detection.support_set import OddSupportWarning
-from metaformer.io.workers import side_by_side
+from metaformer.io.workers import ordered_map
 
 Image = NDArray[np.uint8]
 
@@ -90,4 +90,4 @@ class FittedDetector:
 
     def score(self, images: Sequence[Image]) -> list[tuple[float, NDArray[np.float32]]]:
         workers = min(self.workers, max(1, len(images)))
-        return list(side_by_side(self.detector.score_pixels, images, workers))
+        return list(ordered_map(self.detector.score_pixels, images, workers))

@@ -24,7 +24,7 @@ from metaformer.export.onnx.detector import UnsupportedExportError, map_model
 from metaformer.export.sessions import Runtime, compile_model
 from metaformer.io.images import pixels_of
 from metaformer.io.sources.shards import Files, Sources, images_in, shards
-from metaformer.io.workers import side_by_side, usual_workers
+from metaformer.io.workers import ordered_map, usual_workers
 
 EngineName = Literal["torch", "onnxruntime", "openvino"]
 ENGINES: tuple[EngineName, ...] = ("torch", "onnxruntime", "openvino")
@@ -112,7 +112,7 @@ def with_engine(detector: Detector, name: str) -> Detector:
         detector.model,
         detector.adapted,
         detector.calibration,
-        detector.made,
+        detector.provenance,
         detector.thumbnails,
     )
     same.engine = None if engine.name == "torch" else engine
@@ -158,7 +158,7 @@ def fastest_engine(detector: Detector) -> Engine:
                 break
             for engine in engines:
                 started = time.perf_counter()
-                list(side_by_side(engine, [image] * usual_workers(), engine.workers))
+                list(ordered_map(engine, [image] * usual_workers(), engine.workers))
                 seconds[engine.name].append(time.perf_counter() - started)
         engines.sort(key=lambda engine: statistics.median(seconds[engine.name]))
     _fastest[kind] = engines[0].name

@@ -85,7 +85,7 @@ def read_check_images(folder: Path, detector: Detector) -> list[Image]:
         raise ImageError(
             str(folder), "no images in this folder. Give the folder that holds them itself."
         )
-    white_level = detector.made["white_level"]
+    white_level = detector.provenance["white_level"]
     return [read_image(paths[i], white_level=white_level) for i in spread(len(paths), MOST_CHECKED)]
 
 

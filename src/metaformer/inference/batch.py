@@ -32,7 +32,7 @@ from metaformer.inference.scores.parquet_scores import ParquetScores
 from metaformer.inference.scores.rows import ScoreRow, row_digest, score_row, truth_of, with_truth
 from metaformer.io.atomic_files import write_bytes
 from metaformer.io.encoding import encode_levels
-from metaformer.io.folders import PASSED_OVER, UNREADABLE, Omission
+from metaformer.io.folders import SKIPPED, UNREADABLE, Omission
 from metaformer.io.images import ImageError
 from metaformer.io.sources.naming import (
     UNKNOWN,
@@ -45,7 +45,7 @@ from metaformer.io.sources.naming import (
 from metaformer.io.sources.prefetch import work_ahead
 from metaformer.io.sources.readers import Item, read_shard
 from metaformer.io.sources.shards import Sources, common_root, container_of, count_images, shards
-from metaformer.io.workers import Crew, usual_workers
+from metaformer.io.workers import WorkerPool, usual_workers
 
 REPORT_LINES = 2000
 """Most images that the report lists, the highest scores; the scores themselves have them all."""
@@ -69,9 +69,9 @@ class BatchResult:
     interrupted: bool
     failed: int = 0
     """How many those are."""
-    passed_over: int = 0
+    skipped: int = 0
     """Folders and files passed over on purpose: results, recycle bins, masks; no failures."""
-    passed_over_listed: tuple[tuple[str, str], ...] = ()
+    skipped_listed: tuple[tuple[str, str], ...] = ()
     """(name, reason) of the first thousand of them."""
     outcomes: Outcomes = field(default_factory=Outcomes)
     """Verdicts on images whose truth is known, those of earlier runs included."""
@@ -121,7 +121,7 @@ def score_images(
         workers = usual_workers() if detector.engine is None else 1
     sources = images if isinstance(images, Sources) else Sources(tuple(map(str, images)))
     total = count_images(sources)
-    crew = Crew(min(workers, total or workers))
+    pool = WorkerPool(min(workers, total or workers))
     root = common_root(sources)
     scores = CsvScores(output) if scores_format == "csv" else ParquetScores(output)
     with claim_folder(
@@ -132,7 +132,7 @@ def score_images(
         lambda row: rejudged(row, detector.calibration),
     ):
         run = _Run(detector, sources, output, root, scores, write_maps, write_report, truth)
-        return run.score(crew, total, on_image, on_step)
+        return run.score(pool, total, on_image, on_step)
 
 
 class _Run:
@@ -179,16 +179,16 @@ class _Run:
 
     def score(
         self,
-        crew: Crew,
+        pool: WorkerPool,
         total: int | None,
         on_image: Callable[[str, Prediction | str], None],
         on_step: Callable[[int, int | None], None],
     ) -> BatchResult:
         interrupted = False
-        with self.scores, Failures(self.output) as failures, crew:
+        with self.scores, Failures(self.output) as failures, pool:
             try:
-                white_level = self.detector.made["white_level"]
-                with closing(work_ahead(self._items(), white_level, self._work, crew)) as stream:
+                white_level = self.detector.provenance["white_level"]
+                with closing(work_ahead(self._items(), white_level, self._work, pool)) as stream:
                     for outcome in stream:
                         name = outcome[0]
                         noted = self._note(failures, *outcome)
@@ -212,8 +212,8 @@ class _Run:
             tuple(failures.listed),
             interrupted,
             failures.count,
-            failures.passed_over,
-            tuple(failures.listed_passed_over),
+            failures.skipped,
+            tuple(failures.listed_skipped),
             self.outcomes,
         )
 
@@ -253,7 +253,7 @@ class _Run:
         if isinstance(pixels, ImageError) or outcome is None:
             category = pixels.category if isinstance(pixels, ImageError) else UNREADABLE
             failures.add(Omission(name, str(pixels), category))
-            if category != PASSED_OVER:
+            if category != SKIPPED:
                 self.report.add_failure(name, str(pixels))
             return str(pixels)
         prediction, line = outcome

@@ -66,7 +66,7 @@ def run_demo(
                 settings["wall covering"] = "one detector made from one clean photo"
                 settings["false-alarm rate asked"] = f"{detector.calibration.false_alarm_rate:.1%}"
                 settings["what the thresholds promise"] = detector.calibration.guarantee
-                settings["versions"] = detector.made["versions"]
+                settings["versions"] = detector.provenance["versions"]
             pixels = read_image(image)
             prediction = detector.predict_pixels(pixels, image.name)
             truth = truth_of(image)

@@ -16,7 +16,7 @@ from metaformer.io.sources.naming import version_digest
 
 
 @dataclass(frozen=True)
-class Arrival:
+class FileVersion:
     """One version of a file."""
 
     path: str
@@ -33,7 +33,7 @@ class Arrival:
         return version_digest(self.name, self.size, self.mtime_ns)
 
 
-class Arrivals:
+class FolderPoller:
     """New images in ``folder``, told by their endings, and what of it is not scored.
 
     Args:
@@ -41,15 +41,17 @@ class Arrivals:
         is_known: versions of files that need not be told again.
     """
 
-    def __init__(self, folder: Path, recursive: bool, is_known: Callable[[Arrival], bool]) -> None:
+    def __init__(
+        self, folder: Path, recursive: bool, is_known: Callable[[FileVersion], bool]
+    ) -> None:
         self.folder = folder
         self.recursive = recursive
-        self.growing = 0
+        self.unsettled = 0
         """Images at the last look that were new, or not as at the look before."""
         self._is_known = is_known
-        self._seen: set[Arrival] = set()
+        self._previous: set[FileVersion] = set()
 
-    def look(self) -> list[Arrival]:
+    def poll(self) -> list[FileVersion]:
         """What is not known and is as it was at the last look; the oldest first.
 
         Raises:
@@ -57,20 +59,20 @@ class Arrivals:
         """
         check_folder(self.folder)
         there = [a for a in self._found() if not self._is_known(a)]
-        settled = [arrival for arrival in there if arrival in self._seen]
-        self.growing = len(there) - len(settled)
-        self._seen = set(there)
-        return sorted(settled, key=lambda arrival: (arrival.mtime_ns, natural_key(arrival.name)))
+        settled = [version for version in there if version in self._previous]
+        self.unsettled = len(there) - len(settled)
+        self._previous = set(there)
+        return sorted(settled, key=lambda version: (version.mtime_ns, natural_key(version.name)))
 
-    def _found(self) -> Iterator[Arrival]:
+    def _found(self) -> Iterator[FileVersion]:
         """The images there, and what is omitted, told from the folder watched."""
         for found in walk(self.folder, recursive=self.recursive, follow_links=False):
             path = found if isinstance(found, str) else found.path
             name = os.path.relpath(path, self.folder).replace(os.sep, "/")
             if isinstance(found, str):
-                arrival = as_it_is(path, name)
-                if arrival is not None:
-                    yield arrival
+                version = current_version(path, name)
+                if version is not None:
+                    yield version
             else:
                 try:
                     status = os.stat(path)  # noqa: PTH116
@@ -78,11 +80,11 @@ class Arrivals:
                     continue
                 # What is in a folder may change, the reason stays.
                 is_file = stat.S_ISREG(status.st_mode)
-                version = (status.st_size, status.st_mtime_ns) if is_file else (0, 0)
-                yield Arrival(path, name, *version, found)
+                size, time = (status.st_size, status.st_mtime_ns) if is_file else (0, 0)
+                yield FileVersion(path, name, size, time, found)
 
 
-def as_it_is(path: str, name: str) -> Arrival | None:
+def current_version(path: str, name: str) -> FileVersion | None:
     """The file's present version; None if there is no such file."""
     try:
         status = os.stat(path)  # noqa: PTH116, and what scandir knows may be stale
@@ -90,4 +92,4 @@ def as_it_is(path: str, name: str) -> Arrival | None:
         return None
     if not stat.S_ISREG(status.st_mode):
         return None
-    return Arrival(path, name, status.st_size, status.st_mtime_ns)
+    return FileVersion(path, name, status.st_size, status.st_mtime_ns)

@@ -270,6 +270,6 @@ def summarise(
         tuple(failures.listed),
         interrupted,
         failures.count,
-        failures.passed_over,
-        tuple(failures.listed_passed_over),
+        failures.skipped,
+        tuple(failures.listed_skipped),
     )

@@ -73,7 +73,7 @@ def score_shard(job: Job, detector_content: bytes, shard: Shard, done: frozenset
     versions: dict[str, Version] = {}
     items = read_shard(shard, is_wanted)
     truth = FolderTruth()
-    with closing(read_ahead(items, detector.made["white_level"])) as stream:
+    with closing(read_ahead(items, detector.provenance["white_level"])) as stream:
         for item, pixels in stream:
             if isinstance(pixels, ImageError):
                 failures.append(Omission(item.name, str(pixels), pixels.category))

@@ -105,7 +105,7 @@ def earlier_pictures(
             row = left.pop(item.name, None)
             if row is None:
                 continue
-            pixels = decode_item(fetch(item), detector.made["white_level"])
+            pixels = decode_item(fetch(item), detector.provenance["white_level"])
             if not isinstance(pixels, ImageError):
                 yield pixels, _prediction(row, pixels, output, detector)
         if not left:

@@ -24,10 +24,10 @@ from typing import Any
 
 from metaformer.detection.detector import Detector
 from metaformer.inference.drift import DriftTest
-from metaformer.inference.folder_poller import Arrival, Arrivals, as_it_is
+from metaformer.inference.folder_poller import FileVersion, FolderPoller, current_version
 from metaformer.inference.scores.json_lines import Record
 from metaformer.inference.webhook import Webhook
-from metaformer.io.folders import PASSED_OVER, Omission
+from metaformer.io.folders import SKIPPED, Omission
 from metaformer.io.images import ImageError, read_image
 from metaformer.io.sources.naming import version_digest
 
@@ -92,8 +92,8 @@ class Watch:
         self._record, self._webhook = record, webhook
         self._test = None if drift_rate is None else DriftTest(drift_rate)
         self._known: set[bytes] = set()  # about 80 bytes an image
-        self._unreadable_since: dict[Arrival, float] = {}
-        self._arrivals = Arrivals(folder, recursive, lambda a: a.digest in self._known)
+        self._unreadable_since: dict[FileVersion, float] = {}
+        self._poller = FolderPoller(folder, recursive, lambda a: a.digest in self._known)
         self._on_entry, self._tell = on_entry, tell
 
     def run(self, stop: threading.Event, *, once: bool = False) -> Watched:
@@ -112,9 +112,9 @@ class Watch:
             is_first, is_listed = True, True
             while not stop.is_set():
                 began = time.monotonic()
-                arrivals = []
+                settled = []
                 try:
-                    arrivals = self._arrivals.look()
+                    settled = self._poller.poll()
                     if not is_listed:
                         self._tell(f"{self.folder}: there again.")
                     is_listed = True
@@ -125,14 +125,14 @@ class Watch:
                         self._tell(f"{error} Trying again.")
                     is_listed = False
                 is_first = False
-                there = self._unreadable_since.keys() & set(arrivals)
+                there = self._unreadable_since.keys() & set(settled)
                 self._unreadable_since = {a: self._unreadable_since[a] for a in there}
                 pause = max(self.poll, (time.monotonic() - began) / LOOKING_SHARE)
-                unfinished = self._arrivals.growing
-                for arrival in arrivals:
+                unfinished = self._poller.unsettled
+                for version in settled:
                     if stop.is_set():
                         break
-                    unfinished += not self._score(arrival)
+                    unfinished += not self._score(version)
                 if once and not unfinished and not stop.is_set():
                     return self.result
                 stop.wait(pause)
@@ -159,46 +159,46 @@ class Watch:
         if self._test is not None and detector not in (None, fingerprint(self.detector)):
             self._test.restart()
 
-    def _score(self, arrival: Arrival) -> bool:
+    def _score(self, version: FileVersion) -> bool:
         """Score one settled file; False if it is left for another look."""
-        if arrival.omission is not None:
-            self._omit(arrival, arrival.omission)
+        if version.omission is not None:
+            self._omit(version, version.omission)
             return True
         try:
-            pixels = read_image(arrival.path, white_level=self.detector.made["white_level"])
+            pixels = read_image(version.path, white_level=self.detector.provenance["white_level"])
         except ImageError as error:
-            if as_it_is(arrival.path, arrival.name) != arrival:
+            if current_version(version.path, version.name) != version:
                 return False  # gone, or still being written
-            since = self._unreadable_since.setdefault(arrival, time.monotonic())
+            since = self._unreadable_since.setdefault(version, time.monotonic())
             if time.monotonic() - since < self.grace:
                 return False
             self.result.unreadable += 1
-            self._finish(arrival, {"event": "unreadable", "reason": error.reason})
+            self._finish(version, {"event": "unreadable", "reason": error.reason})
             return True
-        if as_it_is(arrival.path, arrival.name) != arrival:
+        if current_version(version.path, version.name) != version:
             return False  # what was read may be half of one version and half of another
-        prediction = self.detector.predict_pixels(pixels, arrival.name)
+        prediction = self.detector.predict_pixels(pixels, version.name)
         self.result.scored += 1
         self.result.anomalous += prediction.is_anomalous
         kind = self.detector.calibration.p_value_kind
-        self._finish(arrival, {"event": "score", **prediction.to_dict(), "p_value_kind": kind})
+        self._finish(version, {"event": "score", **prediction.to_dict(), "p_value_kind": kind})
         if self._test is not None:
             self._test.update(prediction.raw_score)
             self._warn_of_drift()
         return True
 
-    def _omit(self, arrival: Arrival, omission: Omission) -> None:
-        if omission.category == PASSED_OVER:
-            self._known.add(arrival.digest)
-            self._tell(f"passed over: {arrival.name}: {omission.reason}")
+    def _omit(self, version: FileVersion, omission: Omission) -> None:
+        if omission.category == SKIPPED:
+            self._known.add(version.digest)
+            self._tell(f"skipped: {version.name}: {omission.reason}")
             return
         self.result.unreadable += 1
-        self._finish(arrival, {"event": "unreadable", "reason": omission.reason})
+        self._finish(version, {"event": "unreadable", "reason": omission.reason})
 
-    def _finish(self, arrival: Arrival, entry: Entry) -> None:
-        version = {"path": arrival.name, "size": arrival.size, "mtime_ns": arrival.mtime_ns}
-        self._write({"event": entry["event"], **version, "time": now(), **entry})
-        self._known.add(arrival.digest)
+    def _finish(self, version: FileVersion, entry: Entry) -> None:
+        identity = {"path": version.name, "size": version.size, "mtime_ns": version.mtime_ns}
+        self._write({"event": entry["event"], **identity, "time": now(), **entry})
+        self._known.add(version.digest)
 
     def _warn_of_drift(self) -> None:
         if self._test is None or (drift := self._test.drift) is None:
@@ -236,7 +236,7 @@ def fingerprint(detector: Detector) -> str:
     """Of what raw scores depend on: how the detector was made, its threshold aside."""
     _, settings = detector.adapted.state()
     return hashlib.sha256(
-        json.dumps([detector.made, settings], sort_keys=True).encode()
+        json.dumps([detector.provenance, settings], sort_keys=True).encode()
     ).hexdigest()
 
 

@@ -52,7 +52,7 @@ _BINS = {
 }
 _TRUTH = frozenset({"ground_truth", "ground-truth", "groundtruth", "mask", "masks"})
 
-PASSED_OVER = "passed over"
+SKIPPED = "passed over"
 """Category of what is no image to score, on purpose; it is said, and is no failure."""
 UNREADABLE = "unreadable"
 NOT_READ = "not read"
@@ -123,11 +123,11 @@ def sort_file(path: str, name: str, is_stem: Callable[[str], bool]) -> str | Omi
         return file_omission(path, name)
     stem = name[: -len(suffix)]
     if stem.lower().endswith("_mask") and is_stem(stem[: -len("_mask")]):
-        return Omission(path, "a mask that marks defects; passed over.", PASSED_OVER)
+        return Omission(path, "a mask that marks defects; skipped.", SKIPPED)
     return path
 
 
-def why_not_into(name: str, path: str, parent: str, is_results: Callable[[str], bool]) -> str:
+def why_skipped(name: str, path: str, parent: str, is_results: Callable[[str], bool]) -> str:
     """Why the images of the folder ``path`` are not looked at; empty if they are.
 
     Args:
@@ -150,7 +150,7 @@ def is_results(folder: str) -> bool:
 
 
 def walk(
-    folder: Path | str, *, recursive: bool = False, follow_links: bool = True, passed_over: str = ""
+    folder: Path | str, *, recursive: bool = False, follow_links: bool = True, skipped: str = ""
 ) -> Iterator[str | Omission]:
     """The image files of ``folder`` (by their ending) and what is omitted, in natural order.
 
@@ -159,18 +159,18 @@ def walk(
     not, as reading tells.
 
     Args:
-        passed_over: a folder not to look into nor to speak of (its real path).
+        skipped: a folder not to look into nor to speak of (its real path).
 
     Raises:
         FileNotFoundError: there is no such folder.
         NotADirectoryError: it is a file.
         PermissionError: it may not be listed.
     """
-    yield from _walk(os.fspath(check_folder(folder)), recursive, follow_links, passed_over, set())
+    yield from _walk(os.fspath(check_folder(folder)), recursive, follow_links, skipped, set())
 
 
 def _walk(
-    folder: str, recursive: bool, follow_links: bool, passed_over: str, visited: set[str]
+    folder: str, recursive: bool, follow_links: bool, skipped: str, visited: set[str]
 ) -> Iterator[str | Omission]:
     here = os.path.realpath(folder)
     if here in visited:  # a link that leads back up
@@ -188,13 +188,13 @@ def _walk(
                 sorted_as = not_a_file(path) or path
             if sorted_as is not None:
                 yield sorted_as
-        elif recursive and os.path.realpath(path) != passed_over:
-            why = _why_not_into(folder, path, name)
+        elif recursive and os.path.realpath(path) != skipped:
+            why = _folder_omission(folder, path, name)
             if why is not None:
                 yield why
                 continue
             try:
-                yield from _walk(path, recursive, follow_links, passed_over, visited)
+                yield from _walk(path, recursive, follow_links, skipped, visited)
             except (FileNotFoundError, NotADirectoryError):
                 continue  # gone meanwhile
             except PermissionError:
@@ -208,9 +208,9 @@ def _is_folder(entry: os.DirEntry[str], follow_links: bool) -> bool:
         return False
 
 
-def _why_not_into(parent: str, path: str, name: str) -> Omission | None:
+def _folder_omission(parent: str, path: str, name: str) -> Omission | None:
     """Why a folder is passed over by its name or content."""
-    why = why_not_into(name, path, parent, is_results)
+    why = why_skipped(name, path, parent, is_results)
     if not why:
         return None
     # On Windows nobody may list the first; what is hidden nobody would ask for.
@@ -222,7 +222,7 @@ def _why_not_into(parent: str, path: str, name: str) -> Omission | None:
             return no_permission(path)
         except OSError:
             return None
-    return Omission(path, f"{why}; passed over.", PASSED_OVER)
+    return Omission(path, f"{why}; skipped.", SKIPPED)
 
 
 def no_permission(path: str) -> Omission:

@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Crew:
+class WorkerPool:
     """Worker threads that share PyTorch's threads among them.
 
     A sum of many numbers differs in its last bits with the number of threads it is shared by, so
@@ -44,7 +44,7 @@ class Crew:
             initargs=(max(1, self._threads // workers),),
         )
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(
@@ -65,7 +65,7 @@ class Crew:
         return self._pool.submit(work, *args, **kwargs)
 
 
-def side_by_side(
+def ordered_map(
     work: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Generator[Result, None, None]:
     """``work`` on ``workers`` of the items at a time: results in the order of ``items``, of which
@@ -74,12 +74,12 @@ def side_by_side(
     if workers == 1:
         yield from map(work, items)
         return
-    with Crew(workers) as crew:
+    with WorkerPool(workers) as pool:
         working: deque[Future[Result]] = deque()
         drawn, failure = iter(items), None
         while True:
             try:
-                working.append(crew.submit(work, next(drawn)))
+                working.append(pool.submit(work, next(drawn)))
             except StopIteration:
                 break
             except Exception as error:

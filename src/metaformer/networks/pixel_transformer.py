@@ -192,9 +192,9 @@ class GapTransformer(nn.Module):
         self,
         tokens: Tensor,
         cues: Tensor,
-        places: Tensor,
+        positions: Tensor,
         support: Tensor,
-        support_places: Tensor,
+        support_positions: Tensor,
         response: Tensor | None = None,
         support_response: Tensor | None = None,
     ) -> GapOutput:
@@ -203,9 +203,9 @@ class GapTransformer(nn.Module):
         Args:
             tokens: (B, N, channels) of the images in question.
             cues: (B, N, cues) how unusual each token is so far.
-            places: (N, 2) row and column of each token, in [0, 1].
+            positions: (N, 2) row and column of each token, in [0, 1].
             support: (M, channels) tokens of all support images.
-            support_places: (M, 2).
+            support_positions: (M, 2).
             response: (B, N) R in [0, 1] at each token; None counts as 1 everywhere.
             support_response: (M,) the same for the support.
 
@@ -213,13 +213,13 @@ class GapTransformer(nn.Module):
             ValueError: shapes do not fit each other.
         """
         count = len(tokens)
-        check_tokens(tokens, cues, places, support, support_places, self.config)
+        check_tokens(tokens, cues, positions, support, support_positions, self.config)
         keyed = response if self.config.response in ("bias", "both") else None
         gating = response if self.config.response in ("gate", "both") else None
 
-        x = self.embed(tokens) + self.place(waves(places))  # (B, N, W)
+        x = self.embed(tokens) + self.place(waves(positions))  # (B, N, W)
         if self.config.support_attention:
-            known = self.normal_norm(self.embed(support) + self.place(waves(support_places)))
+            known = self.normal_norm(self.embed(support) + self.place(waves(support_positions)))
             known = known.expand(count, -1, -1)  # (B, M, W)
             bias = None
             if keyed is not None and support_response is not None:
@@ -250,13 +250,13 @@ class GapTransformer(nn.Module):
         return openness + (1 - openness) * response
 
 
-def waves(places: Tensor) -> Tensor:
+def waves(positions: Tensor) -> Tensor:
     """Places (N, 2) in [0, 1] -> sines and cosines (N, 4 * len(FREQUENCIES))."""
-    angles = torch.cat([math.pi * frequency * places for frequency in FREQUENCIES], dim=-1)
+    angles = torch.cat([math.pi * frequency * positions for frequency in FREQUENCIES], dim=-1)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def grid_places(height: int, width: int) -> Tensor:
+def grid_positions(height: int, width: int) -> Tensor:
     """(height * width, 2) row and column of the cells' centres, in [0, 1], row by row."""
     rows = (torch.arange(height) + 0.5) / height
     columns = (torch.arange(width) + 0.5) / width
@@ -266,9 +266,9 @@ def grid_places(height: int, width: int) -> Tensor:
 def check_tokens(
     tokens: Tensor,
     cues: Tensor,
-    places: Tensor,
+    positions: Tensor,
     support: Tensor,
-    support_places: Tensor,
+    support_positions: Tensor,
     config: GapTransformerConfig,
 ) -> None:
     """Raise ValueError unless the shapes are those that ``GapTransformer.forward`` names."""
@@ -279,8 +279,8 @@ def check_tokens(
         raise ValueError(f"T takes support tokens (M, {channels}), got {tuple(support.shape)}.")
     expected = {
         "cues": (cues, (*tokens.shape[:2], config.cues)),
-        "places": (places, (tokens.shape[1], 2)),
-        "support_places": (support_places, (len(support), 2)),
+        "positions": (positions, (tokens.shape[1], 2)),
+        "support_positions": (support_positions, (len(support), 2)),
     }
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:

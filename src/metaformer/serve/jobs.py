@@ -168,7 +168,7 @@ class Adaptations:
             white_level=request.white_level,
             on_step=on_step,
         )
-        for support, name in zip(detector.made["support"], names, strict=True):
+        for support, name in zip(detector.provenance["support"], names, strict=True):
             support["name"] = name
         return detector, self.store.add(detector, request.name)
 
@@ -180,7 +180,7 @@ class Adaptations:
             detector = before.extended_with(paths, on_step=on_step)
         except ValueError as error:  # all of them known already, or too little kept of one image
             raise NothingToAddError(str(error)) from error
-        for support in detector.made["support"][len(before.made["support"]) :]:
+        for support in detector.provenance["support"][len(before.provenance["support"]) :]:
             support["name"] = names[int(support["name"])]  # it was named like the file of an upload
         rate = self.store.summary(id).false_alarm_rate  # it may have been changed meanwhile
         if rate != detector.calibration.false_alarm_rate:
@@ -200,8 +200,8 @@ class Adaptations:
 
 def doubts(detector: Detector) -> list[str]:
     """What the user should know: support images unlike the rest, a threshold that is a guess."""
-    scores = detector.made["support_scores"]
-    names = [support["name"] for support in detector.made["support"]]
+    scores = detector.provenance["support_scores"]
+    names = [support["name"] for support in detector.provenance["support"]]
     odd = [
         f"{names[score['index']]} looks unlike the other images. Look at it; adapt again without "
         f"it if it shows a defect or another product."

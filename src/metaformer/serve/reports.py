@@ -87,7 +87,7 @@ def make_report(detector: Detector, request: ReportRequest) -> str:
         PictureError: a picture is not one that the service gave.
     """
     settings = report_settings(detector)
-    name = detector.made.get("name")
+    name = detector.provenance.get("name")
     if name:
         settings = {"title": f"Inspection report: {name}", **settings}
     builder = ReportBuilder(settings)

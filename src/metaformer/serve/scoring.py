@@ -130,7 +130,7 @@ def score_one(
     content = upload.read()
     try:
         pixels = read_image(
-            content, white_level=detector.made["white_level"], max_pixels=max_pixels
+            content, white_level=detector.provenance["white_level"], max_pixels=max_pixels
         )
     except ImageError as error:
         return NotScored(index=index, name=upload.name, error=error.reason)

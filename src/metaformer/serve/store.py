@@ -157,7 +157,7 @@ class DetectorStore:
             detector.model,
             detector.adapted,
             detector.calibration,
-            {**detector.made, "name": name},
+            {**detector.provenance, "name": name},
             detector.thumbnails,
         )
         incoming = self.folder / f"{INCOMING}{id}{SUFFIX}"
@@ -189,7 +189,7 @@ class DetectorStore:
         with self._lock:
             if id in self._index:
                 return self._index[id]
-        return self.add(detector, str(detector.made.get("name") or path.stem), id)
+        return self.add(detector, str(detector.provenance.get("name") or path.stem), id)
 
     def get(self, id: str) -> Detector:
         """The detector, from memory or from its file.
@@ -293,16 +293,16 @@ def read_summary(path: Path) -> DetectorSummary:
     try:
         with safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {})["metaformer"])
-        made, calibration = header["made"], Calibration.from_dict(header["calibration"])
+        provenance, calibration = header["made"], Calibration.from_dict(header["calibration"])
         return DetectorSummary(
             id=path.stem,
-            name=str(made.get("name") or path.stem),
-            preset=made["preset"],
-            made=made["made"],
-            support_count=len(made["support"]),
+            name=str(provenance.get("name") or path.stem),
+            preset=provenance["preset"],
+            made=provenance["made"],
+            support_count=len(provenance["support"]),
             false_alarm_rate=calibration.false_alarm_rate,
             threshold=calibration.threshold,
-            guarantee=guarantee_of(calibration, made.get("additions", [])),
+            guarantee=guarantee_of(calibration, provenance.get("additions", [])),
             bytes=path.stat().st_size,
         )
     except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:

@@ -22,8 +22,9 @@ from metaformer.networks.efficientnet import EfficientNetLite0, load_backbone
 from tests.helpers import boards
 
 CONFIG = FeatureConfig(resolution=96, transformer=False)
+EXACT = replace(CONFIG, principal_directions=0)
 ALIGNED = replace(CONFIG, aligned=True, **ALIGNED_SETTINGS)
-PURE = replace(CONFIG, cosine_floor=0.0, sigma=0.0, mirrored_images=0)
+PURE = replace(EXACT, cosine_floor=0.0, sigma=0.0, mirrored_images=0)
 """The distances and nothing else."""
 
 
@@ -71,7 +72,7 @@ def distances(model: AdaptedFeature, image: FeatureImage) -> dict[str, torch.Ten
 
 @pytest.mark.parametrize("aligned", [False, True])
 def test_a_support_image_is_at_distance_zero_of_itself(backbone, aligned):
-    model = preset(backbone, ALIGNED if aligned else CONFIG)
+    model = preset(backbone, ALIGNED if aligned else EXACT)
     images = support(model, 2)
     adapted = adapted_to(model, images)
     for image in images:
@@ -107,7 +108,7 @@ def test_distances_are_to_the_nearest_of_all_support_patches(backbone):
 @given(st.integers(1, 6), st.integers(0, 10_000))
 def test_more_memory_never_raises_a_distance_nor_the_score(backbone, count, seed):
     """While the bank is not cut. It is why earlier scores are lowered, and never raised."""
-    model = preset(backbone)
+    model = preset(backbone, replace(EXACT, coreset_size=10**6))
     images = prepared(
         model, [boards.good(seed + i) for i in range(count + 1)], support_size=count + 1
     )
@@ -160,7 +161,7 @@ def test_the_map_is_the_weighted_geometric_mean_of_both_distances(backbone, shar
 def test_a_cosine_share_of_0_is_the_euclidean_distance_alone(backbone):
     model = preset(backbone, replace(PURE, cosine_share=0.0))
     adapted = adapted_to(model, support(model, 2))
-    assert set(adapted.columns) == {POOLED}
+    assert set(adapted.search.keys()) == {POOLED}
     found = distances(adapted, query(model))
     assert torch.equal(adapted.anomaly_maps(query(model)), found[POOLED])
 
@@ -168,7 +169,7 @@ def test_a_cosine_share_of_0_is_the_euclidean_distance_alone(backbone):
 def test_a_cosine_share_of_1_is_the_mean_cosine_distance_alone(backbone):
     model = preset(backbone, replace(PURE, cosine_share=1.0))
     adapted = adapted_to(model, support(model, 2))
-    assert set(adapted.columns) == {"8", "16"}
+    assert set(adapted.search.keys()) == {"8", "16"}
     found = distances(adapted, query(model))
     coarse = F.interpolate(found["16"][:, None], (12, 12), mode="bilinear")[0, 0]
     expected = (0.5 * found["8"][0] + 1.0 * coarse) / 1.5
@@ -266,7 +267,7 @@ def test_a_large_support_is_drawn_from_by_seed(backbone):
 def test_no_more_than_the_coreset_is_compared_with(backbone):
     model = preset(backbone, replace(CONFIG, coreset_size=50))
     adapted = adapted_to(model, support(model, 3))
-    assert {name: columns.shape[1] for name, columns in adapted.columns.items()} == {
+    assert {name: search.columns.shape[1] for name, search in adapted.search.items()} == {
         "8": 50,
         "16": 50,
         POOLED: 50,

@@ -155,7 +155,7 @@ def test_a_file_of_version_1_compared_with_a_part_of_many(tmp_path):
     for level in ("8", "16"):
         rows = tensors[f"memory.{level}"]
         drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:100]
-        torch.testing.assert_close(adapted.columns[level].T, rows[drawn.sort().values])
+        torch.testing.assert_close(adapted.search[level].columns.T, rows[drawn.sort().values])
 
 
 @pytest.mark.parametrize("aligned", [False, True])
@@ -164,7 +164,7 @@ def test_a_file_of_version_1_can_be_extended_and_is_then_of_version_2(tmp_path, 
     old = Detector.load(write(tmp_path / "old", *version_1(support, aligned=aligned)))
     assert old.adapted.is_whole
     extended = old.extended_with([boards.good(3)])
-    assert extended.made["additions"][0]["calibration"] == "recomputed"
+    assert extended.provenance["additions"][0]["calibration"] == "recomputed"
     extended.save(tmp_path / "new")
     again = Detector.load(tmp_path / "new")
     assert again.info()["settings"]["version"] == 2
@@ -184,7 +184,7 @@ def test_a_file_of_version_1_whose_memory_was_cut_is_extended_by_estimate(tmp_pa
     expected = image_score(expected_map(image, support), 0.01)
     assert detector.predict(image).raw_score == pytest.approx(expected, rel=1e-4)
     extended = detector.extended_with([boards.good(3), boards.good(4)])
-    assert extended.made["additions"][0]["calibration"] == "estimated"
+    assert extended.provenance["additions"][0]["calibration"] == "estimated"
     assert extended.predict(image).raw_score <= detector.predict(image).raw_score + 1e-6
 
 

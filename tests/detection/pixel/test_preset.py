@@ -144,8 +144,8 @@ def test_the_gap_has_a_share_only_where_asked(model: PixelPreset, adapted: Adapt
     """And has it in files from before it could be left out, which do not name it."""
     with_gap = PixelPreset(replace(CONFIG, gap=True), model.universal, model.rates, model.prior)
     other = adapt(with_gap, [with_gap.prepare(stripes(s)) for s in range(3)], seed=0)
-    assert adapted.known is not None and other.known is not None
-    assert len(adapted.known.typical) == 3 and len(other.known.typical) == 4
+    assert adapted.memory is not None and other.memory is not None
+    assert len(adapted.memory.distance_scale) == 3 and len(other.memory.distance_scale) == 4
     query = with_gap.prepare(stripes(2, spot=True))
     raw = other.anomaly_maps(query)
     without = adapted.anomaly_maps(model.prepare(stripes(2, spot=True)))
@@ -168,10 +168,10 @@ def test_sizes_may_be_mixed_and_the_memory_grows(model: PixelPreset) -> None:
     support = [model.prepare(stripes(0)), model.prepare(stripes(1, width=96))]
     adapted = adapt(model, support, seed=0)
     more = extended(adapted, [model.prepare(stripes(2))])
-    assert adapted.known is not None and more.known is not None
-    assert more.known.images == 3
-    for level, memory in adapted.known.memory.items():
-        assert len(memory) <= len(more.known.memory[level]) <= CONFIG.max_tokens
+    assert adapted.memory is not None and more.memory is not None
+    assert more.memory.images == 3
+    for level, memory in adapted.memory.features.items():
+        assert len(memory) <= len(more.memory.features[level]) <= CONFIG.max_tokens
     assert torch.isfinite(more.anomaly_maps(support[1])).all()
 
 
@@ -189,7 +189,7 @@ def test_aligned_a_shift_that_a_memory_forgives_is_found(model: PixelPreset) -> 
     more = extended(adapted, [aligned.prepare(moved)])
     (known,) = more.anomaly_maps(aligned.prepare(moved))
     assert known[14:, 2:-2].mean() < 0.5 * raw[14:, 2:-2].mean()
-    assert len(more.known.templates) == 3  # type: ignore[union-attr]
+    assert len(more.memory.templates) == 3  # type: ignore[union-attr]
 
 
 @pytest.mark.slow
@@ -200,7 +200,9 @@ def test_long_training_keeps_the_best(model: PixelPreset, monkeypatch: pytest.Mo
     long = PixelPreset(config, model.universal, model.rates, model.prior)
     support = [long.prepare(stripes(s)) for s in range(2)]
     adapted = adapt(long, support, seed=0)
-    adapted.readings = [adapted.read(image) for image in support]  # let go of after adapting
+    adapted.encoded_images = [
+        adapted.encode(image) for image in support
+    ]  # let go of after adapting
     losses = pixel_long.train_transformer(adapted, support, seed=1)
     assert len(losses) == 3
     assert not any(p.requires_grad for p in adapted.universal.parameters())

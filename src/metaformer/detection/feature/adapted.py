@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaformer.detection.feature.config import SHIPPED, FeatureConfig
-from metaformer.detection.feature.gap_correction import GapCorrection, Seen, look_at
+from metaformer.detection.feature.gap_correction import GapCorrection, SupportView, build_correction
 from metaformer.detection.feature.memory_bank import (
     POOLED,
     Descriptors,
@@ -23,11 +23,10 @@ from metaformer.detection.feature.memory_bank import (
     total_rows,
 )
 from metaformer.detection.nearest_neighbors import (
+    NeighborSearch,
     aligned_distance,
-    as_columns,
     fit_grid,
     merge_samples,
-    nearest_distance,
 )
 from metaformer.detection.preset import Adaptation, Extension, OnStep
 from metaformer.detection.scoring.anomaly_map import smooth
@@ -95,12 +94,12 @@ class AdaptedFeature(nn.Module):
         self.support = dict(support)
         self.count = count
         self.grids: Descriptors = {}
-        self.columns: dict[str, Tensor] = {}
+        self.search = nn.ModuleDict()
         if bank is None:
             self.grids = stacked_grids([*self.support.values()], config)
         else:
             self.coreset = bank.coreset(config.coreset_size)
-            self.columns = columns_of(self.coreset)
+            self.search = search_of(self.coreset, config)
 
     @property
     def is_whole(self) -> bool:
@@ -111,13 +110,13 @@ class AdaptedFeature(nn.Module):
         return self.maps(self.backbone(images))
 
     def maps(
-        self, features: Features, *, without: int | None = None, seen: Seen | None = None
+        self, features: Features, *, without: int | None = None, view: SupportView | None = None
     ) -> Tensor:
         """(B, M, h, w) blurred maps of images with these features.
 
         Args:
             without: index of a support image that is not to be compared with.
-            seen: what the transformer knows without it; None for all that it knows.
+            view: what the transformer knows without it; None for all that it knows.
         """
         config = self.config
         distances = self.distances(describe(features, config.levels, config.cosine_share), without)
@@ -126,7 +125,7 @@ class AdaptedFeature(nn.Module):
         if self.correction is None:
             maps = smooth(core, config.sigma)[:, None]
         else:
-            marked = self.correction(core, features, seen)  # (B, 2 h, 2 w)
+            marked = self.correction(core, features, distances, view)  # (B, 2 h, 2 w)
             scored = F.interpolate(smooth(core, config.sigma)[:, None], scale_factor=2)
             maps = torch.cat([scored, smooth(marked, 2 * config.sigma)[:, None]], dim=1)
         if self.frame is None or without is not None:  # a support image does show the product
@@ -141,13 +140,13 @@ class AdaptedFeature(nn.Module):
 
     def bank_distances(self, descriptors: Descriptors, without: int | None) -> dict[str, Tensor]:
         """Name -> (B, h, w) distance to the nearest in the memory bank."""
-        columns = self.columns
+        search = self.search
         if without is not None:
-            columns = columns_of(self.coreset.without(without))
+            search = search_of(self.coreset.without(without), self.config)
         return {
-            name: nearest_distance(
-                to_rows(grid), columns[name], euclidean=name == POOLED
-            ).unflatten(0, (grid.shape[0], grid.shape[2], grid.shape[3]))
+            name: search[name](to_rows(grid)).unflatten(
+                0, (grid.shape[0], grid.shape[2], grid.shape[3])
+            )
             for name, grid in descriptors.items()
         }
 
@@ -175,9 +174,11 @@ class AdaptedFeature(nn.Module):
         return 0.0 if self.frame is None else float(self.frame.distance(image.features))
 
     @torch.inference_mode()
-    def left_out_maps(self, image: FeatureImage, index: int, seen: Seen | None = None) -> Tensor:
+    def left_out_maps(
+        self, image: FeatureImage, index: int, view: SupportView | None = None
+    ) -> Tensor:
         """(M, h, w) maps of a support image compared with the others alone."""
-        return self.maps(image.features, without=index, seen=seen)[0]
+        return self.maps(image.features, without=index, view=view)[0]
 
     def as_module(self) -> nn.Module:
         return self
@@ -285,9 +286,15 @@ def adapt(
     if len(support) > config.mirrored_images:  # more images show enough by themselves
         support = [FeatureImage(image.features) for image in support]
     adapted = from_support(config, backbone, support, seed=seed)
-    without: dict[int, Seen] = {}
+    without: dict[int, SupportView] = {}
     if network is not None:
-        adapted.correction, without = look_at(network, [image.features for image in support])
+        adapted.correction, without = build_correction(
+            network,
+            [image.features for image in support],
+            lambda i: adapted.distances(
+                describe(support[i].features, config.levels, config.cosine_share), i
+            ),
+        )
     left_out = []
     if len(support) > 1:
         for i, image in enumerate(support):
@@ -342,5 +349,12 @@ def stacked_grids(support: Sequence[FeatureImage], config: FeatureConfig) -> Des
     }
 
 
-def columns_of(bank: MemoryBank) -> dict[str, Tensor]:
-    return {name: as_columns(rows, euclidean=name == POOLED) for name, rows in bank.rows.items()}
+def search_of(bank: MemoryBank, config: FeatureConfig) -> nn.ModuleDict:
+    return nn.ModuleDict(
+        {
+            name: NeighborSearch(
+                rows, euclidean=name == POOLED, directions=config.principal_directions
+            )
+            for name, rows in bank.rows.items()
+        }
+    )

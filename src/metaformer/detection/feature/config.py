@@ -27,8 +27,10 @@ class FeatureConfig:
     cosine_floor: float = 1e-3
     """Added to the cosine distance: a patch that points just as a support patch does would
     otherwise silence the Euclidean distance."""
-    coreset_size: int = 4_096
+    coreset_size: int = 2_048
     """Most patch features of a memory bank that an image is compared with, at each level."""
+    principal_directions: int = 64
+    """Euclidean distances are measured in so many directions; 0 for all."""
     max_patches: int = 20_000
     """Most patch features that are stored, at each level, so that more images can be added."""
     mirrored_images: int = 10
@@ -68,7 +70,9 @@ class FeatureConfig:
     @property
     def corrects(self) -> bool:
         """Whether the transformer has a say."""
-        is_trained_on = self.backbone == SHIPPED and self.levels == (8, 16)
+        is_trained_on = (
+            self.backbone == SHIPPED and self.levels == (8, 16) and 0 < self.cosine_share < 1
+        )
         return self.transformer and is_trained_on and not self.aligned
 
     def reach_cells(self, level: int) -> int:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from metaformer.detection.feature.gap_distances import (
-    READINGS,
+    DISTANCES,
     grids,
     measure_alone,
     measure_to,
+    of_core,
     some_patches,
+    stride_grids,
 )
 from metaformer.networks.gap_transformer import (
     GapTransformer,
@@ -50,13 +52,13 @@ def load_transformer() -> GapTransformer:
 def from_tensors(tensors: Mapping[str, Tensor]) -> GapTransformer:
     """Raises: ValueError, RuntimeError: names, shapes or values are not those of the network."""
     refuse_not_finite(tensors)
-    network = GapTransformer(GapTransformerConfig({8: 40, 16: 112}, len(READINGS)))
+    network = GapTransformer(GapTransformerConfig({8: 40, 16: 112}, len(DISTANCES)))
     network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return network.requires_grad_(False).eval()
 
 
 @dataclass(frozen=True)
-class Seen:
+class SupportView:
     """What the transformer knows of a support."""
 
     patches: dict[str, Tensor]
@@ -67,28 +69,35 @@ class Seen:
 class GapCorrection(nn.Module):
     """Corrects maps of images by their features."""
 
-    def __init__(self, network: GapTransformer, seen: Seen) -> None:
+    def __init__(self, network: GapTransformer, view: SupportView) -> None:
         super().__init__()
         self.network = network
         # In the layout that a detector file has, so that sums round alike after loading.
-        self.seen = replace(seen, patches={n: t.contiguous() for n, t in seen.patches.items()})
+        self.view = replace(view, patches={n: t.contiguous() for n, t in view.patches.items()})
 
-    def forward(self, maps: Tensor, features: Features, seen: Seen | None = None) -> Tensor:
+    def forward(
+        self,
+        maps: Tensor,
+        features: Features,
+        distances: Mapping[str, Tensor],
+        view: SupportView | None = None,
+    ) -> Tensor:
         """(B, h, w) maps at stride 8 -> (B, 2 h, 2 w), corrected.
 
         Args:
-            seen: what is known of the support without the image itself; None for all of it.
+            distances: descriptor -> (B, h, w), which ``maps`` were made of.
+            view: what is known of the support without the image itself; None for all of it.
         """
-        known = self.seen if seen is None else seen
-        distances, core = measure_to(grids(features), known.patches)
-        correction = self.network(features, distances, core, known.description)
+        known = self.view if view is None else view
+        found, core = measure_to(stride_grids(features), known.patches, of_core(distances))
+        correction = self.network(features, found, core, known.description)
         return corrected(maps[:, None], correction, SIZE)[:, 0]
 
     def state(self) -> dict[str, Tensor]:
         """Tensors for a detector file."""
         tensors = {f"transformer.{n}": t for n, t in self.network.state_dict().items()}
-        tensors |= {f"seen.patches.{n}": t for n, t in self.seen.patches.items()}
-        about = self.seen.description
+        tensors |= {f"seen.patches.{n}": t for n, t in self.view.patches.items()}
+        about = self.view.description
         for stride in about.keys:
             tensors[f"seen.mean.{stride}"] = about.mean[stride]
             tensors[f"seen.deviation.{stride}"] = about.deviation[stride]
@@ -118,18 +127,22 @@ class GapCorrection(nn.Module):
             tensors["seen.log_deviation"],
             tensors["seen.loudest"],
         )
-        seen = Seen(under("seen.patches."), description)
-        return cls(from_tensors(under("transformer.")), seen)
+        view = SupportView(under("seen.patches."), description)
+        return cls(from_tensors(under("transformer.")), view)
 
 
 @torch.inference_mode()
-def look_at(
-    network: GapTransformer, support: Sequence[Features]
-) -> tuple[GapCorrection, dict[int, Seen]]:
+def build_correction(
+    network: GapTransformer,
+    support: Sequence[Features],
+    distances_without: Callable[[int], Mapping[str, Tensor]],
+) -> tuple[GapCorrection, dict[int, SupportView]]:
     """Show the transformer a support.
 
     Args:
         support: features of each image, a batch of one.
+        distances_without: index of an image -> its distances to the other images, by descriptor;
+            not called for a lone image.
 
     Returns:
         The correction, and what is known without each of the images looked at, by index; nothing
@@ -138,16 +151,16 @@ def look_at(
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randperm(len(support), generator=generator)[:MOST_IMAGES].sort().values.tolist()
     images = [{stride: support[i][stride] for stride in STRIDES} for i in drawn]
-    described = [grids(image) for image in images]
+    described = [stride_grids(image) for image in images]
     others: list[dict[str, Tensor]] = []
     measured = []
     if len(images) == 1:
-        measured.append(measure_alone(described[0]))
+        measured.append(measure_alone(grids(images[0])))
     else:
         for i, own in enumerate(described):
             rest = [grid for j, grid in enumerate(described) if j != i]
             others.append(some_patches(joined(rest), generator))
-            measured.append(measure_to(own, others[-1]))
+            measured.append(measure_to(own, others[-1], of_core(distances_without(drawn[i]))))
     patches = some_patches(joined(described), generator)
     description = describe_support(
         [{stride: x[0] for stride, x in image.items()} for image in images],
@@ -155,10 +168,10 @@ def look_at(
         [core[0] for _, core in measured],
     )
     without = {
-        index: Seen(other, without_image(description, position))
+        index: SupportView(other, without_image(description, position))
         for position, (index, other) in enumerate(zip(drawn, others, strict=False))
     }
-    return GapCorrection(network, Seen(patches, description)), without
+    return GapCorrection(network, SupportView(patches, description)), without
 
 
 def joined(images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

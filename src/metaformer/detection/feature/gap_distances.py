@@ -16,7 +16,7 @@ from torch.jit._trace import is_tracing
 from metaformer.networks.gap_transformer import FLOOR
 
 POOLED = "p"
-READINGS = ("p", "c8", "c16", "e8", "e16", "e32", "c32")
+DISTANCES = ("p", "c8", "c16", "e8", "e16", "e32", "c32")
 """p: Euclidean of strides 8 and 16 joined and pooled over 3 x 3; e: Euclidean; c: 1 - cosine."""
 SCALE = {"p": 50.0, "e8": 42.0, "e16": 60.0, "e32": 44.0}
 """Euclidean distances are divided by these, about their size on photos."""
@@ -35,7 +35,18 @@ def grids(features: Features) -> dict[str, Tensor]:
     fine = features[8]
     coarse = F.interpolate(features[16], (fine.shape[2], fine.shape[3]), mode="bilinear")
     pooled = F.avg_pool2d(torch.cat([fine, coarse], dim=1), 3, 1, 1)
-    return {POOLED: pooled, **{str(stride): features[stride] for stride in (8, 16, 32)}}
+    return {POOLED: pooled, **stride_grids(features)}
+
+
+def stride_grids(features: Features) -> dict[str, Tensor]:
+    """Each stride's features by name."""
+    return {str(stride): features[stride] for stride in (8, 16, 32)}
+
+
+def of_core(distances: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The readings that the core has measured already; (B, h, w) by descriptor."""
+    pooled, fine, coarse = distances["pooled"], distances["8"], distances["16"]
+    return {POOLED: pooled / SCALE[POOLED], "c8": fine, "c16": coarse}
 
 
 def measure(
@@ -43,7 +54,7 @@ def measure(
     support: Mapping[str, Tensor],
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Distances (B, 7, h, w), in the order of ``READINGS`` on the grid of stride 8, and the core's
+    """Distances (B, 7, h, w), in the order of ``DISTANCES`` on the grid of stride 8, and the core's
     map (B, 1, h, w)."""
     return measure_to(query, some_patches(support, generator))
 
@@ -60,13 +71,18 @@ def some_patches(support: Mapping[str, Tensor], generator: torch.Generator) -> d
     return found
 
 
-def measure_to(query: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """``measure`` to rows (M, C) by name."""
-    found: dict[str, Tensor] = {}
+def measure_to(
+    query: Mapping[str, Tensor],
+    memory: Mapping[str, Tensor],
+    known: Mapping[str, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``measure`` to rows (M, C) by name; ``known`` readings are taken as they are."""
+    found = {} if known is None else dict(known)
     for name, grid in query.items():
         rows = grid.flatten(2).transpose(1, 2).flatten(0, 1)
         size = (grid.shape[0], grid.shape[2], grid.shape[3])
-        distances = nearest(rows, memory[name], direction=name != POOLED)
+        direction = name != POOLED and f"c{name}" not in found
+        distances = nearest(rows, memory[name], direction=direction)
         _put(found, name, [d.unflatten(0, size) for d in distances])
     return together(found, query["8"])
 
@@ -119,17 +135,17 @@ def nearest(
 
 
 def _put(found: dict[str, Tensor], name: str, pair: Sequence[Tensor]) -> None:
-    if name == POOLED:
-        found[POOLED] = pair[0] / SCALE[POOLED]
-    else:
-        found[f"e{name}"], found[f"c{name}"] = pair[0] / SCALE[f"e{name}"], pair[1]
+    euclidean = POOLED if name == POOLED else f"e{name}"
+    found[euclidean] = pair[0] / SCALE[euclidean]
+    if len(pair) > 1:
+        found[f"c{name}"] = pair[1]
 
 
 def together(found: Mapping[str, Tensor], fine: Tensor) -> tuple[Tensor, Tensor]:
     """Reading -> (B, h, w) of its own grid, to the grid of ``fine`` (B, C, h, w) and the core's
     map."""
     size = (fine.shape[2], fine.shape[3])
-    maps = [F.interpolate(found[name][:, None], size, mode="bilinear") for name in READINGS]
+    maps = [F.interpolate(found[name][:, None], size, mode="bilinear") for name in DISTANCES]
     stacked = torch.cat(maps, dim=1)
     return stacked, core_map(stacked)
 

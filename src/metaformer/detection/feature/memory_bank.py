@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metaformer.detection.nearest_neighbors import merge_samples
+from metaformer.detection.nearest_neighbors import merge_samples, spread_out
 
 POOLED = "pooled"
 """The descriptor compared by Euclidean distance; the others are compared by direction."""
@@ -77,13 +77,20 @@ class MemoryBank:
         return cls(rows, owners)
 
     def coreset(self, most: int) -> MemoryBank:
-        """At most ``most`` rows of each descriptor, drawn at random, the same every time."""
+        """At most ``most`` rows of each descriptor, the same every time.
+
+        Pooled rows are spread out; the others, of which a random choice loses nothing, are drawn
+        at random.
+        """
         rows, owners = {}, {}
         for name, all_rows in self.rows.items():
             kept = torch.arange(len(all_rows))
             if len(all_rows) > most:
                 generator = torch.Generator().manual_seed(0)
-                kept = torch.randperm(len(all_rows), generator=generator)[:most].sort().values
+                drawn = torch.randperm(len(all_rows), generator=generator)
+                if name == POOLED:
+                    drawn = spread_out(all_rows, drawn[: (most + 1) // 2], most)
+                kept = drawn[:most].sort().values
             rows[name], owners[name] = all_rows[kept], self.owners[name][kept]
         return MemoryBank(rows, owners)
 

@@ -145,6 +145,7 @@ def restore_version_1(tensors: dict[str, Tensor], settings: dict[str, Any]) -> R
         cosine_share=1.0,
         cosine_floor=0.0,
         coreset_size=stored.get("compared_tokens", 2**62),
+        principal_directions=0,
         max_patches=stored.get("max_tokens", 20_000),
         mirrored_images=0,
         transformer=False,

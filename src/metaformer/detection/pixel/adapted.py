@@ -18,13 +18,13 @@ from metaformer.detection.pixel.reconstruction_error import template_gap
 from metaformer.detection.pixel.universal_model import (
     COMPARED_STAGES,
     FINE,
-    Known,
-    Reading,
+    EncoderOutput,
+    SupportMemory,
     UniversalModel,
+    build_memory,
     crop,
-    know,
-    read,
     respond,
+    to_encoder_output,
 )
 from metaformer.detection.pixel.universal_weights import universal_config
 from metaformer.detection.preset import Extension
@@ -83,10 +83,12 @@ def padded(image: Tensor) -> Tensor:
     return image.contiguous(memory_format=torch.channels_last)
 
 
-def reading_of(image: PreparedImage, stages: Sequence[Tensor], rebuilt: Tensor | None) -> Reading:
+def cropped_output(
+    image: PreparedImage, stages: Sequence[Tensor], rebuilt: Tensor | None
+) -> EncoderOutput:
     """What A's encoder stages and reconstruction say of one image, padding cut off."""
-    reading = read(image.pixels, stages, rebuilt, image.response)
-    return crop(reading, image.height, image.width)
+    encoded = to_encoder_output(image.pixels, stages, rebuilt, image.response)
+    return crop(encoded, image.height, image.width)
 
 
 class AdaptedPixel:
@@ -98,7 +100,7 @@ class AdaptedPixel:
         universal: UniversalModel,
         prior: InstancePrior,
         moments: Moments,
-        known: Known | None,
+        memory: SupportMemory | None,
         frame: FrameCheck | None = None,
     ) -> None:
         self.frame = frame
@@ -106,46 +108,48 @@ class AdaptedPixel:
         self.universal = universal
         self.prior = prior
         self.moments = moments
-        self.known = known
-        self.readings: list[Reading] = []
+        self.memory = memory
+        self.encoded_images: list[EncoderOutput] = []
         """Of the support images, while they are needed to calibrate; then none."""
 
     @torch.no_grad()
-    def read(self, image: PreparedImage) -> Reading:
+    def encode(self, image: PreparedImage) -> EncoderOutput:
         """What A and P say of one image, padding cut off."""
         autoencoder = self.universal.autoencoder
         if not self.config.rebuilds:
             (stages,), _ = autoencoder.read_stages(
                 COMPARED_STAGES, image.pixels, moments=self.moments
             )
-            return reading_of(image, stages, None)
+            return cropped_output(image, stages, None)
         stages, rebuilt, _ = autoencoder.read(image.pixels, self.moments)
-        return reading_of(image, stages, rebuilt)
+        return cropped_output(image, stages, rebuilt)
 
-    def know(
+    def build_memory(
         self,
-        readings: Sequence[Reading],
+        encoded_images: Sequence[EncoderOutput],
         generator: torch.Generator,
-        typical: Tensor | None = None,
-    ) -> Known:
-        """Keep readings, no more than the configured numbers of images and tokens of them."""
-        known = know(choose(readings, self.config.max_images, generator), typical)
-        for level, memory in known.memory.items():
-            kept = torch.randperm(len(memory), generator=generator)[: self.config.max_tokens]
-            known.memory[level] = memory[kept.sort().values].contiguous()
-        kept = torch.randperm(len(known.tokens), generator=generator)
+        distance_scale: Tensor | None = None,
+    ) -> SupportMemory:
+        """Keep encoded images, no more than the configured numbers of images and tokens of them."""
+        memory = build_memory(
+            choose(encoded_images, self.config.max_images, generator), distance_scale
+        )
+        for level, rows in memory.features.items():
+            kept = torch.randperm(len(rows), generator=generator)[: self.config.max_tokens]
+            memory.features[level] = rows[kept.sort().values].contiguous()
+        kept = torch.randperm(len(memory.tokens), generator=generator)
         kept = kept[: self.config.attention_tokens].sort().values
         templates = []
         if self.config.aligned:
-            for reading in choose(readings, self.config.max_templates, generator):
-                assert reading.images is not None
-                templates.append(reading.images[0].half().contiguous())
+            for encoded in choose(encoded_images, self.config.max_templates, generator):
+                assert encoded.images is not None
+                templates.append(encoded.images[0].half().contiguous())
         return replace(
-            known,
-            tokens=known.tokens[kept],
-            places=known.places[kept],
-            response=known.response[kept],
-            images=len(readings),
+            memory,
+            tokens=memory.tokens[kept],
+            positions=memory.positions[kept],
+            response=memory.response[kept],
+            images=len(encoded_images),
             templates=tuple(templates),
         )
 
@@ -154,10 +158,12 @@ class AdaptedPixel:
         """Raw maps (1, h, w) of the support images of ``fold`` with the others in memory, in the
         units of all, which are those that later images are measured in. A itself has seen them in
         its few steps: fitting it anew for every fold would take most of the time."""
-        assert self.known is not None
-        others = [reading for i, reading in enumerate(self.readings) if i not in fold]
-        known = self.know(others, torch.Generator().manual_seed(seed), self.known.typical)
-        return {i: self.map_of(self.readings[i], known) for i in fold}
+        assert self.memory is not None
+        others = [encoded for i, encoded in enumerate(self.encoded_images) if i not in fold]
+        memory = self.build_memory(
+            others, torch.Generator().manual_seed(seed), self.memory.distance_scale
+        )
+        return {i: self.map_of(self.encoded_images[i], memory) for i in fold}
 
     @torch.no_grad()
     def extend(self, new: Sequence[PreparedImage], *, seed: int) -> Extension[PreparedImage]:
@@ -166,75 +172,77 @@ class AdaptedPixel:
         The weights, moments and units stay those of the earlier support images: fitting A anew
         takes all images, and the memory of earlier ones is worth nothing under other weights.
         """
-        readings = [self.read(image) for image in new]
-        adapted = self._with_memory_of(readings, seed)
+        encoded_images = [self.encode(image) for image in new]
+        adapted = self._with_memory_of(encoded_images, seed)
         maps: dict[int, Tensor] = {}
         for fold in make_folds(len(new), MAX_FOLDS) or [{0}]:
-            others = [reading for i, reading in enumerate(readings) if i not in fold]
+            others = [encoded for i, encoded in enumerate(encoded_images) if i not in fold]
             model = self._with_memory_of(others, seed)
-            assert model.known is not None
-            maps |= {i: model.map_of(readings[i], model.known) for i in fold}
+            assert model.memory is not None
+            maps |= {i: model.map_of(encoded_images[i], model.memory) for i in fold}
         left_out = [maps[i] for i in range(len(new))]
         return Extension(adapted, left_out, "estimated")
 
-    def _with_memory_of(self, readings: Sequence[Reading], seed: int) -> AdaptedPixel:
-        assert self.known is not None
-        if not readings:
+    def _with_memory_of(self, encoded_images: Sequence[EncoderOutput], seed: int) -> AdaptedPixel:
+        assert self.memory is not None
+        if not encoded_images:
             return self
         generator = torch.Generator().manual_seed(seed)
-        earlier = self.known.images
-        old, new = self.known, self.know(readings, generator)
+        earlier = self.memory.images
+        old, new = self.memory, self.build_memory(encoded_images, generator)
 
         def merge(one: Tensor, other: Tensor, most: int) -> Tensor:
-            stands_for = round(earlier * len(other) / len(readings))
+            stands_for = round(earlier * len(other) / len(encoded_images))
             return merge_samples(one, other, stands_for=stands_for, most=most, generator=generator)
 
-        memory = {
-            level: merge(old.memory[level], new.memory[level], self.config.max_tokens)
-            for level in old.memory
+        features = {
+            level: merge(old.features[level], new.features[level], self.config.max_tokens)
+            for level in old.features
         }
         joined = [
-            torch.cat([known.tokens, known.places, known.response[:, None]], dim=1)
-            for known in (old, new)
+            torch.cat([memory.tokens, memory.positions, memory.response[:, None]], dim=1)
+            for memory in (old, new)
         ]
         rows = merge(joined[0], joined[1], self.config.attention_tokens)
-        known = Known(
+        memory = SupportMemory(
             tokens=rows[:, :-3],
-            places=rows[:, -3:-1],
+            positions=rows[:, -3:-1],
             response=rows[:, -1],
-            memory=memory,
-            typical=old.typical,
-            images=earlier + len(readings),
+            features=features,
+            distance_scale=old.distance_scale,
+            images=earlier + len(encoded_images),
             templates=tuple(
                 choose([*old.templates, *new.templates], self.config.max_templates, generator)
             ),
         )
         frame = self.frame
         if frame is not None:
-            frame = frame.extended([statistics_of(reading) for reading in readings])
-        return AdaptedPixel(self.config, self.universal, self.prior, self.moments, known, frame)
+            frame = frame.extended([statistics_of(encoded) for encoded in encoded_images])
+        return AdaptedPixel(self.config, self.universal, self.prior, self.moments, memory, frame)
 
     @torch.no_grad()
     def anomaly_maps(self, image: PreparedImage) -> Tensor:
         """(1, h, w) raw map at stride 4, about 1 where all is normal."""
-        assert self.known is not None
-        reading = self.read(image)
-        return self.checked(self.map_of(reading, self.known)[:, None], reading)[0]
+        assert self.memory is not None
+        encoded = self.encode(image)
+        return self.checked(self.map_of(encoded, self.memory)[:, None], encoded)[0]
 
     @torch.no_grad()
     def frame_distance(self, image: PreparedImage) -> float:
-        return 0.0 if self.frame is None else float(self.frame.distance(self.read(image).features))
+        return (
+            0.0 if self.frame is None else float(self.frame.distance(self.encode(image).features))
+        )
 
-    def checked(self, maps: Tensor, reading: Reading) -> Tensor:
+    def checked(self, maps: Tensor, encoded: EncoderOutput) -> Tensor:
         """(B, 1, h, w) maps, raised where a frame does not show the product."""
-        return maps if self.frame is None else self.frame(maps, reading.features)
+        return maps if self.frame is None else self.frame(maps, encoded.features)
 
-    def map_of(self, reading: Reading, known: Known) -> Tensor:
+    def map_of(self, encoded: EncoderOutput, memory: SupportMemory) -> Tensor:
         """(B, h, w) blurred."""
-        grids = self.universal.find(reading, known).anomaly
-        if known.templates:
-            assert reading.images is not None
-            gap = template_gap(reading.images, known.templates, TEMPLATE_REACH)
+        grids = self.universal(encoded, memory).anomaly
+        if memory.templates:
+            assert encoded.images is not None
+            gap = template_gap(encoded.images, memory.templates, TEMPLATE_REACH)
             grids = grids * (F.avg_pool2d(gap[:, None], FINE)[:, 0] + LEAST_TEMPLATE_GAP)
         return smooth(grids, self.config.sigma)
 
@@ -243,25 +251,25 @@ class AdaptedPixel:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and settings to save; ``from_state`` restores the same scores bit for bit."""
-        assert self.known is not None
-        known = self.known
+        assert self.memory is not None
+        memory = self.memory
         tensors = {f"universal.{n}": t for n, t in self.universal.state_dict().items()}
         tensors |= {f"prior.{n}": t for n, t in self.prior.state_dict().items()}
-        tensors |= {f"memory.{level}": memory for level, memory in known.memory.items()}
+        tensors |= {f"memory.{level}": rows for level, rows in memory.features.items()}
         tensors |= {
-            "known.tokens": known.tokens,
-            "known.places": known.places,
-            "known.response": known.response,
-            "known.typical": known.typical,
+            "known.tokens": memory.tokens,
+            "known.places": memory.positions,
+            "known.response": memory.response,
+            "known.typical": memory.distance_scale,
         }
-        tensors |= {f"templates.{i}": t for i, t in enumerate(known.templates)}
+        tensors |= {f"templates.{i}": t for i, t in enumerate(memory.templates)}
         for name, (mean, variance) in self.moments.items():
             tensors[f"moments.{name}.mean"], tensors[f"moments.{name}.variance"] = mean, variance
         settings = {
             "config": asdict(self.config),
             "universal": asdict(self.universal.config),
             "prior": asdict(self.prior.config),
-            "images": known.images,
+            "images": memory.images,
         }
         if self.frame is not None:
             frame_tensors, settings["frame"] = self.frame.state()
@@ -286,12 +294,12 @@ class AdaptedPixel:
         prior.load_state_dict(part("prior."))
         moments = part("moments.")
         names = sorted({name.rsplit(".", 1)[0] for name in moments})
-        known = Known(
+        memory = SupportMemory(
             tokens=tensors["known.tokens"],
-            places=tensors["known.places"],
+            positions=tensors["known.places"],
             response=tensors["known.response"],
-            memory={int(level): memory for level, memory in part("memory.").items()},
-            typical=tensors["known.typical"],
+            features={int(level): rows for level, rows in part("memory.").items()},
+            distance_scale=tensors["known.typical"],
             images=settings["images"],
             templates=tuple(t for _, t in sorted(part("templates.").items())),
         )
@@ -300,14 +308,14 @@ class AdaptedPixel:
             universal.requires_grad_(False).eval(),
             prior.requires_grad_(False).eval(),
             {name: (moments[f"{name}.mean"], moments[f"{name}.variance"]) for name in names},
-            known,
+            memory,
             # Files of earlier versions have none.
             FrameCheck.from_state(tensors, settings["frame"]) if "frame" in settings else None,
         )
 
 
-def statistics_of(reading: Reading) -> Statistics:
-    return frame_statistics(reading.features, FRAME_STRIDES)
+def statistics_of(encoded: EncoderOutput) -> Statistics:
+    return frame_statistics(encoded.features, FRAME_STRIDES)
 
 
 class PixelModule(nn.Module):
@@ -321,7 +329,7 @@ class PixelModule(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         adapted = self.adapted
-        assert adapted.known is not None
+        assert adapted.memory is not None
         image = prepare(adapted.config, self.prior, images)
-        reading = adapted.read(image)
-        return adapted.checked(adapted.map_of(reading, adapted.known)[:, None], reading)
+        encoded = adapted.encode(image)
+        return adapted.checked(adapted.map_of(encoded, adapted.memory)[:, None], encoded)

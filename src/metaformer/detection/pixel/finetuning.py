@@ -1,7 +1,7 @@
 """The ``long`` mode of the pixel preset: T trained on synthetic defects of the support images.
 
-Each support image in turn is the query, with a defect drawn into it, and the others are what is
-known; a lone image is known to itself. A and P stay as they are. Training stops
+Each support image in turn is the query, with a defect drawn into it, and the others are its
+support; a lone image is its own support. A and P stay as they are. Training stops
 when defects that it was not trained on are found no better, and keeps T as it was at its best; only
 support images are ever seen. Ours.
 """
@@ -21,7 +21,13 @@ from metaformer.data.synthetic.defects import draw_defect
 from metaformer.detection.pixel.adapted import AdaptedPixel, PreparedImage
 from metaformer.detection.pixel.fitting import train_watched
 from metaformer.detection.pixel.losses import image_logits, location_loss, ranking_loss
-from metaformer.detection.pixel.universal_model import FINE, Known, Reading, UniversalModel, know
+from metaformer.detection.pixel.universal_model import (
+    FINE,
+    EncoderOutput,
+    SupportMemory,
+    UniversalModel,
+    build_memory,
+)
 from metaformer.detection.preprocessing import to_tensor
 
 STEPS = 300
@@ -31,16 +37,16 @@ PATIENCE = 3
 """Checks without a gain before training stops."""
 CHECK_QUERIES = 8
 RANK_WEIGHT = 0.5
-KNOWN_IMAGES = 8
-"""Support images known at a step; bounds time and memory."""
+MEMORY_IMAGES = 8
+"""Support images in memory at a step; bounds time and memory."""
 
 
 @dataclass(frozen=True)
 class Example:
     """A support image with a defect, as A reads it, and without."""
 
-    defective: Reading
-    good: Reading
+    defective: EncoderOutput
+    good: EncoderOutput
     target: Tensor
     """(1, h, w) in [0, 1] at the map's stride."""
     index: int
@@ -58,13 +64,13 @@ def train_transformer(
     if model.transformer is None:
         return []
     rng = np.random.default_rng(seed)
-    good = adapted.readings
+    good = adapted.encoded_images
     checks = [example(adapted, support, good, rng) for _ in range(CHECK_QUERIES)]
     trained = [*model.transformer.parameters(), model.mix, model.slope, model.offset]
 
     def backward() -> None:
         drawn = example(adapted, support, good, rng)
-        torch.autograd.backward(example_loss(model, drawn, known_to(drawn, good, rng)))
+        torch.autograd.backward(example_loss(model, drawn, memory_without(drawn, good, rng)))
 
     return train_watched(
         trained,
@@ -80,7 +86,7 @@ def train_transformer(
 def example(
     adapted: AdaptedPixel,
     support: Sequence[PreparedImage],
-    good: Sequence[Reading],
+    good: Sequence[EncoderOutput],
     rng: np.random.Generator,
 ) -> Example:
     """A random support image with a random defect."""
@@ -90,7 +96,7 @@ def example(
     defective, mask = draw_defect(pixels, rng, donor=donor)
     changed = image.with_pixels(to_tensor(defective, mask.shape))
     target = torch.from_numpy(mask)[None, None].float()
-    return Example(adapted.read(changed), good[index], F.avg_pool2d(target, FINE)[:, 0], index)
+    return Example(adapted.encode(changed), good[index], F.avg_pool2d(target, FINE)[:, 0], index)
 
 
 def to_uint8(image: PreparedImage) -> NDArray[np.uint8]:
@@ -99,19 +105,21 @@ def to_uint8(image: PreparedImage) -> NDArray[np.uint8]:
     return np.asarray(((pixels + 1) * 127.5).round().clamp(0, 255).numpy(), np.uint8)
 
 
-def known_to(drawn: Example, good: Sequence[Reading], rng: np.random.Generator | None) -> Known:
+def memory_without(
+    drawn: Example, good: Sequence[EncoderOutput], rng: np.random.Generator | None
+) -> SupportMemory:
     """What the other support images say, some of them if there are many."""
-    others = [reading for i, reading in enumerate(good) if i != drawn.index] or list(good)
-    if rng is not None and len(others) > KNOWN_IMAGES:
-        kept = rng.permutation(len(others))[:KNOWN_IMAGES]
+    others = [encoded for i, encoded in enumerate(good) if i != drawn.index] or list(good)
+    if rng is not None and len(others) > MEMORY_IMAGES:
+        kept = rng.permutation(len(others))[:MEMORY_IMAGES]
         others = [others[i] for i in sorted(kept.tolist())]
-    return know(others[:KNOWN_IMAGES])
+    return build_memory(others[:MEMORY_IMAGES])
 
 
-def example_loss(model: UniversalModel, drawn: Example, known: Known) -> Tensor:
+def example_loss(model: UniversalModel, drawn: Example, memory: SupportMemory) -> Tensor:
     """The defect is to be located, and to score above the image without it."""
-    bad = model.logits(model.find(drawn.defective, known).anomaly)
-    good = model.logits(model.find(drawn.good, known).anomaly)
+    bad = model.logits(model(drawn.defective, memory).anomaly)
+    good = model.logits(model(drawn.good, memory).anomaly)
     located = location_loss(torch.cat([bad, good]), torch.cat([drawn.target, 0 * drawn.target]))
     scores = image_logits(torch.cat([bad, good]))
     ranked = ranking_loss(scores, torch.tensor([True, False]))
@@ -119,7 +127,7 @@ def example_loss(model: UniversalModel, drawn: Example, known: Known) -> Tensor:
 
 
 @torch.no_grad()
-def check(model: UniversalModel, checks: Sequence[Example], good: Sequence[Reading]) -> float:
+def check(model: UniversalModel, checks: Sequence[Example], good: Sequence[EncoderOutput]) -> float:
     """Mean loss on defects that are never trained on."""
-    losses = [example_loss(model, drawn, known_to(drawn, good, None)) for drawn in checks]
+    losses = [example_loss(model, drawn, memory_without(drawn, good, None)) for drawn in checks]
     return float(torch.stack(losses).mean())

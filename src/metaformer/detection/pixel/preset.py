@@ -19,8 +19,8 @@ from metaformer.detection.pixel.adapted import (
     MAX_FOLDS,
     AdaptedPixel,
     PreparedImage,
+    cropped_output,
     prepare,
-    reading_of,
     statistics_of,
 )
 from metaformer.detection.pixel.config import PixelConfig
@@ -85,12 +85,14 @@ class PixelPreset:
             fitted.autoencoder, images, generator, rebuild=self.config.rebuilds
         )
         adapted = AdaptedPixel(self.config, fitted, self.prior, moments, None)
-        adapted.readings = [
-            adapted.read(image) if i not in passes else reading_of(image, *passes.pop(i))
+        adapted.encoded_images = [
+            adapted.encode(image) if i not in passes else cropped_output(image, *passes.pop(i))
             for i, image in enumerate(support)
         ]
-        adapted.known = adapted.know(adapted.readings, generator)
-        adapted.frame = FrameCheck.of([statistics_of(r) for r in adapted.readings], FRAME_LIMITS)
+        adapted.memory = adapted.build_memory(adapted.encoded_images, generator)
+        adapted.frame = FrameCheck.of(
+            [statistics_of(r) for r in adapted.encoded_images], FRAME_LIMITS
+        )
         if self.config.mode == "long":
             train_transformer(adapted, support, seed=seed)
         folds = make_folds(len(support), MAX_FOLDS)
@@ -99,7 +101,7 @@ class PixelPreset:
         for number, fold in enumerate(folds):
             maps |= adapted.left_out_maps(fold, seed=seed)
             on_step(number + 2, len(folds) + 1)
-        adapted.readings = []
+        adapted.encoded_images = []
         return Adaptation(adapted, [maps[i] for i in range(len(maps))])
 
     @classmethod

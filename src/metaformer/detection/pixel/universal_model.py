@@ -25,7 +25,7 @@ from metaformer.networks.pixel_transformer import (
     GapTransformer,
     GapTransformerConfig,
     Response,
-    grid_places,
+    grid_positions,
 )
 
 LEVELS = (4, 8, 16)
@@ -42,11 +42,11 @@ LEVEL_CHANNELS = dict(zip(STAGES, ENCODER_CHANNELS[1:], strict=True))
 TOKEN_CHANNELS = sum(LEVEL_CHANNELS[level] for level in LEVELS) + GAP_CHANNELS * (CELL // FINE) ** 2
 CUES = len(LEVELS) + 2
 """A token's log distance at each level, its log gap, and the log number of support images."""
-LEAST_TYPICAL = 0.01
+LEAST_SCALE = 0.01
 """Added to the units that distance and gap are measured in, near zero on a flat support."""
 FLOOR = 0.05
 """Keeps the logarithm of a ratio finite where a token is the same as one of the support."""
-TYPICAL_QUERIES, TYPICAL_MEMORY = 320, 8192
+SCALE_QUERIES, SCALE_MEMORY = 320, 8192
 """Where the support is compared with itself, this many tokens of an image stand for all of it, and
 this many for all other images together; evenly spread."""
 GAP_WEIGHT = 1 / 3
@@ -81,7 +81,7 @@ class UniversalConfig:
 
 
 @dataclass(frozen=True)
-class Reading:
+class EncoderOutput:
     """What A says about B images of one size."""
 
     features: dict[int, Tensor]
@@ -115,18 +115,18 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Known:
+class SupportMemory:
     """What is kept of a support."""
 
     tokens: Tensor
     """(M, TOKEN_CHANNELS) for T's attention; none, M = 0, where T is not to be asked."""
-    places: Tensor
+    positions: Tensor
     """(M, 2)."""
     response: Tensor
     """(M,)."""
-    memory: dict[int, Tensor]
+    features: dict[int, Tensor]
     """Stride -> (N, C), unit length."""
-    typical: Tensor
+    distance_scale: Tensor
     """(levels + 1,): mean distance of one support image to the others, and mean gap: the units
     that distance and gap are measured in. (levels,) where the gap has no share in the map."""
     images: int
@@ -136,7 +136,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Output:
     """What the model says about B images."""
 
     anomaly: Tensor
@@ -168,56 +168,56 @@ class UniversalModel(nn.Module):
         """Map, any shape -> logit of a defect, the same shape."""
         return F.softplus(self.slope) * (anomaly - self.offset)
 
-    def find(self, query: Reading, known: Known) -> Finding:
+    def forward(self, query: EncoderOutput, memory: SupportMemory) -> Output:
         """Compare images with a support; T is left out where they were read without R."""
-        ratios = self.ratios(query, known)  # levels or one more maps (B, h, w), each at its stride
+        ratios = self.ratios(query, memory)  # levels or one more maps (B, h, w), each at its stride
         fine = query.features[FINE].shape[2:]
         shares = self.mix[: len(ratios)].softmax(0)
         # A doubling counts as much at any level; 1 where a ratio is 1.
         layers = torch.stack([torch.log2(1 + _resize(ratio, fine)) for ratio in ratios], dim=1)
         first = (layers * shares[:, None, None]).sum(1)  # (B, H / 4, W / 4)
         if self.transformer is None or query.response is None or query.rebuilt is None:
-            return Finding(first, first, query.rebuilt)
+            return Output(first, first, query.rebuilt)
 
         rows, columns = size = query.response.shape[1:]
         log_ratios = [torch.log(_resize(ratio, size) + FLOOR) for ratio in ratios]
-        count = torch.full_like(log_ratios[0], float(known.images)).log()
+        count = torch.full_like(log_ratios[0], float(memory.images)).log()
         cues = torch.stack([*log_ratios, count], dim=-1).flatten(1, 2)  # (B, N, CUES)
         out = self.transformer(
             query.tokens(),
             cues,
-            grid_places(rows, columns),
-            known.tokens,
-            known.places,
+            grid_positions(rows, columns),
+            memory.tokens,
+            memory.positions,
             query.response.flatten(1),
-            known.response,
+            memory.response,
         )
         grid = out.correction.transpose(1, 2).unflatten(2, (rows, columns))  # (B, 4, rows, columns)
         correction = F.pixel_shuffle(grid, CELL // FINE)[:, 0]  # (B, H / 4, W / 4)
         gate = _resize(out.gate.unflatten(1, (rows, columns)), fine)
         residual = out.residual.transpose(1, 2).unflatten(2, (rows, columns))
         refined = query.rebuilt + F.pixel_shuffle(residual, CELL)  # (B, 3, H, W)
-        return Finding((first + correction) * gate, first, refined)
+        return Output((first + correction) * gate, first, refined)
 
-    def ratios(self, query: Reading, known: Known) -> list[Tensor]:
+    def ratios(self, query: EncoderOutput, memory: SupportMemory) -> list[Tensor]:
         """Distance at each level and, if it was read, gap, each (B, h, w), in units of what is
         typical."""
         maps = []
-        units = known.typical[: len(LEVELS)]
+        units = memory.distance_scale[: len(LEVELS)]
         for unit, (level, grid) in zip(units, query.features.items(), strict=True):
             cells = grid.flatten(2).transpose(1, 2).flatten(0, 1)  # (B * h * w, C)
             distance = nearest_distance(
-                cells, as_columns(known.memory[level], euclidean=False), euclidean=False
+                cells, as_columns(memory.features[level], euclidean=False), euclidean=False
             )
             maps.append(distance.reshape(grid.shape[0], *grid.shape[2:]) / unit)
         if query.gap is not None:
-            maps.append(main_gap(query) / known.typical[-1])
+            maps.append(main_gap(query) / memory.distance_scale[-1])
         return maps
 
 
-def read(
+def to_encoder_output(
     images: Tensor, stages: Sequence[Tensor], rebuilt: Tensor | None, response: Tensor | None
-) -> Reading:
+) -> EncoderOutput:
     """Put together what A and P say; what only T reads is left out without ``response``.
 
     Args:
@@ -232,67 +232,73 @@ def read(
         if stride in LEVELS
     }
     if rebuilt is None:
-        return Reading(features, None, None, None, images)
+        return EncoderOutput(features, None, None, None, images)
     rebuilt = rebuilt.float()
     if response is None:
         gap = F.avg_pool2d((images - rebuilt).abs(), FINE)
-        return Reading(features, gap, rebuilt, None, images)
+        return EncoderOutput(features, gap, rebuilt, None, images)
     gap = F.avg_pool2d(gap_channels(images, rebuilt), FINE)
-    return Reading(features, gap, rebuilt, F.avg_pool2d(response.float(), CELL)[:, 0], images)
+    return EncoderOutput(features, gap, rebuilt, F.avg_pool2d(response.float(), CELL)[:, 0], images)
 
 
-def crop(reading: Reading, height: int, width: int) -> Reading:
+def crop(encoded: EncoderOutput, height: int, width: int) -> EncoderOutput:
     """Without what was padded at the bottom and on the right; multiples of 16 are left."""
-    return Reading(
+    return EncoderOutput(
         {
             stride: grid[:, :, : height // stride, : width // stride]
-            for stride, grid in reading.features.items()
+            for stride, grid in encoded.features.items()
         },
-        None if reading.gap is None else reading.gap[:, :, : height // FINE, : width // FINE],
-        None if reading.rebuilt is None else reading.rebuilt[:, :, :height, :width],
+        None if encoded.gap is None else encoded.gap[:, :, : height // FINE, : width // FINE],
+        None if encoded.rebuilt is None else encoded.rebuilt[:, :, :height, :width],
         None
-        if reading.response is None
-        else reading.response[:, : height // CELL, : width // CELL],
-        None if reading.images is None else reading.images[:, :, :height, :width],
+        if encoded.response is None
+        else encoded.response[:, : height // CELL, : width // CELL],
+        None if encoded.images is None else encoded.images[:, :, :height, :width],
     )
 
 
-def know(support: Sequence[Reading], typical: Tensor | None = None) -> Known:
-    """Keep a support, given as readings of one or more images each; differentiable.
+def build_memory(
+    support: Sequence[EncoderOutput], distance_scale: Tensor | None = None
+) -> SupportMemory:
+    """Keep a support, given as encoder outputs of one or more images each; differentiable.
 
     Args:
-        typical: units, as in ``Known``, where they are not to be this support's own.
+        distance_scale: units, as in ``SupportMemory``, where they are not to be this support's own.
     """
     features = {
         level: [
-            image.flatten(1).T for reading in support for image in reading.features[level]
+            image.flatten(1).T for encoded in support for image in encoded.features[level]
         ]  # of (h * w, C)
         for level in LEVELS
     }
-    if typical is None:
-        units = [typical_distance(features[level]) for level in LEVELS]
-        gaps = [main_gap(reading).flatten() for reading in support if reading.gap is not None]
+    if distance_scale is None:
+        units = [mean_distance_between(features[level]) for level in LEVELS]
+        gaps = [main_gap(encoded).flatten() for encoded in support if encoded.gap is not None]
         if gaps:
             units.append(torch.cat(gaps).mean())
-        typical = torch.stack(units) + LEAST_TYPICAL
-    tokens, places, response = [typical.new_zeros(0, TOKEN_CHANNELS)], [typical.new_zeros(0, 2)], []
-    for reading in support:
-        if reading.response is not None:
-            tokens.append(reading.tokens().flatten(0, 1))
-            grid = grid_places(*reading.response.shape[1:])
-            places.append(grid.repeat(len(reading.response), 1))
-            response.append(reading.response.flatten())
-    return Known(
+        distance_scale = torch.stack(units) + LEAST_SCALE
+    tokens, positions, response = (
+        [distance_scale.new_zeros(0, TOKEN_CHANNELS)],
+        [distance_scale.new_zeros(0, 2)],
+        [],
+    )
+    for encoded in support:
+        if encoded.response is not None:
+            tokens.append(encoded.tokens().flatten(0, 1))
+            grid = grid_positions(*encoded.response.shape[1:])
+            positions.append(grid.repeat(len(encoded.response), 1))
+            response.append(encoded.response.flatten())
+    return SupportMemory(
         tokens=torch.cat(tokens),
-        places=torch.cat(places),
-        response=torch.cat([typical.new_zeros(0), *response]),
-        memory={level: torch.cat(images) for level, images in features.items()},
-        typical=typical,
-        images=sum(len(reading.features[FINE]) for reading in support),
+        positions=torch.cat(positions),
+        response=torch.cat([distance_scale.new_zeros(0), *response]),
+        features={level: torch.cat(images) for level, images in features.items()},
+        distance_scale=distance_scale,
+        images=sum(len(encoded.features[FINE]) for encoded in support),
     )
 
 
-def typical_distance(images: Sequence[Tensor]) -> Tensor:
+def mean_distance_between(images: Sequence[Tensor]) -> Tensor:
     """Mean distance of each image's features (n, C) to the nearest of the others'.
 
     One image is compared with itself, one half with the other.
@@ -302,11 +308,11 @@ def typical_distance(images: Sequence[Tensor]) -> Tensor:
         images = [images[0][:half], images[0][half:]]
     distances, rows, start = [], torch.cat(list(images)), 0
     for image in images:
-        others = spread(torch.arange(len(rows) - len(image)), TYPICAL_MEMORY)
+        others = spread(torch.arange(len(rows) - len(image)), SCALE_MEMORY)
         others = others + len(image) * (others >= start)  # this image's own rows are skipped
         distances.append(
             nearest_distance(
-                spread(image, TYPICAL_QUERIES),
+                spread(image, SCALE_QUERIES),
                 as_columns(rows[others], euclidean=False),
                 euclidean=False,
             )
@@ -320,10 +326,10 @@ def spread(rows: Tensor, most: int) -> Tensor:
     return rows[:: -(-len(rows) // most)]
 
 
-def main_gap(reading: Reading) -> Tensor:
+def main_gap(encoded: EncoderOutput) -> Tensor:
     """(B, H / 4, W / 4): mean absolute difference of image and reconstruction."""
-    assert reading.gap is not None
-    difference = reading.gap if reading.response is None else reading.gap[:, 6:9]
+    assert encoded.gap is not None
+    difference = encoded.gap if encoded.response is None else encoded.gap[:, 6:9]
     return difference.mean(1)
 
 

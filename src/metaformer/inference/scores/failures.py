@@ -7,7 +7,7 @@ from typing import Self, TextIO
 
 from metaformer.inference.scores.csv_scores import ODD_NAMES, csv_line
 from metaformer.inference.scores.rows import guarded
-from metaformer.io.folders import PASSED_OVER, Omission
+from metaformer.io.folders import SKIPPED, Omission
 
 LISTED = 1000
 """Failures kept in memory to be shown; the file has them all."""
@@ -21,8 +21,8 @@ class Failures:
         self.count = 0
         """Without what was passed over on purpose."""
         self.listed: list[tuple[str, str]] = []
-        self.passed_over = 0
-        self.listed_passed_over: list[tuple[str, str]] = []
+        self.skipped = 0
+        self.listed_skipped: list[tuple[str, str]] = []
         self._partial = output / ".failures.csv.partial"
         self._file: TextIO | None = None
 
@@ -37,9 +37,9 @@ class Failures:
         self._file.write(
             csv_line((guarded(omission.path), guarded(omission.reason), omission.category))
         )
-        if omission.category == PASSED_OVER:
-            self.passed_over += 1
-            listed = self.listed_passed_over
+        if omission.category == SKIPPED:
+            self.skipped += 1
+            listed = self.listed_skipped
         else:
             self.count += 1
             listed = self.listed

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from metaformer.inference.scores.rows import COLUMNS, OutputFolderError, ScoreRow
 from metaformer.io.atomic_files import atomic_path
-from metaformer.io.folders import PASSED_OVER, UNREADABLE, Omission
+from metaformer.io.folders import SKIPPED, UNREADABLE, Omission
 from metaformer.io.sources.naming import as_text
 
 PART_ROWS = 5000
@@ -95,7 +95,7 @@ def read_part(path: Path) -> Iterator[ScoreRow]:
 def read_failures(path: Path) -> list[tuple[str, str]]:
     """(path, reason) of what ``read_omissions`` gives and was not passed over on purpose."""
     omissions = read_omissions(path)
-    return [(o.path, o.reason) for o in omissions if o.category != PASSED_OVER]
+    return [(o.path, o.reason) for o in omissions if o.category != SKIPPED]
 
 
 def read_omissions(path: Path) -> list[Omission]:

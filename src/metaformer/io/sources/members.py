@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from metaformer.io.folders import (
     OUTPUT_FOLDERS,
     OUTPUTS,
-    PASSED_OVER,
     RUN_FILE,
+    SKIPPED,
     Omission,
     sort_file,
-    why_not_into,
+    why_skipped,
 )
 from metaformer.io.sources.naming import member_name, name_digest
 
@@ -52,11 +52,11 @@ class Members:
         parts = folder.split("/") if folder else []
         for depth, part in enumerate(parts):
             parent, inside = "/".join(parts[:depth]), "/".join(parts[: depth + 1])
-            if why := why_not_into(part, inside, parent, self._is_results):
+            if why := why_skipped(part, inside, parent, self._is_results):
                 is_new = inside not in self._said
                 self._said.add(inside)
                 path = member_name(self._container, inside)
-                return Omission(path, f"{why}; passed over.", PASSED_OVER) if is_new else None
+                return Omission(path, f"{why}; skipped.", SKIPPED) if is_new else None
         return sort_file(
             member_name(self._container, name),
             last,

@@ -15,7 +15,7 @@ from PIL import Image
 
 from metaformer.io.images import MAX_PIXELS, ImageError, pixels_of
 from metaformer.io.sources.readers import Item, decode_item, fetch
-from metaformer.io.workers import Crew
+from metaformer.io.workers import WorkerPool
 
 READ_AHEAD = 4
 """Images asked for ahead of the one being scored."""
@@ -161,11 +161,11 @@ def work_ahead(
     items: Iterator[Item],
     white_level: int | None,
     work: Callable[[Item, NDArray[np.uint8] | ImageError], Result],
-    crew: Crew,
+    pool: WorkerPool,
     *,
     pixel_budget: int = PIXEL_BUDGET,
 ) -> Generator[Result, None, None]:
-    """What ``work`` makes of each item, done by the threads of ``crew``, in order.
+    """What ``work`` makes of each item, done by the threads of ``pool``, in order.
 
     An image counts against the budget until its result has been used.
     """
@@ -173,7 +173,7 @@ def work_ahead(
     is_over = False
     with closing(Decoding(items, white_level, pixel_budget)) as decoding:
         while working or not is_over:
-            is_free = not is_over and len(working) < crew.workers
+            is_free = not is_over and len(working) < pool.workers
             # Either may have to wait for the other: room for the next is made by using the first.
             awaited: list[Future[Any]] = [working[0][0]] if working else []
             wait([*awaited, *([decoding.next] if is_free else [])], return_when=FIRST_COMPLETED)
@@ -188,7 +188,7 @@ def work_ahead(
             elif (held := decoding.take()) is None:
                 is_over = True
             else:
-                working.append((crew.submit(work, *held[0]), held[1]))
+                working.append((pool.submit(work, *held[0]), held[1]))
                 del held
         decoding.take()  # raises what ended the items, if it was an error
 

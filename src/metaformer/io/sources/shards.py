@@ -51,7 +51,7 @@ class Sources:
     """Look into sub-folders."""
     every: int = 1
     """Of a video, every so many frames, the first included."""
-    passed_over: str = ""
+    skipped: str = ""
     """A folder that is not looked into: that of the results."""
 
     def __post_init__(self) -> None:
@@ -293,7 +293,7 @@ def _walk(sources: Sources) -> Iterator[Found]:
         path = source if is_remote else str(Path(source))
         if not is_remote and Path(path).is_dir():
             try:
-                yield from walk(path, recursive=sources.recursive, passed_over=sources.passed_over)
+                yield from walk(path, recursive=sources.recursive, skipped=sources.skipped)
             except PermissionError:
                 if len(sources.arguments) == 1:
                     raise  # nothing else was named

@@ -162,7 +162,7 @@ def lay(canvas: Image, placed: Placed) -> None:
 
 def arrangement(pool: PhotoPool, rng: Generator, size: int) -> Arrangement:
     """One to twelve objects in rows, in a ring or anywhere, of one sort or of several."""
-    coins = tuple(i for i in pool.sociable if pool.photos[i].name.startswith(COINS))
+    coins = tuple(i for i in pool.similar_goods if pool.photos[i].name.startswith(COINS))
     many = int(rng.integers(1, 5))
     rows, columns = many, int(rng.integers(1, 5))
     cell = size / (max(rows, columns) + rng.uniform(0, 0.6))

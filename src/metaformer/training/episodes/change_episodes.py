@@ -183,7 +183,7 @@ def change_episode(pool: PhotoPool, config: ChangeConfig, seed: int, index: int)
     rng = np.random.default_rng((seed, index, 3))
     size = int(config.sides[rng.integers(len(config.sides))])
     shots = int(config.shots[rng.integers(len(config.shots))])
-    kinds = [(k, w) for k, w in config.weights if w > 0 and (k != "goods" or pool.sociable)]
+    kinds = [(k, w) for k, w in config.weights if w > 0 and (k != "goods" or pool.similar_goods)]
     shares = np.array([weight for _, weight in kinds])
     kind = kinds[int(rng.choice(len(kinds), p=shares / shares.sum()))][0]
     film = draw_film(rng, EpisodeConfig(), size)

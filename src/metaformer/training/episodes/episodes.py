@@ -280,7 +280,7 @@ def _draw_kind(pool: PhotoPool, config: EpisodeConfig, rng: Generator) -> TaskKi
     possible = [
         (kind, weight)
         for kind, weight in config.weights
-        if weight > 0 and (kind != "goods" or pool.sociable)
+        if weight > 0 and (kind != "goods" or pool.similar_goods)
     ]
     if not possible:
         raise ValueError(

@@ -40,8 +40,8 @@ VALIDATION_SHARE = 0.2
 STORED_SIDE = 320
 """Photos with a longer side are shrunk to this before they are kept."""
 ALIKE: dict[Domain, float] = {"material": 1.2, "goods": 2.0, "things": 0.0}
-"""Largest ``look`` distance of photos of one kind that may pass for one product. Chosen by eye on
-sheets of neighbours."""
+"""Largest ``appearance`` distance of photos of one kind that may pass for one product. Chosen by
+eye on sheets of neighbours."""
 REGULAR = 0.3
 """Height of the second peak of a surface's autocorrelation from which on it counts as regular
 (bricks, tiles, weaves) rather than random (gravel, rust). Chosen by eye."""
@@ -140,7 +140,7 @@ class PhotoPool:
         return {kind: tuple(indices) for kind, indices in found.items()}
 
     @cached_property
-    def sociable(self) -> tuple[int, ...]:
+    def similar_goods(self) -> tuple[int, ...]:
         """Indices of the photos of goods that have three look-alikes or more."""
         goods = self.of_domain["goods"]
         return tuple(i for i in goods if len(self.photos[i].alike) >= 3)
@@ -167,7 +167,7 @@ def family(kind: str) -> str:
     return "_".join([first, *(part.rpartition("-")[2] for part in rest[:1])])
 
 
-def look(image: NDArray[np.uint8], *, centre: float = 1.0) -> NDArray[np.float32]:
+def appearance(image: NDArray[np.uint8], *, centre: float = 1.0) -> NDArray[np.float32]:
     """Twelve numbers on colour and coarseness; a distance of 1 is a small visible difference.
 
     Args:
@@ -254,7 +254,7 @@ def _read(folder: str, path: Path) -> tuple[Photo, NDArray[np.float32]]:
         regular=domain != "material" or regularity(image) >= REGULAR,
         alike=(),
     )
-    return photo, look(image, centre=0.5 if domain == "goods" else 1.0)
+    return photo, appearance(image, centre=0.5 if domain == "goods" else 1.0)
 
 
 def _without_frame(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

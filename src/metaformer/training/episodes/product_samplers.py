@@ -75,7 +75,7 @@ def surface(pool: PhotoPool, rng: Generator, size: int, anchor: int | None = Non
 def goods(pool: PhotoPool, rng: Generator, size: int, anchor: int | None = None) -> Product:
     """Different photos of one kind of goods that look alike, cropped to the middle."""
     if anchor is None:
-        anchor = pick(rng, pool.sociable)
+        anchor = pick(rng, pool.similar_goods)
     photo = pool.photos[anchor]
     share = rng.uniform(0.45, 0.8)
     several = rng.permutation(8)

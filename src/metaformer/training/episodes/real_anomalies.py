@@ -23,7 +23,7 @@ from metaformer.training.episodes.episodes import (
     draw_film,
     episode,
 )
-from metaformer.training.episodes.photo_pool import PhotoPool, family, look
+from metaformer.training.episodes.photo_pool import PhotoPool, appearance, family
 from metaformer.training.episodes.product_samplers import Image, Product, goods, pick, surface
 
 AREA = (0.01, 0.12)
@@ -32,12 +32,12 @@ UNLIKE: dict[TaskKind, tuple[float, float]] = {
     "novel_region": (3.0, float("inf")),
     "novel_image": (2.5, 6.0),
 }
-"""Least and largest ``look`` distance between the normal and the novel photo, chosen by eye: a task
-must have an answer, and one that takes more than a glance."""
+"""Least and largest ``appearance`` distance between the normal and the novel photo, chosen by eye:
+the difference must exist, and must take more than a glance to find."""
 _ATTEMPTS = 200
 
 
-def novelty_tasks(
+def real_anomaly_tasks(
     pool: PhotoPool, config: EpisodeConfig, seed: int, count: int
 ) -> Iterator[Episode]:
     """``count`` tasks, by turns of kind ``novel_region`` and ``novel_image``.
@@ -53,24 +53,24 @@ def novelty_tasks(
         ValueError: the pool has no two photos that make a task.
     """
     for index in range(count):
-        yield novelty_task(pool, config, seed, index)
+        yield real_anomaly_task(pool, config, seed, index)
 
 
 def mixed_task(
     pool: PhotoPool, config: EpisodeConfig, seed: int, index: int, *, novel_share: float
 ) -> Episode:
-    """``episode`` or, with chance ``novel_share``, a novelty task; a pure function of all of these.
+    """``episode`` or, with chance ``novel_share``, a real-anomaly task; a pure function of all.
 
     Raises:
-        ValueError: as ``episode`` or ``novelty_tasks``.
+        ValueError: as ``episode`` or ``real_anomaly_tasks``.
     """
     if np.random.default_rng((seed, index, 2)).random() < novel_share:
-        return novelty_task(pool, config, seed, index)
+        return real_anomaly_task(pool, config, seed, index)
     return episode(pool, config, seed, index)
 
 
-def novelty_task(pool: PhotoPool, config: EpisodeConfig, seed: int, index: int) -> Episode:
-    """Task ``index`` of ``novelty_tasks``: even ones are of regions, odd ones of whole images."""
+def real_anomaly_task(pool: PhotoPool, config: EpisodeConfig, seed: int, index: int) -> Episode:
+    """Task ``index``: even ones show a region of another photo, odd ones another photo."""
     rng = np.random.default_rng((seed, index, 1))
     size = config.resolution
     shots = config.shots[rng.integers(len(config.shots))]
@@ -117,17 +117,21 @@ def _two_photos(pool: PhotoPool, rng: Generator, film: Film, kind: TaskKind) -> 
     For an image: another surface of the same kind (two woods), or goods of another kind of the
     same family (two apples). For a region: any other kind of the same domain.
     """
-    material, sociable = pool.of_domain["material"], pool.sociable
+    material, similar_goods = pool.of_domain["material"], pool.similar_goods
     for _ in range(_ATTEMPTS):
-        if not material and not sociable:
+        if not material and not similar_goods:
             break
-        domain = sociable if sociable and (not material or rng.random() < 0.4) else material
+        domain = (
+            similar_goods if similar_goods and (not material or rng.random() < 0.4) else material
+        )
         anchor, other = pick(rng, domain), pick(rng, domain)
         kind_of, kind_other = pool.photos[anchor].kind, pool.photos[other].kind
         if kind == "novel_image" and domain is material:
             other = pick(rng, pool.of_kind[kind_of])
         elif kind == "novel_image":
-            relatives = tuple(i for i in sociable if _are_relatives(kind_of, pool.photos[i].kind))
+            relatives = tuple(
+                i for i in similar_goods if _are_relatives(kind_of, pool.photos[i].kind)
+            )
             if not relatives:
                 continue
             other = pick(rng, relatives)
@@ -150,9 +154,9 @@ def _are_relatives(one: str, other: str) -> bool:
 
 
 def _distance(pool: PhotoPool, film: Film, one: int, other: int) -> float:
-    """Distance of looks, as the film shows them."""
+    """Distance of the appearance descriptors of two photos, developed by ``film``."""
     centre = 0.5 if pool.photos[one].domain == "goods" else 1.0
-    looks = [look(film.load(pool.image(i)), centre=centre) for i in (one, other)]
+    looks = [appearance(film.load(pool.image(i)), centre=centre) for i in (one, other)]
     return float(np.linalg.norm(looks[0] - looks[1]))
 
 

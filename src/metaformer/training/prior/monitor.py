@@ -24,7 +24,7 @@ SHEET_COLUMNS = 12
 
 
 class Watch:
-    """A fixed set of held-out photos with mattes from colour keying.
+    """A fixed set of held-out photos with mattes from chroma key.
 
     Used to see whether a run is alive, and to choose between configurations. The sets that P is
     evaluated on are others.

@@ -1,7 +1,7 @@
 """The photos that P is trained on, dealt out to side A, side B and a held-out side.
 
 No mask made by a person is read here. Objects on plain backdrops are cut out by colour alone
-(``keying``). Objects and backgrounds of one side are other photos than those of another.
+(``chroma_key``). Objects and backgrounds of one side are other photos than those of another.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Matte = NDArray[np.float32]
 STORED_SIDE = 224
 """Photos wait in memory larger than P's 128 pixels: crops of a background stay sharp."""
 KEYING_SIDE = 144
-"""Photos are keyed at this side, for which the thresholds of ``keying`` were set."""
+"""Photos are keyed at this side, for which the thresholds of ``chroma_key`` were set."""
 
 
 @dataclass(frozen=True)

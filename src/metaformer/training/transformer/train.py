@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from metaformer.detection.feature.gap_distances import READINGS, grids, measure, measure_alone
+from metaformer.detection.feature.gap_distances import DISTANCES, grids, measure, measure_alone
 from metaformer.io.atomic_files import atomic_path, write_text
 from metaformer.networks.efficientnet import EfficientNetLite0, load_backbone
 from metaformer.networks.gap_transformer import (
@@ -78,7 +78,7 @@ class SeenEpisode:
 
 def new_transformer() -> GapTransformer:
     """T for EfficientNet-Lite0 and the readings of ``core``."""
-    return GapTransformer(GapTransformerConfig({8: 40, 16: 112}, len(READINGS)))
+    return GapTransformer(GapTransformerConfig({8: 40, 16: 112}, len(DISTANCES)))
 
 
 @restored_threads()

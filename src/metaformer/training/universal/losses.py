@@ -15,15 +15,15 @@ from metaformer.detection.pixel.inner_rates import InnerRates
 from metaformer.detection.pixel.losses import image_logits, location_loss, ranking_loss
 from metaformer.detection.pixel.universal_model import (
     FINE,
-    Finding,
-    Reading,
+    EncoderOutput,
+    Output,
     UniversalModel,
-    know,
-    read,
+    build_memory,
     respond,
+    to_encoder_output,
 )
 from metaformer.networks.instance_prior import InstancePrior
-from metaformer.training.universal.maml import Weights, adapt, read_task, reconstruct
+from metaformer.training.universal.maml import Weights, adapt, reconstruct, run_task
 
 
 @dataclass(frozen=True)
@@ -91,41 +91,43 @@ def episode_loss(
             if weight and not only_transformer
         ]
     with torch.set_grad_enabled(not only_transformer):
-        support, query = read_episode(model, prior, history[-1], task, bfloat16=bfloat16)
+        support, query = encode_episode(model, prior, history[-1], task, bfloat16=bfloat16)
     assert query.rebuilt is not None
     rebuild = step_weights[-1] * F.mse_loss(query.rebuilt[twinned], good)
     losses = {"rebuild": loss_weights.rebuild * (rebuild + sum(early))}
     if loss_weights != LossWeights(loss_weights.rebuild, 0, 0, 0, 0):
-        finding = model.find(query, know([support]))
-        assert finding.refined is not None
-        refined = F.l1_loss(finding.refined[twinned], good)
+        output = model(query, build_memory([support]))
+        assert output.refined is not None
+        refined = F.l1_loss(output.refined[twinned], good)
         losses["refine"] = loss_weights.refine * refined
-        losses |= defect_losses(model, finding, task, loss_weights)
+        losses |= defect_losses(model, output, task, loss_weights)
     return losses
 
 
-def read_episode(
+def encode_episode(
     model: UniversalModel, prior: InstancePrior, weights: Weights, task: Task, *, bfloat16: bool
-) -> tuple[Reading, Reading]:
+) -> tuple[EncoderOutput, EncoderOutput]:
     """Support and queries of a task, as A with fast ``weights`` and P say of them."""
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        passes = read_task(model.autoencoder, weights, task.support, task.query)
+        passes = run_task(model.autoencoder, weights, task.support, task.query)
         responses = [respond(prior, images).float() for images in (task.support, task.query)]
     return (
-        read(task.support, passes.support_stages, passes.support_rebuilt, responses[0]),
-        read(task.query, passes.query_stages, passes.query_rebuilt, responses[1]),
+        to_encoder_output(
+            task.support, passes.support_stages, passes.support_rebuilt, responses[0]
+        ),
+        to_encoder_output(task.query, passes.query_stages, passes.query_rebuilt, responses[1]),
     )
 
 
 def defect_losses(
-    model: UniversalModel, finding: Finding, task: Task, loss_weights: LossWeights
+    model: UniversalModel, output: Output, task: Task, loss_weights: LossWeights
 ) -> dict[str, Tensor]:
     """Losses of the maps before and after T, weighted."""
     target = F.avg_pool2d(task.masks[:, None], FINE)[:, 0]  # (Q, H / 4, W / 4) in [0, 1]
-    logits = model.logits(finding.anomaly)
+    logits = model.logits(output.anomaly)
     is_defective = task.masks.flatten(1).amax(1) > 0  # (Q,)
     return {
         "locate": loss_weights.locate * location_loss(logits, target),
-        "first": loss_weights.first * location_loss(model.logits(finding.first), target),
+        "first": loss_weights.first * location_loss(model.logits(output.first), target),
         "rank": loss_weights.rank * ranking_loss(image_logits(logits), is_defective),
     }

@@ -109,7 +109,7 @@ def reconstruct(
 
 
 @dataclass(frozen=True)
-class TaskReading:
+class TaskOutput:
     """What A with fast weights says about a task: encoder stages and reconstructions."""
 
     support_stages: list[Tensor]
@@ -125,20 +125,20 @@ class TaskPass(nn.Module):
         super().__init__()
         self.autoencoder = autoencoder
 
-    def forward(self, support: Tensor, query: Tensor) -> TaskReading:
+    def forward(self, support: Tensor, query: Tensor) -> TaskOutput:
         support_stages, support_rebuilt, moments = self.autoencoder.read(support)
         query_stages, query_rebuilt, _ = self.autoencoder.read(query, moments)
-        return TaskReading(support_stages, support_rebuilt, query_stages, query_rebuilt)
+        return TaskOutput(support_stages, support_rebuilt, query_stages, query_rebuilt)
 
 
-def read_task(
+def run_task(
     autoencoder: Autoencoder, weights: Weights, support: Tensor, query: Tensor
-) -> TaskReading:
+) -> TaskOutput:
     """Support (K, 3, H, W) and query (Q, 3, H, W) through A with ``weights``."""
     named = {f"autoencoder.{name}": tensor for name, tensor in weights.items()}
-    reading = functional_call(TaskPass(autoencoder), named, (support, query))
-    assert isinstance(reading, TaskReading)
-    return reading
+    encoded = functional_call(TaskPass(autoencoder), named, (support, query))
+    assert isinstance(encoded, TaskOutput)
+    return encoded
 
 
 def step_weights(steps: int, progress: float) -> list[float]:

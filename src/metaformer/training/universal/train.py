@@ -37,7 +37,7 @@ from metaformer.training.checkpoints import (
 from metaformer.training.distributed import Workers, average_gradients, join_workers
 from metaformer.training.episodes.episodes import Episode, EpisodeConfig, episode, prefetch
 from metaformer.training.episodes.photo_pool import PhotoPool
-from metaformer.training.episodes.real_anomalies import mixed_task, novelty_tasks
+from metaformer.training.episodes.real_anomalies import mixed_task, real_anomaly_tasks
 from metaformer.training.progress import TrainingBar
 from metaformer.training.run_log import RunLog
 from metaformer.training.threads import restored_threads
@@ -246,7 +246,7 @@ def validation(pool: PhotoPool, config: MetaConfig) -> dict[str, Iterator[Episod
     seed, count = config.seed + VALIDATION_SEED, config.validation_episodes
     return {
         "synthetic": (episode(pool, episodes, seed, index) for index in range(count)),
-        "novelty": novelty_tasks(pool, episodes, seed, count),
+        "novelty": real_anomaly_tasks(pool, episodes, seed, count),
     }
 
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from metaformer.detection.pixel.inner_rates import InnerRates
 from metaformer.detection.pixel.losses import image_logits
-from metaformer.detection.pixel.universal_model import FINE, UniversalModel, know
+from metaformer.detection.pixel.universal_model import FINE, UniversalModel, build_memory
 from metaformer.networks.instance_prior import InstancePrior
 from metaformer.training.auroc import auroc
 from metaformer.training.episodes.episodes import Episode
-from metaformer.training.universal.losses import Task, read_episode
+from metaformer.training.universal.losses import Task, encode_episode
 from metaformer.training.universal.maml import adapt, adaptation_gain
 
 
@@ -68,14 +68,14 @@ def find_defects(
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         fast = adapt(model.autoencoder, rates, task.support, second_order=False).weights[-1]
     with torch.no_grad():
-        support, query = read_episode(model, prior, fast, task, bfloat16=bfloat16)
-        finding = model.find(query, know([support]))
+        support, query = encode_episode(model, prior, fast, task, bfloat16=bfloat16)
+        output = model(query, build_memory([support]))
     pixels = task.masks[:, FINE // 2 :: FINE, FINE // 2 :: FINE].numpy() > 0.5
     images = task.masks.flatten(1).amax(1).numpy() > 0.5
     if bool((task.masks.flatten(1).amin(1) > 0).any()):  # whole images: image metrics only
         pixels = pixels & False
     result = {}
-    for prefix, anomaly in (("", finding.anomaly), ("first_", finding.first)):
+    for prefix, anomaly in (("", output.anomaly), ("first_", output.first)):
         result[f"{prefix}image_auroc"] = auroc(images, image_logits(anomaly).numpy())
         result[f"{prefix}pixel_auroc"] = auroc(pixels.ravel(), anomaly.flatten().numpy())
     return result

@@ -1,0 +1,285 @@
+"""What the transformer's correction is worth on real products, and how much of it to make.
+
+The sets, the draw of images and the metrics are those of ``leave_one_product_out.py``; maps are
+judged on a square of 128 pixels. The control, ``off``, is the ``feature`` preset without the
+transformer. A change is a metric's difference to it, averaged over numbers of images and supports.
+
+The rule, for the map that marks pixels and for the score of an image separately:
+
+* A candidate is a weights file and the size of its correction. Pixels are marked by the corrected
+  map. The image score is its maximum, or the geometric mean (``mean log``) of its maximum and that
+  of the map without the transformer.
+* For each set left out, the candidate with the largest **worst** change over the other sets is
+  chosen: of pixel AP and AUPRO for the map, of image AUROC for the score. ``off`` is among the
+  candidates, so one that loses on any set is not chosen.
+* It is judged by its changes on the set left out.
+
+    python -m benchmarks.ablations.transformer DATA 100000=WEIGHTS ... --output results.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.ablations.leave_one_product_out import (
+    MOST_TESTED,
+    SEED,
+    SETS,
+    SHOTS,
+    Results,
+    Row,
+    SampledTests,
+    core_of,
+    drawn_support,
+    means,
+)
+from metaformer.detection.adaptation import prepare
+from metaformer.detection.feature.adapted import from_support
+from metaformer.detection.feature.config import FeatureConfig
+from metaformer.detection.feature.gap_correction import from_tensors, load_transformer, look_at
+from metaformer.detection.feature.gap_distances import grids, measure_to
+from metaformer.detection.feature.memory_bank import describe
+from metaformer.detection.feature.preset import FeaturePreset
+from metaformer.detection.scoring.anomaly_map import image_score, smooth
+from metaformer.evaluation.aggregate import machine
+from metaformer.io.atomic_files import write_text
+from metaformer.io.images import read_image
+from metaformer.networks.gap_transformer import GapTransformer, corrected
+
+SIZES = (0.0, 0.125, 0.25, 0.5)
+SIDE = 128
+OFF = "off"
+SHIPPED = "shipped"
+MEAN_LOG, HIGHEST = "mean log", "maximum"
+CHOSEN_BY = {"pixels": ("pixel_ap", "aupro"), "score": ("image_auroc",)}
+"""What is chosen -> the metrics whose worst change chooses."""
+SHOWN = {"pixels": ("pixel_ap", "aupro"), "score": ("image_auroc", "caught_at_5")}
+
+
+def measure_tests(
+    preset: FeaturePreset,
+    networks: Mapping[str, GapTransformer],
+    sizes: list[float],
+    tests: SampledTests,
+    shots: int,
+    supports: int,
+) -> dict[str, list[Row]]:
+    """Candidate -> one row a support. Distances are computed once for all networks and sizes."""
+    config = replace(preset.config, transformer=False)
+    rows: dict[str, list[Row]] = {}
+    for seed in range(supports):
+        support = [
+            prepare(preset, read_image(path), support_size=shots)
+            for path in drawn_support(tests.train, shots, seed)
+        ]
+        adapted = from_support(config, preset.backbone, support, seed=seed)
+        first = next(iter(networks.values()))
+        seen = look_at(first, [image.features for image in support])[0].seen
+        maps: dict[str, list[torch.Tensor]] = {}
+        for image in tests.images:
+            described = describe(image.features, config.levels, config.cosine_share)
+            core = core_of(adapted.distances(described), image, config)
+            maps.setdefault(OFF, []).append(smooth(core, config.sigma)[0])
+            distances, own_core = measure_to(grids(image.features), seen.patches)
+            for label, network in networks.items():
+                correction = network(image.features, distances, own_core, seen.description)
+                for size in sizes:
+                    marked = corrected(core[:, None], correction, size)[:, 0]
+                    name = candidate_of(label, size)
+                    maps.setdefault(name, []).append(smooth(marked, 2 * config.sigma)[0])
+        scores = {
+            name: np.array([image_score(grid, config.score_share) for grid in of_name])
+            for name, of_name in maps.items()
+        }
+        for name, of_name in maps.items():
+            row = tests.judge_pixels(of_name)
+            if name == OFF:
+                row |= tests.judge_scores(scores[OFF])
+            else:
+                both = np.sqrt(scores[OFF] * scores[name])
+                rows.setdefault(f"{name}, {MEAN_LOG}", []).append(tests.judge_scores(both))
+                highest = tests.judge_scores(scores[name])
+                rows.setdefault(f"{name}, {HIGHEST}", []).append(highest)
+            rows.setdefault(name, []).append(row)
+    return rows
+
+
+def candidate_of(label: str, size: float) -> str:
+    return f"{label} x {size:g}"
+
+
+def change(results: Results, set_name: str, candidate: str) -> dict[str, float]:
+    """Metric -> difference to the preset without the transformer."""
+    control = means(results, set_name, OFF)
+    return {name: v - control[name] for name, v in means(results, set_name, candidate).items()}
+
+
+def candidates_for(results: Results, metrics: tuple[str, ...]) -> list[str]:
+    """Those that are judged by these metrics on any set, ``off`` the first."""
+    found = [OFF]
+    for name in results:
+        for candidate in next(iter(results[name].values())):
+            if candidate not in found and metrics[0] in change(results, name, candidate):
+                found.append(candidate)
+    return found
+
+
+def worst_change(
+    results: Results, sets: list[str], candidate: str, metrics: tuple[str, ...]
+) -> float:
+    """Over sets that have the metrics; 0 where none has."""
+    changes = [
+        found[metric]
+        for name in sets
+        for found in [change(results, name, candidate)]
+        for metric in metrics
+        if metric in found
+    ]
+    return min(changes, default=0.0)
+
+
+def decide(results: Results) -> dict[str, Any]:
+    """The rule of this file's head: what is chosen -> set left out -> candidate and changes."""
+    decided: dict[str, Any] = {}
+    for what, metrics in CHOSEN_BY.items():
+        candidates = candidates_for(results, metrics)
+        decided[what] = {}
+        judged = [name for name in results if metrics[0] in change(results, name, OFF)]
+        for left_out in [*judged, "none"]:
+            others = [name for name in results if name != left_out]
+            worst = {name: worst_change(results, others, name, metrics) for name in candidates}
+            chosen = max(candidates, key=worst.__getitem__)  # the first of equals: off
+            decided[what][left_out] = {"chosen": chosen, "worst_on_others": worst[chosen]}
+            if left_out in judged:
+                decided[what][left_out]["changes"] = change(results, left_out, chosen)
+    return decided
+
+
+def tables(results: Results, decided: dict[str, Any]) -> str:
+    lines = ["Points against the preset without the transformer, mean over numbers of images and"]
+    lines += [f"supports; {OFF} in percent. Maps are judged at {SIDE} pixels.", ""]
+    for what, metrics in SHOWN.items():
+        lines += [
+            f"**{what}: {' / '.join(metrics)}**",
+            "",
+            f"| candidate | {' | '.join(results)} | mean | worst |",
+            "|---" * (len(results) + 3) + "|",
+        ]
+        for candidate in candidates_for(results, metrics):
+            is_off = candidate == OFF
+            of_sets = {
+                name: (means if is_off else change)(results, name, candidate) for name in results
+            }
+            cells = [shown([row.get(m) for m in metrics], not is_off) for row in of_sets.values()]
+            by_metric = [[row[m] for row in of_sets.values() if m in row] for m in metrics]
+            summary = [
+                shown([float(np.mean(v)) if v else None for v in by_metric], not is_off),
+                shown([min(v, default=None) for v in by_metric], not is_off),
+            ]
+            lines.append(f"| {candidate} | {' | '.join(cells + summary)} |")
+        lines += ["", "| left out | chosen on the others | worst there | changes on it |"]
+        lines.append("|---|---|---|---|")
+        for name, row in decided[what].items():
+            found = shown([row.get("changes", {}).get(m) for m in metrics], signed=True)
+            worst = f"{100 * row['worst_on_others']:+.1f}"
+            lines.append(f"| {name} | {row['chosen']} | {worst} | {found} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def shown(values: list[float | None], signed: bool) -> str:
+    """Percent; a dash for what is not known."""
+    form = "+.1f" if signed else ".1f"
+    return " / ".join("-" if value is None else format(100 * value, form) for value in values)
+
+
+def load_networks(given: list[str]) -> dict[str, GapTransformer]:
+    """The shipped transformer, and those given as ``PAIRS=path``.
+
+    Raises:
+        SystemExit: one is not given so, or a label is given twice.
+    """
+    networks = {SHIPPED: load_transformer()}
+    for text in given:
+        label, is_named, path = text.partition("=")
+        if not is_named or label in networks:
+            raise SystemExit(
+                f"{text}: found no label, or one that is taken; give each weights file as "
+                f"PAIRS=path, 100000=gap_transformer-100000.safetensors for example."
+            )
+        try:
+            networks[label] = from_tensors(load_file(path))
+        except Exception as error:
+            raise SystemExit(
+                f"{path}: no weights of the transformer ({error}). Give a file that "
+                f"`metaformer pretrain transformer` wrote."
+            ) from error
+    return networks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("data", type=Path, help="folder that holds the sets")
+    parser.add_argument(
+        "weights", nargs="*", help="PAIRS=path of each weights file, beside the shipped one"
+    )
+    parser.add_argument("--sizes", nargs="+", type=float, default=SIZES)
+    parser.add_argument("--sets", nargs="+", default=SETS)
+    parser.add_argument("--seeds", type=int, default=2, help="supports of each number of images")
+    parser.add_argument("--limit", type=int, default=MOST_TESTED, help="most test images of a set")
+    parser.add_argument(
+        "--quick", action="store_true", help="1 and 4 images, one support, at most 30 test images"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="a .json file; .md beside it")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    networks = load_networks(options.weights)
+    shots_asked: tuple[int, ...] = SHOTS
+    seeds, limit = options.seeds, options.limit
+    if options.quick:
+        shots_asked, seeds, limit = SHOTS[:2], 1, min(limit, 30)
+    sizes = [size for size in options.sizes if size != 0]  # 0 is off, the control
+    preset = FeaturePreset.of(FeatureConfig())
+    results: Results = {}
+    for name in options.sets:
+        with torch.inference_mode():
+            tests = SampledTests(preset, options.data / name, most=limit, side=SIDE)
+            results[name] = {
+                str(shots): measure_tests(preset, networks, sizes, tests, shots, seeds)
+                for shots in shots_asked
+                if shots <= len(tests.train)
+            }
+        print(name, flush=True)
+    decided = decide(results)
+    content = {
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "seed": SEED,
+        "supports": seeds,
+        "most_tested": limit,
+        "side": SIDE,
+        "weights": [*networks],
+        "sizes": [*options.sizes],
+        "decided": decided,
+        "results": results,
+    }
+    write_text(options.output, json.dumps(content, indent=1) + "\n")
+    text = tables(results, decided)
+    write_text(options.output.with_suffix(".md"), text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
