@@ -1,4 +1,4 @@
-"""What computes a detector's maps: PyTorch, ONNX Runtime or OpenVINO, with the same results.
+"""Engines that compute a detector's maps with the same results: PyTorch, ONNX Runtime, OpenVINO.
 
 Only the networks change hands. Reading, resizing, scoring and calibration stay as they are, so
 results differ by the order of sums in the networks alone, and that is checked before use.
@@ -137,8 +137,7 @@ def pays_off(sources: Sources) -> bool:
 
 
 def fastest_engine(detector: Detector) -> Engine:
-    """The installed engine with the shortest median of a few passes of as many images as PyTorch
-    scores at once.
+    """The installed engine with the shortest median time over a few timed passes.
 
     Measured once a process for each kind of detector. Engines take turns, so that whatever else
     the machine does disturbs all of them.

@@ -55,7 +55,7 @@ class Backbone(Protocol):
 
 @dataclass(frozen=True)
 class FeatureImage:
-    """What the preset keeps of one image."""
+    """Features of one image, and of its mirrored copy where the preset uses one."""
 
     features: Features
     """Of a batch of one."""
