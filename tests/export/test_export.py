@@ -152,6 +152,18 @@ def test_a_threshold_is_met_exactly(detectors: dict[str, Detector], boards: list
         assert bool(run(image[None])["is_anomalous"][0]) is verdict
 
 
+@pytest.mark.parametrize("kind", ["feature", "pixel"])
+@pytest.mark.parametrize("rate", [1e-4, 1e-6])
+def test_a_frame_without_the_product_is_flagged_at_every_rate(
+    kind: str, rate: float, detectors: dict[str, Detector], boards: list[Image]
+) -> None:
+    strict = detectors[kind].with_false_alarm_rate(rate)
+    run = compile_model(full_model(strict).SerializeToString(), "onnxruntime", threads=1)
+    grey = np.full_like(boards[0], 128)
+    assert bool(run(grey[None])["is_anomalous"][0])
+    assert strict.predict(grey).is_anomalous
+
+
 def test_an_onnx_file_tells_how_it_was_made(
     tmp_path: Path, detectors: dict[str, Detector], boards: list[Image]
 ) -> None:

@@ -27,6 +27,13 @@ class ModeName(StrEnum):
     long = "long"
 
 
+class PartName(StrEnum):
+    transformer = "transformer"
+    response = "response"
+    gap = "gap"
+    adaptation = "adaptation"
+
+
 class Place(StrEnum):
     local = "local"
     ray = "ray"
@@ -104,7 +111,7 @@ UniversalWeights = Annotated[
     ),
 ]
 FalseAlarmRate = Annotated[
-    float, typer.Option(help="Share of good parts that may be flagged, between 0 and 1.")
+    float, typer.Option(help="Share of good parts that may be flagged, from 0.000001 to below 1.")
 ]
 WhiteLevel = Annotated[
     int | None,

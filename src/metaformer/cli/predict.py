@@ -325,7 +325,7 @@ def note_sub_folders(arguments: list[str]) -> None:
         left = [
             path.name
             for path in list_folders(name)
-            if not why_skipped(path.name) and not is_results(str(path))
+            if not why_skipped(path.name, str(path), name, is_results)
         ]
         if left:
             listed = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")

@@ -280,6 +280,8 @@ class Detector:
         provenance: dict[str, Any],
         thumbnails: tuple[bytes, ...] = (),
     ) -> None:
+        if adapted.frame is not None:
+            adapted.frame.set_levels(calibration)
         self.model = model
         self.adapted = adapted
         self.calibration = calibration

@@ -24,7 +24,6 @@ from metaformer.detection.adaptation import (
     calibrated,
     pixel_threshold_of,
     scores_of,
-    set_frame_level,
 )
 from metaformer.detection.preset import Adapted, How
 from metaformer.detection.scoring.calibration import Calibration, calibrate
@@ -72,7 +71,6 @@ def extend(
     old_threshold = factor * earlier.calibration.pixel_threshold
     pixel_threshold = weight * old_threshold + (1 - weight) * pixel_threshold_of(maps)
     calibration = calibrate(scores, false_alarm_rate, pixel_threshold=pixel_threshold)
-    set_frame_level(adapted, calibration)
     unscored = earlier.count - len(earlier.scores)  # a first image that was alone has no score
     judged = tuple(replace(s, index=s.index + unscored) for s in judge_support(scores))
     return Calibrated(adapted, calibration, judged), "estimated"

@@ -150,15 +150,15 @@ class Rebuild(nn.Module):
         """Standardised queries (B, N, C) and keys (k, m, C) -> (B, N, C)."""
         images, each, channels = keys.shape
         flat = keys.flatten(0, 1)  # (k * m, C)
-        # minus the squared distance by channel, but for what is the same for all keys
-        logits = (2 * query @ flat.T - flat.square().sum(1)) / channels  # (B, N, k * m)
-        sharpness = F.softplus(self.raw_sharpness)
+        scale = F.softplus(self.raw_sharpness) / channels
+        # Minus the squared distance, sharpened, but for what is the same for all keys.
+        logits = F.linear(query, 2 * scale * flat, -scale * flat.square().sum(1))  # (B, N, k * m)
         if images > 1:
             fit = logits.unflatten(2, (images, each)).amax(3).mean(1)  # (B, k)
             fit = fit - fit.amax(1, keepdim=True)
             bias = F.softplus(self.raw_trust) * fit  # (B, k), 0 for the best
             logits = logits + bias.repeat_interleave(each, dim=1)[:, None]
-        return (sharpness * logits).softmax(2) @ flat
+        return logits.softmax(2) @ flat
 
 
 class SelfAttention(nn.Module):
@@ -200,6 +200,9 @@ class GapTransformer(nn.Module):
     def __init__(self, config: GapTransformerConfig) -> None:
         super().__init__()
         self.config = config
+        self.reads_gap = True
+        """Set to False, the network knows how large the gap is on average over the image, and not
+        where: to see what the gap is worth."""
         width, fine = config.width, config.fine_width
         strides = (FINE, COARSE)
         self.rebuild = nn.ModuleDict({str(s): Rebuild() for s in strides})
@@ -297,7 +300,10 @@ class GapTransformer(nn.Module):
         if self.training and self.config.appearance_dropout > 0:
             share = self.config.appearance_dropout
             seen = F.dropout1d(rows.transpose(1, 2), share).transpose(1, 2)  # whole channels
-        found = [self.gap[name](gap), size_of_gap, self.appearance[name](seen)]
+        found = [self.gap[name](gap), size_of_gap]
+        if not self.reads_gap:
+            found = [part.mean(1, keepdim=True).expand_as(part) for part in found]
+        found.append(self.appearance[name](seen))
         return torch.cat(found, dim=2).transpose(1, 2).unflatten(2, size)
 
 

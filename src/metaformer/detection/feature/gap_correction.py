@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -135,14 +135,13 @@ class GapCorrection(nn.Module):
 def build_correction(
     network: GapTransformer,
     support: Sequence[Features],
-    distances_without: Callable[[int], Mapping[str, Tensor]],
+    left_out: Sequence[Mapping[str, Tensor]],
 ) -> tuple[GapCorrection, dict[int, SupportView]]:
     """Describe a support to the transformer.
 
     Args:
         support: features of each image, a batch of one.
-        distances_without: index of an image -> its distances to the other images, by descriptor;
-            not called for a lone image.
+        left_out: distances of each image to the others, by descriptor; not read for a lone image.
 
     Returns:
         The correction, and by index the view without each image looked at; none for one image.
@@ -159,7 +158,7 @@ def build_correction(
         for i, own in enumerate(described):
             rest = [grid for j, grid in enumerate(described) if j != i]
             others.append(some_patches(joined(rest), generator))
-            measured.append(measure_to(own, others[-1], of_core(distances_without(drawn[i]))))
+            measured.append(measure_to(own, others[-1], of_core(left_out[drawn[i]])))
     patches = some_patches(joined(described), generator)
     description = describe_support(
         [{stride: x[0] for stride, x in image.items()} for image in images],

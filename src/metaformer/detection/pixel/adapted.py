@@ -70,7 +70,10 @@ def prepare(config: PixelConfig, prior: InstancePrior, image: Tensor) -> Prepare
     """Images (B, 3, H, W) in [0, 1], sides multiples of 16, as the autoencoder takes them; where
     the transformer has its say, with the response map."""
     pixels = image * 2 - 1
-    response = padded(respond(prior, pixels)) if config.corrects else None
+    response = None
+    if config.corrects:
+        found = respond(prior, pixels) if config.response else torch.ones_like(pixels[:, :1])
+        response = padded(found)
     if config.rebuilds:
         pixels = padded(pixels)
     pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -85,9 +88,11 @@ def padded(image: Tensor) -> Tensor:
 
 
 def cropped_output(
-    image: PreparedImage, stages: Sequence[Tensor], rebuilt: Tensor | None
+    config: PixelConfig, image: PreparedImage, stages: Sequence[Tensor], rebuilt: Tensor | None
 ) -> EncoderOutput:
-    """Encoder output of one image from its stages and reconstruction, padding cut off."""
+    """What A's encoder stages and reconstruction say of one image, padding cut off."""
+    if rebuilt is not None and not config.reconstruction:
+        rebuilt = image.pixels
     encoded = to_encoder_output(image.pixels, stages, rebuilt, image.response)
     return crop(encoded, image.height, image.width)
 
@@ -121,9 +126,9 @@ class AdaptedPixel:
             (stages,), _ = autoencoder.read_stages(
                 COMPARED_STAGES, image.pixels, moments=self.moments
             )
-            return cropped_output(image, stages, None)
+            return cropped_output(self.config, image, stages, None)
         stages, rebuilt, _ = autoencoder.read(image.pixels, self.moments)
-        return cropped_output(image, stages, rebuilt)
+        return cropped_output(self.config, image, stages, rebuilt)
 
     def build_memory(
         self,

@@ -24,6 +24,16 @@ class PixelConfig:
     """Whether the gap of image and reconstruction has its share in the map of the fast mode. After
     the few steps of that mode the autoencoder rebuilds too little of an image for it to help
     (``docs/decisions/08-pixel-preset.md``). The long mode always reads it."""
+    transformer: bool = True
+    """Whether T has its say in the long mode. This and the next three are False to see what a part
+    is worth."""
+    response: bool = True
+    """Whether T knows R; otherwise it takes the object to be everywhere."""
+    reconstruction: bool = True
+    """Whether the long mode reads the gap; otherwise the image stands for its reconstruction."""
+    adaptation: bool = True
+    """Whether steps of A, and of T in the long mode, are taken on the support. Without, it is in
+    the memory alone and sets A's moments."""
     aligned: bool = False
     """Every image shows the part in the same place: the map is multiplied by the gap to the likest
     of the support images, pixel by pixel. Of the fast mode."""
@@ -45,10 +55,18 @@ class PixelConfig:
 
     @property
     def corrects(self) -> bool:
-        """Whether the transformer has its say."""
-        return self.mode == "long"
+        """Whether T has its say."""
+        return self.mode == "long" and self.transformer
 
     @property
     def rebuilds(self) -> bool:
         """Whether images are rebuilt, for the gap."""
-        return self.gap or self.corrects
+        return self.gap or self.mode == "long"
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Part that can be left out -> the setting that is False without it."""
+        if self.mode == "long":
+            of_transformer = {"transformer": "transformer", "response": "response"}
+            return of_transformer | {"gap": "reconstruction", "adaptation": "adaptation"}
+        return ({"gap": "gap"} if self.gap else {}) | {"adaptation": "adaptation"}

@@ -197,7 +197,7 @@ class UniversalModel(nn.Module):
         out = self.transformer(
             query.tokens(),
             cues,
-            grid_positions(rows, columns),
+            grid_positions(rows, columns).to(first.device),
             memory.tokens,
             memory.positions,
             query.response.flatten(1),
@@ -298,7 +298,7 @@ def build_memory(
     for encoded in support:
         if encoded.response is not None:
             tokens.append(encoded.tokens().flatten(0, 1))
-            grid = grid_positions(*encoded.response.shape[1:])
+            grid = grid_positions(*encoded.response.shape[1:]).to(distance_scale.device)
             positions.append(grid.repeat(len(encoded.response), 1))
             response.append(encoded.response.flatten())
     return SupportMemory(

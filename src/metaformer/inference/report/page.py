@@ -77,7 +77,9 @@ def render_page(content: PageContent) -> str:
     """The page as text."""
     lines, settings, scores = content.lines, content.settings, content.scores
     support = sorted({round(score, 4) for score in settings.get("support_scores", [])})
-    style = Markup(read_template("report.css") + page_variables(content.pictured))
+    style = Markup(
+        read_template("look.css") + read_template("report.css") + page_variables(content.pictured)
+    )
     script = Markup("".join(read_template(name) for name in SCRIPTS))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["score"] = format_score

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from metaformer.io.folders import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_visible
+from metaformer.io.folders import ARCHIVE_SUFFIXES, VIDEO_SUFFIXES
 
 LONGEST_PART = 180
 """Bytes of one part of a map's path; file systems take 255, and endings are added."""
@@ -31,16 +31,6 @@ def is_archive(source: str) -> bool:
 
 def is_video(source: str) -> bool:
     return source.lower().endswith(VIDEO_SUFFIXES)
-
-
-def is_image_name(path: str) -> bool:
-    """An image by its ending, no part of the path hidden; ``path`` is relative, with slashes."""
-    parts = PurePosixPath(path).parts
-    return (
-        bool(parts)
-        and PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
-        and all(is_visible(part) or part == ".." for part in parts)
-    )
 
 
 def member_name(archive: str, member: str) -> str:

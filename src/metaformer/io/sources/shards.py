@@ -22,19 +22,17 @@ from metaformer.io.atomic_files import NotAFileError, open_file
 from metaformer.io.folders import (
     IMAGE_SUFFIXES,
     Omission,
-    member_omission,
     no_permission,
     not_a_file,
     walk,
 )
+from metaformer.io.sources.members import Members
 from metaformer.io.sources.naming import (
     absolute,
     as_text,
     is_address,
     is_archive,
-    is_image_name,
     is_video,
-    member_name,
 )
 from metaformer.io.sources.remote import list_address, open_container
 
@@ -320,18 +318,17 @@ def zip_members(archive: str) -> Iterator[Omission | ZipMembers]:
 
     None if it is damaged, as reading it will say.
     """
-    members: list[str] = []
+    images: list[str] = []
     try:
         with open_container(archive) as file, zipfile.ZipFile(file) as opened:
-            for info in opened.infolist():
-                if info.is_dir():
-                    continue
-                path = member_name(archive, info.filename)
-                omission = member_omission(path, info.filename)
-                if omission is not None:
-                    yield omission
-                elif is_image_name(info.filename):
-                    members.append(info.filename)
+            names = [info.filename for info in opened.infolist() if not info.is_dir()]
+        members = Members(archive, names)
+        for name in names:
+            sorted_as = members.sort(name)
+            if isinstance(sorted_as, Omission):
+                yield sorted_as
+            elif sorted_as is not None:
+                images.append(name)
     except (OSError, zipfile.BadZipFile, NotImplementedError):
-        members.clear()
-    yield ZipMembers(archive, tuple(members))
+        images.clear()
+    yield ZipMembers(archive, tuple(images))

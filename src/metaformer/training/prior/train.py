@@ -283,10 +283,13 @@ def to_batch(photos: Sequence[Photo]) -> Tensor:
 
 
 @restored_threads()
-def train_prior(config: PriorTrainingConfig, *, resume: bool = False, quiet: bool = False) -> Path:
-    """Train the prior and return the path of its checkpoint (``output/checkpoint.safetensors``).
+def train_prior(
+    config: PriorTrainingConfig, *, resume: bool = False, quiet: bool = False, device: str = "cpu"
+) -> Path:
+    """Train P on ``device`` and return the path of its checkpoint
+    (``output/checkpoint.safetensors``).
 
-    Runs alone or under ``torchrun``, on CUDA where there is one. Writes ``log.jsonl``, sample
+    Runs alone or under ``torchrun``. Writes ``log.jsonl``, sample
     sheets, TensorBoard events if tensorboard is installed, the checkpoint and, at the end,
     ``prior.safetensors`` and ``prior.json`` as
     ``metaformer.networks.instance_prior.prior_from_bytes`` reads them.
@@ -294,6 +297,7 @@ def train_prior(config: PriorTrainingConfig, *, resume: bool = False, quiet: boo
     Raises:
         CheckpointError: ``resume`` and there is no fitting checkpoint; or not ``resume`` and
             there is one, which would be lost.
+        DeviceError: there is no such device.
         ValueError: the data folders hold too little.
     """
     path = config.output / CHECKPOINT
@@ -303,9 +307,9 @@ def train_prior(config: PriorTrainingConfig, *, resume: bool = False, quiet: boo
         raise CheckpointError(
             f"{path}: a run is here already. Continue it with --resume or choose another output."
         )
-    config.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.threads)
-    with join_workers() as workers:
+    with join_workers(device) as workers:
+        config.output.mkdir(parents=True, exist_ok=True)
         bank = load_bank(
             [config.data / folder for folder in config.object_folders],
             [config.data / folder for folder in config.background_folders],

@@ -30,6 +30,7 @@ from metaformer.networks.gap_transformer import (
     corrected,
     describe_support,
 )
+from metaformer.networks.placement import check_device
 from metaformer.training.checkpoints import (
     load_checkpoint,
     module_tensors,
@@ -84,22 +85,27 @@ def new_transformer() -> GapTransformer:
 
 @restored_threads()
 def train_transformer(
-    config: TransformerTrainingConfig, *, resume: bool = False, quiet: bool = False
+    config: TransformerTrainingConfig,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    device: str = "cpu",
 ) -> Path:
-    """Train the transformer and return the path of the last weights (safetensors).
+    """Train T on ``device`` and return the path of the last weights (safetensors).
 
     Raises:
         ImageError: a photo cannot be read.
+        DeviceError: there is no such device.
         CheckpointError: ``resume`` without a usable checkpoint.
     """
+    place = check_device(device)
     torch.set_num_threads(config.threads)
     cv2.setNumThreads(1)
     torch.manual_seed(config.seed)
     config.output.mkdir(parents=True, exist_ok=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backbone = load_backbone(16, ahead=True).to(device)
+    backbone = load_backbone(16, ahead=True).to(place)
     pool = PhotoPool.load(config.data, split="train", quiet=quiet)
-    run = start_run(config, device)
+    run = start_run(config, place)
     checkpoint, first = config.output / "checkpoint.safetensors", 0
     if resume:
         tensors, record = load_checkpoint(checkpoint)
@@ -119,7 +125,7 @@ def train_transformer(
     ):
         for step in range(first, steps):
             batch = [next(episodes) for _ in range(config.meta_batch)]
-            losses = train_step(run, backbone, batch, config, step, device)
+            losses = train_step(run, backbone, batch, config, step, place)
             log.add(losses)
             done = step + 1
             bar.show(done, losses["pixel"])

@@ -81,7 +81,7 @@ def episode_loss(
     # An image that is anomalous all over holds nothing of its good twin that could be rebuilt.
     twinned = task.masks.flatten(1).amin(1) == 0  # (Q,)
     good = task.clean_query[twinned]
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+    with torch.autocast(task.support.device.type, torch.bfloat16, enabled=bfloat16):
         history = adapt(model.autoencoder, rates, task.support, second_order=second_order).weights
         early = [
             weight
@@ -109,9 +109,8 @@ def episode_loss(
 def encode_episode(
     model: UniversalModel, prior: InstancePrior, weights: Weights, task: Task, *, bfloat16: bool
 ) -> tuple[EncoderOutput, EncoderOutput]:
-    """Support and queries of a task, as the autoencoder with fast ``weights`` and the prior say of
-    them."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+    """Support and queries of a task, as A with fast ``weights`` and P say of them."""
+    with torch.autocast(task.support.device.type, torch.bfloat16, enabled=bfloat16):
         passes = run_task(model.autoencoder, weights, task.support, task.query)
         responses = [respond(prior, images).float() for images in (task.support, task.query)]
     return (

@@ -80,25 +80,36 @@ class MetaLearner(nn.Module):
 
 
 @restored_threads()
-def meta_train(config: MetaConfig, *, resume: bool = False, quiet: bool = False) -> Path:
-    """Meta-train and return the path of the averaged weights and inner rates (safetensors).
+def meta_train(
+    config: MetaConfig, *, resume: bool = False, quiet: bool = False, device: str = "cpu"
+) -> Path:
+    """Meta-train on ``device`` and return the path of the averaged weights and inner rates
+    (safetensors).
 
     Beside them go the checkpoint, ``log.jsonl`` and, where tensorboard is installed (extra
     ``train``), its events, the adaptation gain on held-out photos among them.
 
     Raises:
         ImageError: a photo cannot be read.
+        DeviceError: there is no such device.
         CheckpointError: ``resume`` without a usable checkpoint.
         ValueError: the meta-batch cannot be shared evenly by the processes.
     """
     torch.set_num_threads(config.threads)
     cv2.setNumThreads(1)
     torch.manual_seed(config.seed)
+    with join_workers(device) as workers:
+        _meta_train(config, workers, resume=resume, quiet=quiet)
+    return config.output / WEIGHTS
+
+
+def _meta_train(config: MetaConfig, workers: Workers, *, resume: bool, quiet: bool) -> None:
+    """The part of one process."""
     config.output.mkdir(parents=True, exist_ok=True)
     train = PhotoPool.load(config.data, split="train", seed=config.seed, quiet=quiet)
     held_out = PhotoPool.load(config.data, split="validation", seed=config.seed, quiet=quiet)
-    prior = load_prior()
-    learner, average = MetaLearner(config), MetaLearner(config)
+    prior = load_prior().to(workers.device)
+    learner, average = (MetaLearner(config).to(workers.device) for _ in range(2))
     optimiser = torch.optim.Adam(
         [
             {"params": learner.model.parameters(), "lr": config.outer_lr},
@@ -115,7 +126,6 @@ def meta_train(config: MetaConfig, *, resume: bool = False, quiet: bool = False)
 
     started, waited = time.monotonic(), 0.0
     with (
-        join_workers() as workers,
         closing(batches(train, config, first, workers)) as drawn,
         RunLog(config.output, from_step=first, active=workers.is_first) as log,
         TrainingBar(
@@ -153,7 +163,6 @@ def meta_train(config: MetaConfig, *, resume: bool = False, quiet: bool = False)
                 tensors |= optimiser_tensors("optimiser", optimiser)
                 save_checkpoint(checkpoint, tensors, {"step": done, "config": describe(config)})
                 export(average, config, done)
-    return config.output / WEIGHTS
 
 
 def batches(
@@ -175,7 +184,7 @@ def batches(
         )
         with closing(made):
             for _ in range(start, stop):
-                yield [to_task(next(made)) for _ in range(share)]
+                yield [to_task(next(made), workers.device) for _ in range(share)]
 
 
 def stretches(config: MetaConfig, first: int) -> Iterator[tuple[int, int, EpisodeConfig]]:

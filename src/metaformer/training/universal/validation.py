@@ -36,8 +36,8 @@ def validate(
     """
     gains, found = [], []
     for drawn in episodes:
-        task = to_task(drawn)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        task = to_task(drawn, model.mix.device)
+        with torch.autocast(model.mix.device.type, torch.bfloat16, enabled=bfloat16):
             gains.append(adaptation_gain(model.autoencoder, rates, task.support, task.clean_query))
         found.append(find_defects(model, prior, rates, task, bfloat16=bfloat16))
     before, after = torch.tensor(gains, dtype=torch.float64).unbind(1)
@@ -64,30 +64,30 @@ def find_defects(
     *,
     bfloat16: bool,
 ) -> dict[str, float]:
-    """AUROC of images and pixels in one task, after the transformer and before."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+    """AUROC of images and pixels in one task, after T and before."""
+    with torch.autocast(task.support.device.type, torch.bfloat16, enabled=bfloat16):
         fast = adapt(model.autoencoder, rates, task.support, second_order=False).weights[-1]
     with torch.no_grad():
         support, query = encode_episode(model, prior, fast, task, bfloat16=bfloat16)
         output = model(query, build_memory([support]))
-    pixels = task.masks[:, FINE // 2 :: FINE, FINE // 2 :: FINE].numpy() > 0.5
-    images = task.masks.flatten(1).amax(1).numpy() > 0.5
+    pixels = task.masks[:, FINE // 2 :: FINE, FINE // 2 :: FINE].cpu().numpy() > 0.5
+    images = task.masks.flatten(1).amax(1).cpu().numpy() > 0.5
     if bool((task.masks.flatten(1).amin(1) > 0).any()):  # whole images: image metrics only
         pixels = pixels & False
     result = {}
     for prefix, anomaly in (("", output.anomaly), ("first_", output.first)):
-        result[f"{prefix}image_auroc"] = auroc(images, image_logits(anomaly).numpy())
-        result[f"{prefix}pixel_auroc"] = auroc(pixels.ravel(), anomaly.flatten().numpy())
+        result[f"{prefix}image_auroc"] = auroc(images, image_logits(anomaly).cpu().numpy())
+        result[f"{prefix}pixel_auroc"] = auroc(pixels.ravel(), anomaly.flatten().cpu().numpy())
     return result
 
 
-def to_task(episode: Episode) -> Task:
-    """uint8 images -> tensors in [-1, 1]."""
+def to_task(episode: Episode, device: torch.device) -> Task:
+    """uint8 images -> tensors in [-1, 1] on ``device``."""
     return Task(
-        to_tensor(episode.support),
-        to_tensor(episode.query),
-        to_tensor(episode.clean_query),
-        torch.from_numpy(episode.masks).float(),
+        to_tensor(episode.support).to(device),
+        to_tensor(episode.query).to(device),
+        to_tensor(episode.clean_query).to(device),
+        torch.from_numpy(episode.masks).float().to(device),
     )
 
 
