@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from metaformer.detection.feature.gap_distances import measure_to, of_core, stri
 from metaformer.detection.feature.memory_bank import describe
 from metaformer.detection.scoring.anomaly_map import smooth
 from metaformer.evaluation.aggregate import machine
-from metaformer.export.backends import make_engine
+from metaformer.export.backends import ENGINES, make_engine
 from metaformer.io.atomic_files import write_text
 from metaformer.io.images import read_image
 
@@ -154,11 +155,10 @@ def main() -> None:
             )
         image = at_working_size(detector.model, read_image(path))
         operations = 1e6 * sum(row["mega_operations"] for row in rows)
-        engines = {
-            name: operations / best / fastest_half(lambda engine=engine: engine(image))
-            for name in ("torch", "onnxruntime", "openvino")
-            for engine in [make_engine(detector, name)]  # type: ignore[arg-type]
-        }
+        engines = {}
+        for name in ENGINES:
+            run = partial(make_engine(detector, name), image)
+            engines[name] = operations / best / fastest_half(run)
     content = {
         "date": date.today().isoformat(),
         "machine": machine(),
@@ -172,7 +172,7 @@ def main() -> None:
     print(text)
 
 
-def table(peak: dict[str, float], rows: list[dict[str, Any]], engines: dict[str, float]) -> str:
+def table(peak: dict[str, float], rows: list[dict[str, Any]], engines: dict[Any, float]) -> str:
     lines = [
         f"Peak of one core: matrix product {peak['product'] / 1e9:.0f}, convolution "
         f"{peak['convolution'] / 1e9:.0f} GFLOP/s; bandwidth {peak['bandwidth'] / 1e9:.0f} GB/s.",
