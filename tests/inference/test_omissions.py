@@ -135,35 +135,70 @@ def test_a_video_that_is_cut_short_is_a_failure(tmp_path):
     assert found[str(path)] == "cut short"
 
 
-def test_results_bins_thumbnails_and_masks_are_passed_over_and_said(tmp_path):
-    kept = tmp_path / "line 1" / "a.png"
-    skipped = {
-        tmp_path / "monday": "maps/a.png.png",
-        tmp_path / "@eaDir": "a.jpg/SYNOPHOTO_THUMB_M.jpg",
-        tmp_path / "$RECYCLE.BIN": "r.png",
-        tmp_path / "#recycle": "r.png",
-        tmp_path / "System Volume Information": "x.png",
-        tmp_path / "lost+found": "x.png",
-        tmp_path / "ground_truth": "crack/a.png",
+def packed(folder: Path, kind: str) -> str:
+    """The files of ``folder`` in an archive or at an address, or the folder itself."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    archive = folder.parent / f"photos.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w") as opened:
+            for path in files:
+                opened.write(path, path.relative_to(folder))
+    elif kind in ("tar", "tar.gz"):
+        with tarfile.open(archive, "w:gz" if kind == "tar.gz" else "w") as opened:
+            for path in files:
+                opened.add(path, path.relative_to(folder))
+    elif kind == "memory":
+        fsspec = pytest.importorskip("fsspec")
+        place = f"/{folder.parent.name}"
+        fsspec.filesystem("memory").put(str(folder), place, recursive=True)
+        return f"memory:/{place}"
+    return str(folder if kind == "folder" else archive)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz", "memory"])
+def test_what_is_no_image_to_score_is_passed_over_and_said_on_every_path(tmp_path, kind):
+    """Results, bins, thumbnails, masks and hidden folders; what systems leave is not said."""
+    folder = tmp_path / "photos"
+    passed_over = {
+        "monday": ("run.json", "maps/a.png.png", "scores.csv"),
+        "tuesday": ("x.png", "run.json", "scores/part-000000.parquet"),
+        "@eaDir": ("a.jpg/SYNOPHOTO_THUMB_M.jpg",),
+        "$RECYCLE.BIN": ("r.png",),
+        "#recycle": ("r.png",),
+        "System Volume Information": ("x.png",),
+        "lost+found": ("x.png",),
+        "set/ground_truth": ("crack/a.png", "crack/b.png"),
+        ".git": ("x.png", "objects/y.png"),
+        ".Trash": ("x.png",),
+        "__MACOSX": ("line 1/._a.png",),
     }
-    touch(kept, kept.with_name("a_mask.png"), kept.with_name("face_mask.png"))
-    for folder, inside in skipped.items():
-        touch(folder / inside)
-    touch(tmp_path / "monday" / "run.json")
-    found = categories(tmp_path, recursive=True)
-    assert {name for name, category in found.items() if category == ""} == {
-        str(kept),
-        str(kept.with_name("face_mask.png")),  # there is no "face.png"
+    kept = ["line 1/a.png", "line 1/face_mask.png", "maps/b.png", "set/scores/c.png"]
+    touch(*(folder / name for name in kept))
+    for name, inside in passed_over.items():
+        touch(*(folder / name / each for each in inside))
+    touch(folder / "line 1" / "a_MASK.jpg", folder / "line 1" / "._a.png", folder / ".b.png")
+    touch(folder / "set" / "run.txt", folder / "Thumbs.db")
+    place = packed(folder, kind)
+    found = categories(place, recursive=True)
+    inside = {name.removeprefix(f"{place}/"): category for name, category in found.items()}
+    assert inside == {
+        **dict.fromkeys(kept, ""),
+        **dict.fromkeys([*passed_over, "line 1/a_MASK.jpg"], "passed over"),
     }
-    assert {name for name, category in found.items() if category == "passed over"} == {
-        *map(str, skipped),
-        str(kept.with_name("a_mask.png")),
-    }
-    # A folder that is named itself is looked into.
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "memory"])
+def test_the_maps_of_a_folder_of_results_that_is_named_itself_are_passed_over(tmp_path, kind):
+    folder = tmp_path / "photos"
+    touch(*(folder / name for name in ("a.png", "maps/a.png.png", "run.json")))
+    place = packed(folder, kind)
+    found = categories(place, recursive=True)
+    assert found == {f"{place}/a.png": "", f"{place}/maps": "passed over"}
+
+
+def test_a_folder_that_is_named_itself_is_looked_into(tmp_path):
+    touch(tmp_path / "lost+found" / "x.png")
     assert categories(tmp_path / "lost+found") == {str(tmp_path / "lost+found" / "x.png"): ""}
-    assert categories(tmp_path / "monday", recursive=True) == {
-        str(tmp_path / "monday" / "maps"): "passed over"
-    }
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX permissions")

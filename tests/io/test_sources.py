@@ -152,6 +152,8 @@ def test_an_archive_gives_the_same_pixels_as_its_files(tmp_path, form):
     else:
         write_tar(path, members, f"w:{form.partition('.')[2]}" if "." in form else "w")
     found = read(path)
+    hidden = found.pop(f"{path}/.hidden")
+    assert "a hidden folder" in str(hidden)
     assert list(found) == [f"{path}/line 3/b.png", f"{path}/a.png"]
     for pixels, seed in zip(found.values(), (1, 2), strict=True):
         assert np.array_equal(pixels, boards.good(seed))

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from metaformer.cli import app
 from metaformer.training.config_file import read_config
 from metaformer.training.universal.config import MetaConfig
 from tests.helpers import boards
@@ -50,6 +52,25 @@ def test_keys_of_parts_are_named_too(tmp_path):
     path.write_text("data: a\noutput: b\nmodel: {widht: 3}\n")
     with pytest.raises(ValueError, match="unknown key 'widht'"):
         MetaConfig.from_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("prior", "prior"),
+        ("autoencoder", "pretrain_autoencoder"),
+        ("universal", "universal_pixel"),
+        ("transformer", "gap_transformer"),
+    ],
+)
+def test_each_training_takes_a_device_and_refuses_one_that_is_not_known(
+    name, config, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    path = Path(__file__).parents[2] / "configs" / f"{config}.yaml"
+    done = CliRunner().invoke(app, ["pretrain", name, str(path), "--device", "gpu"])
+    assert done.exit_code == 1 and "device 'gpu': not known; accepted are cpu, cuda" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_bar_shows_the_loss_and_the_time_left(tmp_path):

@@ -1,4 +1,4 @@
-"""What the commands share: option types, readable errors, the progress bar."""
+"""Shared by the commands: option types, readable errors, the progress bar."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ Download = Annotated[
 Mode = Annotated[
     ModeName,
     typer.Option(
-        help="Of the pixel preset: long fits A and trains T on your images: ten minutes, or more.",
+        help="Of the pixel preset: long trains its networks on your images, ten minutes or more.",
         rich_help_panel=RARE,
     ),
 ]

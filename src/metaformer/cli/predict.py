@@ -83,7 +83,7 @@ def predict(
     engine: Annotated[
         EngineOption,
         typer.Option(
-            help="What computes; auto: for 50 images or more the fastest that is installed, else "
+            help="What computes; auto: onnxruntime for 50 images or more, else "
             "torch; ray: as --on ray.",
             rich_help_panel=RARE,
         ),
@@ -325,7 +325,7 @@ def note_sub_folders(arguments: list[str]) -> None:
         left = [
             path.name
             for path in list_folders(name)
-            if not why_skipped(path.name) and not is_results(str(path))
+            if not why_skipped(path.name, str(path), name, is_results)
         ]
         if left:
             listed = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,85 +15,83 @@ from metaformer.cli.screen import Ending, command_line
 
 app = typer.Typer(help="Train what is shipped with the package.", no_args_is_help=True)
 
+Config = Annotated[Path, typer.Argument(help="YAML, one key per field.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
+Train = Callable[..., Path]
+"""From the configuration's path, ``resume``, ``quiet`` and ``device`` to that of the weights."""
 
-@app.command("prior", epilog=examples.pretrain("prior", "prior.yaml"))
-def pretrain_prior(
-    config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
-    ] = False,
-    quiet: Quiet = False,
-) -> None:
+
+def command(name: str, example: str, next_step: Callable[[Path], str]) -> Callable[[Train], Train]:
+    """Make a command of a training, with the options that all of them have.
+
+    Args:
+        example: its configuration in ``configs/``.
+        next_step: from the path of the weights to what the command ends with.
+    """
+
+    def add(train: Train) -> Train:
+        def run(
+            config: Config, resume: Resume = False, device: Device = "cpu", quiet: Quiet = False
+        ) -> None:
+            ending = Ending()
+            with clear_errors():
+                weights = train(config, resume=resume, quiet=quiet, device=device)
+                typer.echo(weights)
+                if not quiet:
+                    ending.say(next_step(weights))
+
+        app.command(name, help=train.__doc__, epilog=examples.pretrain(name, example))(run)
+        return train
+
+    return add
+
+
+@command("prior", "prior.yaml", lambda path: f"look at the sample sheets in {path.parent}")
+def prior(config: Path, **options: Any) -> Path:
     """Train the instance-prior generator P from unlabelled photos."""
-    ending = Ending()
-    with clear_errors():
-        from metaformer.training.prior.train import PriorTrainingConfig, train_prior
+    from metaformer.training.prior.train import PriorTrainingConfig, train_prior
 
-        settings = PriorTrainingConfig.from_yaml(config)
-        typer.echo(train_prior(settings, resume=resume, quiet=quiet))
-        if not quiet:
-            ending.say(f"look at the sample sheets in {settings.output}")
+    return train_prior(PriorTrainingConfig.from_yaml(config), **options)
 
 
-@app.command("autoencoder", epilog=examples.pretrain("autoencoder", "pretrain_autoencoder.yaml"))
-def pretrain_autoencoder_command(
-    config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
-    ] = False,
-    device: Device = "cpu",
-    quiet: Quiet = False,
-) -> None:
+@command(
+    "autoencoder",
+    "pretrain_autoencoder.yaml",
+    lambda path: f"meta-train from it: start: {path} in configs/universal_pixel.yaml",
+)
+def autoencoder(config: Path, **options: Any) -> Path:
     """Train A to reconstruct unlabelled photos, the start of the pixel preset."""
-    ending = Ending()
-    with clear_errors():
-        from metaformer.training.universal.pretrain_autoencoder import (
-            PretrainConfig,
-            pretrain_autoencoder,
-        )
+    from metaformer.training.universal.pretrain_autoencoder import (
+        PretrainConfig,
+        pretrain_autoencoder,
+    )
 
-        weights = pretrain_autoencoder(
-            PretrainConfig.from_yaml(config), resume=resume, quiet=quiet, device=device
-        )
-        typer.echo(weights)
-        if not quiet:
-            ending.say(f"meta-train from it: start: {weights} in configs/universal_pixel.yaml")
+    return pretrain_autoencoder(PretrainConfig.from_yaml(config), **options)
 
 
-@app.command("universal", epilog=examples.pretrain("universal", "universal_pixel.yaml"))
-def pretrain_universal(
-    config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
-    ] = False,
-    quiet: Quiet = False,
-) -> None:
+@command(
+    "universal",
+    "universal_pixel.yaml",
+    lambda path: command_line(
+        "evaluate", "DATA", "--preset", "pixel", "--universal-weights", path.parent
+    ),
+)
+def universal(config: Path, **options: Any) -> Path:
     """Meta-train A (MAML) and T on tasks made from unlabelled photos."""
-    ending = Ending()
-    with clear_errors():
-        from metaformer.training.universal.config import MetaConfig
-        from metaformer.training.universal.train import meta_train
+    from metaformer.training.universal.config import MetaConfig
+    from metaformer.training.universal.train import meta_train
 
-        weights = meta_train(MetaConfig.from_yaml(config), resume=resume, quiet=quiet)
-        typer.echo(weights)
-        if not quiet:
-            options = ("--preset", "pixel", "--universal-weights", weights.parent)
-            ending.say(command_line("evaluate", "DATA", *options))
+    return meta_train(MetaConfig.from_yaml(config), **options)
 
 
-@app.command("transformer", epilog=examples.pretrain("transformer", "gap_transformer.yaml"))
-def pretrain_transformer(
-    config: Annotated[Path, typer.Argument(help="YAML, one key per field.")],
-    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
-    quiet: Quiet = False,
-) -> None:
+@command(
+    "transformer",
+    "gap_transformer.yaml",
+    lambda path: f"the weights at several numbers of pairs are in {path.parent}",
+)
+def transformer(config: Path, **options: Any) -> Path:
     """Meta-train the transformer T, which corrects the anomaly map, on tasks made from photos."""
-    ending = Ending()
-    with clear_errors():
-        from metaformer.training.transformer.config import TransformerTrainingConfig
-        from metaformer.training.transformer.train import train_transformer
+    from metaformer.training.transformer.config import TransformerTrainingConfig
+    from metaformer.training.transformer.train import train_transformer
 
-        settings = TransformerTrainingConfig.from_yaml(config)
-        typer.echo(train_transformer(settings, resume=resume, quiet=quiet))
-        if not quiet:
-            ending.say(f"the weights at several numbers of pairs are in {settings.output}")
+    return train_transformer(TransformerTrainingConfig.from_yaml(config), **options)

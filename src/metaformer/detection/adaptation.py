@@ -34,7 +34,7 @@ ALIGNED_MOVES = 0.1
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What adapting to a support gives."""
+    """An adapted model with its threshold and the scores of its support."""
 
     adapted: Adapted[Any]
     calibration: Calibration
@@ -114,7 +114,8 @@ def scores_of(adapted: Adapted[P], maps: Sequence[Tensor]) -> list[float]:
 
 
 def pixel_threshold_of(maps: Sequence[Tensor]) -> float:
-    """What ``PIXEL_FALSE_ALARM_RATE`` of the pixels of normal images' maps (M, h, w) reach."""
+    """The value that a share ``PIXEL_FALSE_ALARM_RATE`` of the pixels of normal maps (M, h, w)
+    exceed."""
     pixels = torch.cat([grids[-1].flatten() for grids in maps])
     kept = max(1, round(PIXEL_FALSE_ALARM_RATE * len(pixels)))
     return float(pixels.topk(kept).values[-1])

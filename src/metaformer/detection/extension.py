@@ -32,7 +32,7 @@ from metaformer.detection.support_set import judge_support
 
 @dataclass(frozen=True)
 class Earlier:
-    """What is left of the images adapted to before."""
+    """Scores and count of the images that the detector was adapted to before."""
 
     adapted: Adapted[Any]
     calibration: Calibration
@@ -77,7 +77,7 @@ def extend(
 
 
 def shrinkage(before: Sequence[float], after: Sequence[float]) -> float:
-    """How much left-out scores of normal images fall when the memory grows; 1 at most.
+    """Factor by which left-out scores of normal images fall when the memory grows; 1 at most.
 
     Args:
         before: of new images, against the earlier memory alone.

@@ -195,7 +195,7 @@ def warn_about_odd(scores: Sequence[SupportScore], names: Sequence[str]) -> None
 
 @dataclass(frozen=True)
 class SupportScore:
-    """How unlike the others one support image is."""
+    """Raw score of a support image by a model of the others, with its outlier flag."""
 
     index: int
     raw_score: float

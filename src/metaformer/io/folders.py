@@ -1,4 +1,4 @@
-"""What of a folder is an image, what is not, and why: the one place that lists.
+"""Lists the images of folders, and what is omitted with its reason.
 
 Everything found is either an image or said: a file that might be an image and is not read, a folder
 that may not be entered, and what is passed over on purpose (results, recycle bins, masks).
@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib"}
@@ -31,8 +31,14 @@ OTHER_IMAGE_SUFFIXES = frozenset(
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg")
 
+RUN_FILE = "run.json"
+OUTPUT_FOLDERS = ("maps", "scores")
+OUTPUTS = (*OUTPUT_FOLDERS, "scores.csv", "failures.csv")
+"""What ``predict`` writes: the file and one of these tell a folder of results."""
+
 _CLUTTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 _BINS = {
+    "__macosx": "a folder of the system",
     "@eadir": "thumbnails of a network drive",
     "@tmp": "a network drive's own folder",
     "#recycle": "a recycle bin",
@@ -82,7 +88,7 @@ def natural_key(path: Path | str) -> tuple[object, ...]:
 
 def is_visible(name: str) -> bool:
     """False for what systems leave behind: ``.DS_Store``, ``._x.png``, ``Thumbs.db``."""
-    return not name.startswith(".") and name.lower() not in _CLUTTER
+    return (not name.startswith(".") or name == "..") and name.lower() not in _CLUTTER
 
 
 def suffix_of(name: str) -> str:
@@ -103,38 +109,44 @@ def file_omission(path: str, name: str) -> Omission | None:
     return Omission(path, reason, NOT_READ) if reason else None
 
 
-def member_omission(path: str, member: str) -> Omission | None:
-    """``file_omission`` for a member of an archive or remote folder, and passing over its folders.
+def sort_file(path: str, name: str, is_stem: Callable[[str], bool]) -> str | Omission | None:
+    """Sort a file by its name: an image is its path; None if nobody would ask for it.
 
     Args:
         path: what messages call it.
-        member: its path inside, with slashes.
+        is_stem: whether its folder holds a file of that name, whatever its ending.
     """
-    *folders, name = PurePosixPath(member).parts or ("",)
-    if not all(is_visible(part) or part == ".." for part in (*folders, name)):
+    if not is_visible(name):
         return None
-    for folder in folders:
-        why = why_skipped(folder)
-        if why and suffix_of(name) in IMAGE_SUFFIXES:
-            return Omission(path, f"in {folder}: {why}; skipped.", SKIPPED)
-    return file_omission(path, name)
+    suffix = suffix_of(name)
+    if suffix not in IMAGE_SUFFIXES:
+        return file_omission(path, name)
+    stem = name[: -len(suffix)]
+    if stem.lower().endswith("_mask") and is_stem(stem[: -len("_mask")]):
+        return Omission(path, "a mask that marks defects; skipped.", SKIPPED)
+    return path
 
 
-def why_skipped(name: str) -> str:
-    """Why the images of a folder with this name are not looked at; empty if they are."""
+def why_skipped(name: str, path: str, parent: str, is_results: Callable[[str], bool]) -> str:
+    """Why the images of the folder ``path`` are not looked at; empty if they are.
+
+    Args:
+        name: of the folder.
+        parent: the folder it is in.
+        is_results: tells of a folder whether ``predict`` has written it.
+    """
     if name.lower() in _TRUTH:
         return "masks that mark defects"
-    return _BINS.get(name.lower(), "")
+    if is_results(path) or (name in OUTPUT_FOLDERS and is_results(parent)):
+        return "results of this program"
+    return _BINS.get(name.lower(), "" if is_visible(name) else "a hidden folder")
 
 
 def is_results(folder: str) -> bool:
     """A folder that ``predict`` has written."""
-    if not os.path.isfile(os.path.join(folder, "run.json")):  # noqa: PTH113, PTH118, a hot path
+    if not os.path.isfile(os.path.join(folder, RUN_FILE)):  # noqa: PTH113, PTH118, a hot path
         return False
-    return any(
-        os.path.exists(os.path.join(folder, name))  # noqa: PTH110, PTH118
-        for name in ("maps", "scores.csv", "scores", "failures.csv")
-    )
+    return any(os.path.exists(os.path.join(folder, name)) for name in OUTPUTS)  # noqa: PTH110, PTH118
 
 
 def walk(
@@ -142,8 +154,9 @@ def walk(
 ) -> Iterator[str | Omission]:
     """The image files of ``folder`` (by their ending) and what is omitted, in natural order.
 
-    One folder is in memory at a time. Hidden files and folders are skipped; links are followed,
-    each folder once. Pipes and devices are omitted; links to nothing are not, as reading tells.
+    One folder is in memory at a time. Hidden files are skipped, hidden folders
+    said; links are followed, each folder once. Pipes and devices are omitted; links to nothing are
+    not, as reading tells.
 
     Args:
         skipped: a folder not to look into nor to speak of (its real path).
@@ -164,19 +177,19 @@ def _walk(
         return
     visited.add(here)
     with os.scandir(folder) as entries:
-        found = [
-            (entry.name, _is_folder(entry, follow_links))
-            for entry in entries
-            if is_visible(entry.name)
-        ]
+        found = [(entry.name, _is_folder(entry, follow_links)) for entry in entries]
     found.sort(key=lambda entry: natural_key(entry[0]))
     stems = {os.path.splitext(name)[0] for name, _ in found}  # noqa: PTH122
     for name, is_folder in found:
         path = os.path.join(folder, name)  # noqa: PTH118, a hot path
         if not is_folder:
-            yield from _sort_file(path, name, stems)
+            sorted_as = sort_file(path, name, stems.__contains__)
+            if isinstance(sorted_as, str):
+                sorted_as = not_a_file(path) or path
+            if sorted_as is not None:
+                yield sorted_as
         elif recursive and os.path.realpath(path) != skipped:
-            why = _why_not_into(folder, path, name)
+            why = _folder_omission(folder, path, name)
             if why is not None:
                 yield why
                 continue
@@ -195,31 +208,13 @@ def _is_folder(entry: os.DirEntry[str], follow_links: bool) -> bool:
         return False
 
 
-def _sort_file(path: str, name: str, stems: set[str]) -> Iterator[str | Omission]:
-    suffix = suffix_of(name)
-    if suffix not in IMAGE_SUFFIXES:
-        omission = file_omission(path, name)
-        if omission is not None:
-            yield omission
-        return
-    stem = name[: -len(suffix)]
-    if stem.lower().endswith("_mask") and stem[: -len("_mask")] in stems:
-        yield Omission(path, "a mask that marks defects; skipped.", SKIPPED)
-        return
-    why = not_a_file(path)
-    yield path if why is None else why
-
-
-def _why_not_into(parent: str, path: str, name: str) -> Omission | None:
+def _folder_omission(parent: str, path: str, name: str) -> Omission | None:
     """Why a folder is passed over by its name or content."""
-    why = why_skipped(name)
-    if not why and is_results(path):
-        why = "results of this program"
-    if not why and name in ("maps", "scores") and is_results(parent):
-        why = "results of this program"
+    why = why_skipped(name, path, parent, is_results)
     if not why:
         return None
-    if name.lower() != "system volume information":  # on Windows nobody may list it
+    # On Windows nobody may list the first; what is hidden nobody would ask for.
+    if is_visible(name) and name.lower() != "system volume information":
         try:
             with os.scandir(path):
                 pass

@@ -1,11 +1,12 @@
-"""The transformer T: looks at an image beside its support and corrects the core's anomaly map.
+"""The transformer (T): looks at an image beside its support and corrects the core's anomaly map.
 
 A distance to the nearest support patch is a number without an opinion: at stride 8 it marks a pit
-of three pixels, at stride 32 a crack across the image, and no fixed weights serve both. T sees the
-distances of all strides, each against what the support's own images show when left out; the gap
-between the query's features and what soft attention rebuilds of them from the support's; and the
-features themselves, standardised by the support. Out comes a correction of the logarithm of the
-core's map. It is zero at the start of training, so that T cannot begin worse than the core.
+of three pixels, at stride 32 a crack across the image, and no fixed weights serve both. The
+transformer sees the distances of all strides, each against what the support's own images show when
+left out; the gap between the query's features and what soft attention rebuilds of them from the
+support's; and the features themselves, standardised by the support. Out comes a correction of the
+logarithm of the core's map. It is zero at the start of training, so that the transformer cannot
+begin worse than the core.
 
 The interface knows no backbone: any channels at strides 8 and 16, any list of distances.
 """
@@ -56,7 +57,7 @@ class GapTransformerConfig:
 
 @dataclass(frozen=True)
 class SupportDescription:
-    """What T needs to know of k support images; made by ``describe_support``."""
+    """Statistics and keys of k support images, from ``describe_support``."""
 
     mean: Mapping[int, Tensor]
     """Stride -> (C,) of the support's features."""
@@ -193,7 +194,8 @@ class SelfAttention(nn.Module):
 
 
 class GapTransformer(nn.Module):
-    """T; see the module's text. The score of an image does not depend on its batch."""
+    """The transformer; see the module's text. The score of an image does not depend on its
+    batch."""
 
     def __init__(self, config: GapTransformerConfig) -> None:
         super().__init__()
@@ -241,7 +243,7 @@ class GapTransformer(nn.Module):
                 stride 8.
             core: (B, 1, h, w) the core's map, positive.
             support: of ``describe_support``.
-            response: (B, 1, any, any) R in [0, 1], 1 on the object; None biases nothing.
+            response: (B, 1, any, any) response map in [0, 1], 1 on the object; None biases nothing.
         """
         size = (features[FINE].shape[2], features[FINE].shape[3])
         coarse_size = (features[COARSE].shape[2], features[COARSE].shape[3])
@@ -276,8 +278,8 @@ class GapTransformer(nn.Module):
         raw = self.out(F.gelu(self.out_conv(y)))  # (B, 1, 2 h, 2 w)
         correction = bounded(raw, enlarged(log_core), support.loudest)
         # A correction says where to look within the image. The level of the image is the core's:
-        # what T would add to it differs between good images, and lost images their order. The
-        # shipped weights were trained without this.
+        # what the transformer would add to it differs between good images, and lost images their
+        # order. The shipped weights were trained without this.
         if self.training:
             return correction
         centred = correction - correction.mean((2, 3), keepdim=True)

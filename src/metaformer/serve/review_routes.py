@@ -1,4 +1,4 @@
-"""What comes after scoring: marks, more good photos, another false-alarm rate, the report."""
+"""Routes for review: marks, more good photos, another false-alarm rate, the report."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ValidationError
 
-from metaformer.io.images import ImageError
-from metaformer.serve.http.limits import busy
-from metaformer.serve.http.openapi import JOB_ACCEPTED, errors, form_body, json_body
+from metaformer.serve.http.limits import storing
+from metaformer.serve.http.openapi import JOB_ACCEPTED, errors, form_body, json_body, text_answer
 from metaformer.serve.http.review_schemas import (
     Mark,
     MarkList,
@@ -22,10 +21,16 @@ from metaformer.serve.http.review_schemas import (
 )
 from metaformer.serve.http.schemas import DetectorSummary, JobAccepted
 from metaformer.serve.http.security import REPORT_POLICY
-from metaformer.serve.http.uploads import receive_form, receive_json, shown
-from metaformer.serve.jobs import TooManyJobsError
+from metaformer.serve.http.uploads import receive_form, receive_json
 from metaformer.serve.reports import PictureError, make_report
-from metaformer.serve.routes import UPLOAD_ERRORS, DetectorId, describe_errors
+from metaformer.serve.routes import (
+    BODY_ERRORS,
+    UPLOAD_ERRORS,
+    DetectorId,
+    describe_errors,
+    refuse_fields,
+    submit,
+)
 from metaformer.serve.scoring import answer_in_time
 from metaformer.serve.service import Protected, Service
 
@@ -68,21 +73,8 @@ async def extend_detector(
     with service.gate.place():
         service.store.summary(id)
         async with receive_form(request, service.limits) as (texts, uploads):
-            if texts:
-                raise HTTPException(422, f'the field "{shown(min(texts))}" means nothing here.')
-            submit = partial(service.adaptations.submit, id, uploads)
-            try:
-                job = await answer_in_time(
-                    request, service.limits.seconds, service.workers.run(submit)
-                )
-            except ImageError as error:
-                raise HTTPException(422, f"{error}") from None
-            except TooManyJobsError as error:
-                raise busy(429, str(error)) from None
-            except OSError as error:
-                raise busy(503, f"the images cannot be stored ({error.strerror}).") from error
-    response.headers["Location"] = f"/api/jobs/{job.id}"
-    return JobAccepted(job=job)
+            refuse_fields(texts)
+            return await submit(request, response, service, id, uploads)
 
 
 @router.get("/api/detectors/{id}/rate", responses=errors(401, 403, 404, 409, 422), tags=["review"])
@@ -99,7 +91,7 @@ def get_rate(
 
 @router.patch(
     "/api/detectors/{id}",
-    responses=errors(400, 401, 403, 404, 408, 409, 413, 415, 422, 503),
+    responses=errors(*BODY_ERRORS, 404),
     openapi_extra=json_body(RateRequest),
     tags=["review"],
 )
@@ -116,10 +108,8 @@ async def set_rate(request: Request, id: DetectorId, service: Protected) -> Dete
         assert rate is not None
         return service.store.replace(id, detector.with_false_alarm_rate(rate))
 
-    try:
+    with storing("the detector"):
         return await service.workers.run(change)
-    except OSError as error:
-        raise busy(503, f"the detector cannot be stored ({error.strerror}).") from error
 
 
 @router.get("/api/detectors/{id}/marks", responses=errors(401, 403, 404, 409, 422), tags=["review"])
@@ -132,10 +122,7 @@ def list_marks(id: DetectorId, service: Protected) -> MarkList:
 @router.get(
     "/api/detectors/{id}/marks.csv",
     response_class=Response,
-    responses={
-        200: {"content": {"text/csv": {"schema": {"type": "string"}}}},
-        **errors(401, 403, 404, 409, 422),
-    },
+    responses={**text_answer("text/csv"), **errors(401, 403, 404, 409, 422)},
     tags=["review"],
 )
 def export_marks(id: DetectorId, service: Protected) -> Response:
@@ -147,7 +134,7 @@ def export_marks(id: DetectorId, service: Protected) -> Response:
 
 @router.put(
     "/api/detectors/{id}/marks/{sha256}",
-    responses=errors(400, 401, 403, 404, 408, 409, 413, 415, 422, 503),
+    responses=errors(*BODY_ERRORS, 404),
     openapi_extra=json_body(MarkRequest),
     tags=["review"],
 )
@@ -155,10 +142,8 @@ async def set_mark(request: Request, id: DetectorId, sha256: Digest, service: Pr
     """Say that a photo is good or defective; takes the place of an earlier mark."""
     service.store.summary(id)
     wanted = await read_body(request, service, MarkRequest, SMALL_BODY)
-    try:
+    with storing("the mark"):
         return await service.workers.run(partial(service.marks.put, id, sha256, wanted))
-    except OSError as error:
-        raise busy(503, f"the mark cannot be stored ({error.strerror}).") from error
 
 
 @router.delete(
@@ -177,10 +162,7 @@ def remove_mark(id: DetectorId, sha256: Digest, service: Protected) -> None:
 @router.post(
     "/api/detectors/{id}/report",
     response_class=Response,
-    responses={
-        200: {"content": {"text/html": {"schema": {"type": "string"}}}},
-        **errors(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503),
-    },
+    responses={**text_answer("text/html"), **errors(*UPLOAD_ERRORS, 404)},
     openapi_extra=json_body(ReportRequest),
     tags=["review"],
 )

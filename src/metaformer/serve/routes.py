@@ -12,8 +12,14 @@ from pydantic import ValidationError
 
 import metaformer
 from metaformer.io.images import ImageError
-from metaformer.serve.http.limits import Limits, busy
-from metaformer.serve.http.openapi import DETECTORS_LISTED, JOB_ACCEPTED, errors, form_body
+from metaformer.serve.http.limits import Limits, busy, storing
+from metaformer.serve.http.openapi import (
+    DETECTORS_LISTED,
+    JOB_ACCEPTED,
+    errors,
+    form_body,
+    text_answer,
+)
 from metaformer.serve.http.schemas import (
     AdaptRequest,
     DetectorDetails,
@@ -25,7 +31,7 @@ from metaformer.serve.http.schemas import (
     Predictions,
     Scored,
 )
-from metaformer.serve.http.uploads import receive_form, shown
+from metaformer.serve.http.uploads import Upload, receive_form, shown
 from metaformer.serve.jobs import TooManyJobsError
 from metaformer.serve.metrics import CONTENT_TYPE, Outcome
 from metaformer.serve.scoring import MapKind, answer_in_time, score_uploads
@@ -36,7 +42,8 @@ CHUNK = 2**20
 
 UNSET_IF_EMPTY = ("resolution", "white_level")
 
-UPLOAD_ERRORS = (400, 401, 403, 408, 409, 413, 415, 422, 429, 503)
+BODY_ERRORS = (400, 401, 403, 408, 409, 413, 415, 422, 503)
+UPLOAD_ERRORS = (*BODY_ERRORS, 429)
 
 
 DetectorId = Annotated[
@@ -56,10 +63,7 @@ def health(service: Open) -> Health:
 @router.get(
     "/metrics",
     response_class=Response,
-    responses={
-        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
-        **errors(401, 403),
-    },
+    responses={**text_answer("text/plain"), **errors(401, 403)},
     tags=["service"],
 )
 def metrics(service: Protected) -> Response:
@@ -91,17 +95,25 @@ async def make_detector(request: Request, response: Response, service: Protected
             raise HTTPException(409, f"the store holds {service.store.most} detectors.")
         async with receive_form(request, service.limits) as (texts, uploads):
             wanted = read_fields(texts, service.limits)
-            submit = partial(service.adaptations.submit, wanted, uploads)
-            try:
-                job = await answer_in_time(
-                    request, service.limits.seconds, service.workers.run(submit)
-                )
-            except ImageError as error:
-                raise HTTPException(422, f"{error}") from None
-            except TooManyJobsError as error:
-                raise busy(429, str(error)) from None
-            except OSError as error:
-                raise busy(503, f"the images cannot be stored ({error.strerror}).") from error
+            return await submit(request, response, service, wanted, uploads)
+
+
+async def submit(
+    request: Request,
+    response: Response,
+    service: Service,
+    wanted: AdaptRequest | str,
+    uploads: list[Upload],
+) -> JobAccepted:
+    """Have the images adapted to; see ``Adaptations.submit``."""
+    work = partial(service.adaptations.submit, wanted, uploads)
+    try:
+        with storing("the images"):
+            job = await answer_in_time(request, service.limits.seconds, service.workers.run(work))
+    except ImageError as error:
+        raise HTTPException(422, f"{error}") from None
+    except TooManyJobsError as error:
+        raise busy(429, str(error)) from None
     response.headers["Location"] = f"/api/jobs/{job.id}"
     return JobAccepted(job=job)
 
@@ -117,6 +129,12 @@ def read_fields(texts: dict[str, str], limits: Limits) -> AdaptRequest:
     if wanted.resolution is not None and wanted.resolution > limits.resolution:
         raise HTTPException(422, f"resolution: this server takes at most {limits.resolution}.")
     return wanted
+
+
+def refuse_fields(texts: dict[str, str]) -> None:
+    """Raises: HTTPException: 422, where images alone are taken."""
+    if texts:
+        raise HTTPException(422, f'the field "{shown(min(texts))}" means nothing here.')
 
 
 def describe_errors(found: Any) -> str:
@@ -206,8 +224,7 @@ async def predict(
     with service.gate.place():
         service.store.summary(id)
         async with receive_form(request, service.limits) as (texts, uploads):
-            if texts:
-                raise HTTPException(422, f'the field "{shown(min(texts))}" means nothing here.')
+            refuse_fields(texts)
 
             async def load_and_score() -> list[Scored | NotScored]:
                 detector = await service.workers.run(partial(service.store.get, id))

@@ -1,4 +1,4 @@
-"""The web page: the files of the folder ``static``, and two scripts of the reports."""
+"""The web page: the files of the folder ``static``, and some of the reports'."""
 
 from __future__ import annotations
 
@@ -19,8 +19,12 @@ KINDS = {
     ".png": "image/png",
 }
 
-SHARED = {"report_maps.js": ("paint", "paintAt", "readMap"), "report_zoom.js": ("makeZoom",)}
-"""Scripts of the reports that the page uses too: name -> what it imports from each."""
+SHARED = {
+    "look.css": "",
+    "report_maps.js": "export { paint, paintAt, readMap };\n",
+    "report_zoom.js": "export { makeZoom };\n",
+}
+"""Files of the reports that the page uses too: name -> what a module needs at its end."""
 
 router = APIRouter(include_in_schema=False)
 
@@ -38,12 +42,11 @@ def index() -> Response:
 @router.head("/{name}")
 def page_file(name: str) -> Response:
     """A file of the page. The name is compared with those that exist, it never makes a path."""
+    headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache"}
     if name in SHARED:
-        text = f"{read_template(name)}export {{ {', '.join(SHARED[name])} }};\n"
-        headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache"}
-        return Response(text, media_type=KINDS[".js"], headers=headers)
+        text = read_template(name) + SHARED[name]
+        return Response(text, media_type=KINDS[Path(name).suffix], headers=headers)
     for path in FOLDER.iterdir() if FOLDER.is_dir() else ():
         if path.name == name and path.suffix in KINDS:
-            headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache"}
             return Response(path.read_bytes(), media_type=KINDS[path.suffix], headers=headers)
     raise HTTPException(404, "there is no such page.")

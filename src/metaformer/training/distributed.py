@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from metaformer.networks.placement import check_device
+
 
 @dataclass(frozen=True)
 class Workers:
@@ -26,17 +28,23 @@ class Workers:
 
 
 @contextmanager
-def join_workers() -> Iterator[Workers]:
-    """Join the processes that ``torchrun`` started, if it did, and leave them at the end."""
+def join_workers(device: str = "cpu") -> Iterator[Workers]:
+    """Join the processes that ``torchrun`` started, if it did, and leave them at the end.
+
+    With ``cuda`` each process of a machine takes a device of its own.
+
+    Raises: DeviceError: as ``check_device``.
+    """
+    place = check_device(device)
+    if device == "cuda":
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     count = int(os.environ.get("WORLD_SIZE", "1"))
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else None
     if count == 1:
-        yield Workers(0, 1, device or torch.device("cpu"))
+        yield Workers(0, 1, place)
         return
-    dist.init_process_group("nccl" if cuda else "gloo")
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
-        yield Workers(dist.get_rank(), count, device or torch.device("cpu"))
+        yield Workers(dist.get_rank(), count, place)
     finally:
         dist.destroy_process_group()
 

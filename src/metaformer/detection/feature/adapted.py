@@ -37,6 +37,8 @@ from metaformer.networks.gap_transformer import GapTransformer
 FRAME_LIMITS = (0.45, 0.65)
 """Of the frame check. Good test images of eight sets come to 0.36 and 0.58 at most with one support
 image; frames without the product exceed one of the two (``benchmarks/robustness``)."""
+AT_ONCE = 64
+"""Images whose patches are in memory at once while a bank of many images is drawn."""
 STATE_VERSION = 2
 """Of what ``AdaptedFeature.state`` gives. Version 1 had no number."""
 
@@ -53,7 +55,7 @@ class Backbone(Protocol):
 
 @dataclass(frozen=True)
 class FeatureImage:
-    """What the preset keeps of one image."""
+    """Features of one image, and of its mirrored copy where the preset uses one."""
 
     features: Features
     """Of a batch of one."""
@@ -322,12 +324,17 @@ def from_support(
         kept = torch.randperm(count, generator=generator)[:most].sort().values.tolist()
         chosen = {i: support[i] for i in kept}
         return AdaptedFeature(config, backbone, None, chosen, count, frame)
-    rows = [own_rows(image, config) for image in support]
-    is_whole = sum(patches) <= config.max_patches
-    most = sum(map(total_rows, rows)) if is_whole else config.max_patches
-    bank = MemoryBank.of(rows, most=most, generator=generator)
-    chosen = dict(enumerate(support)) if is_whole else {}
-    return AdaptedFeature(config, backbone, bank, chosen, count, frame)
+    if sum(patches) <= config.max_patches:
+        rows = [own_rows(image, config) for image in support]
+        bank = MemoryBank.of(rows, most=sum(map(total_rows, rows)), generator=generator)
+        return AdaptedFeature(config, backbone, bank, dict(enumerate(support)), count, frame)
+    most = config.max_patches
+    first = [own_rows(image, config) for image in support[:AT_ONCE]]
+    bank = MemoryBank.of(first, most=most, generator=generator)
+    for start in range(AT_ONCE, count, AT_ONCE):
+        more = [own_rows(image, config) for image in support[start : start + AT_ONCE]]
+        bank = bank.extended(more, earlier=start, most=most, generator=generator)
+    return AdaptedFeature(config, backbone, bank, {}, count, frame)
 
 
 def statistics_of(image: FeatureImage, config: FeatureConfig) -> Statistics:

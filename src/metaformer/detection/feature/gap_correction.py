@@ -1,4 +1,4 @@
-"""The transformer T beside a memory bank: it corrects the map that marks pixels."""
+"""The transformer beside a memory bank: it corrects the map that marks pixels."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> GapTransformer:
 
 @dataclass(frozen=True)
 class SupportView:
-    """What the transformer knows of a support."""
+    """Patches and statistics of a support, or of a support without one image."""
 
     patches: dict[str, Tensor]
     """Name -> (M, C) support patches to measure distances to."""
@@ -137,15 +137,14 @@ def build_correction(
     support: Sequence[Features],
     left_out: Sequence[Mapping[str, Tensor]],
 ) -> tuple[GapCorrection, dict[int, SupportView]]:
-    """Show the transformer a support.
+    """Describe a support to the transformer.
 
     Args:
         support: features of each image, a batch of one.
         left_out: distances of each image to the others, by descriptor; not read for a lone image.
 
     Returns:
-        The correction, and what is known without each of the images looked at, by index; nothing
-        for a lone image.
+        The correction, and by index the view without each image looked at; none for one image.
     """
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randperm(len(support), generator=generator)[:MOST_IMAGES].sort().values.tolist()

@@ -47,7 +47,7 @@ itself has."""
 
 
 class FeaturePreset:
-    """The backbone and its settings; it knows no product yet."""
+    """The backbone and its settings, before adaptation to a product."""
 
     def __init__(
         self,
@@ -237,7 +237,7 @@ class FeaturePreset:
         backbone: nn.Module | None = None,
         device: str = "cpu",
     ) -> tuple[FeaturePreset, AdaptedFeature]:
-        """What ``AdaptedFeature.state`` gave, of this version or an earlier one.
+        """Restore what ``AdaptedFeature.state`` returned, in this version or an earlier one.
 
         Raises:
             ValueError, KeyError, TypeError: something is missing or does not fit.

@@ -39,7 +39,8 @@ from metaformer.networks.instance_prior import InstancePrior, load_prior
 
 
 class PixelPreset:
-    """Universal part of the preset: A, P and T as meta-trained."""
+    """Universal part of the preset: the autoencoder, the prior and the transformer as
+    meta-trained."""
 
     size_multiple = 16
     view_factor = 1.3
@@ -81,8 +82,9 @@ class PixelPreset:
     def adapt(
         self, support: Sequence[PreparedImage], *, seed: int, on_step: OnStep
     ) -> Adaptation[PreparedImage]:
-        """The meta-learned steps of a copy of A on the support, then the memory of the support. In
-        the long mode more steps of A, then T is trained on synthetic defects of the support."""
+        """The meta-learned steps of a copy of the autoencoder on the support, then the memory of
+        the support. In the long mode more steps of the autoencoder, then the transformer is trained
+        on synthetic defects of the support."""
         generator = torch.Generator().manual_seed(seed)
         images = [image.pixels for image in support]
         whole = [image.pixels[:, :, : image.height, : image.width] for image in support]

@@ -131,7 +131,7 @@ class Calibration:
 
     @property
     def p_value_kind(self) -> PValueKind:
-        """What a p-value was ranked among.
+        """The scores that a p-value is a rank among, for people.
 
         ``conformal``: scores of other good images, each out of sample; a new good image gets a
         p-value of at most a with probability at most a. ``views``: changed views of the one image

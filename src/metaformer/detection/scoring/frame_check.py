@@ -31,7 +31,7 @@ Statistics = dict[int, tuple[Tensor, Tensor]]
 
 
 def frame_statistics(features: Mapping[int, Tensor], strides: Sequence[int]) -> Statistics:
-    """Of features (B, C, h, w) by stride."""
+    """Mean and deviation over the frame of features (B, C, h, w), by stride."""
     found = {}
     for stride in strides:
         x = features[stride]

@@ -1,4 +1,4 @@
-"""What an image of a run is called, and where its heat map goes.
+"""Names of the images of a run, and paths of their heat maps.
 
 A name says where the image is and stays the same from run to run, so that a run can go on after a
 stop: ``photos/001.png``, ``monday.zip/line 3/001.png``, ``belt.mp4#frame=120``,
@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from metaformer.io.folders import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_visible
+from metaformer.io.folders import ARCHIVE_SUFFIXES, VIDEO_SUFFIXES
 
 LONGEST_PART = 180
 """Bytes of one part of a map's path; file systems take 255, and endings are added."""
@@ -33,18 +33,8 @@ def is_video(source: str) -> bool:
     return source.lower().endswith(VIDEO_SUFFIXES)
 
 
-def is_image_name(path: str) -> bool:
-    """An image by its ending, no part of the path hidden; ``path`` is relative, with slashes."""
-    parts = PurePosixPath(path).parts
-    return (
-        bool(parts)
-        and PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
-        and all(is_visible(part) or part == ".." for part in parts)
-    )
-
-
 def member_name(archive: str, member: str) -> str:
-    """What a member is called in the results."""
+    """The name of an archive's member in the results."""
     return f"{archive}/{posixpath.normpath(member.lstrip('/'))}"
 
 
@@ -83,12 +73,12 @@ def version_of(path: str) -> Version:
 
 
 def version_digest(name: str, size: int, mtime_ns: int) -> bytes:
-    """What a version is known by."""
+    """Digest that identifies a version of a file."""
     return name_digest(f"{name}\0{size}\0{mtime_ns}")
 
 
 def map_path(name: str, root: str) -> str:
-    """Where the map of the image ``name`` goes inside ``maps/``, with slashes.
+    """Path of the map of the image ``name`` inside ``maps/``, with slashes.
 
     Local images keep their place below ``root``; others go under the scheme of their address or
     under ``elsewhere``, so that no two images share a map.

@@ -11,7 +11,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,9 +20,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from metaformer.io.folders import CUT_SHORT, MISSING, NOT_READ, Omission, member_omission
+from metaformer.io.folders import CUT_SHORT, MISSING, NOT_READ, Omission
 from metaformer.io.images import ImageError, read_image
-from metaformer.io.sources.naming import is_address, is_image_name, member_name
+from metaformer.io.sources.members import Members
+from metaformer.io.sources.naming import is_address, member_name
 from metaformer.io.sources.remote import open_container
 from metaformer.io.sources.shards import (
     Files,
@@ -88,26 +89,30 @@ def read_zip(shard: ZipMembers, is_wanted: Callable[[str], bool]) -> Iterator[It
 
 def read_tar(shard: TarArchive, is_wanted: Callable[[str], bool]) -> Iterator[Item]:
     archive = shard.archive
+    members = Members(archive)
     try:
-        with open_container(archive) as file, tarfile.open(fileobj=file, mode="r|*") as opened:
-            for info in opened:
-                opened.members.clear()  # type: ignore[attr-defined]  # it would keep them all
-                name = member_name(archive, info.name)
-                omission = None if info.isdir() else member_omission(name, info.name)
-                if (
-                    omission is None
-                    and is_image_name(info.name)
-                    and not (info.isfile() or info.isdir())
-                ):
-                    kind = "a link" if info.issym() or info.islnk() else "neither a file nor a link"
-                    reason = f"{kind} inside a tar archive, which is not followed. Pack the file."
-                    omission = Omission(name, reason, NOT_READ)
-                if omission is not None:
-                    yield omitted(omission)
-                elif info.isfile() and is_image_name(info.name) and is_wanted(name):
-                    yield Item(name, read_member(name, info.name, info.size, opened, info))
+        with suppress(tarfile.TarError, *DAMAGED_ARCHIVE):  # met again, and said, below
+            members.learn(info.name for _, info in tar_entries(archive))
+        for opened, info in tar_entries(archive):
+            found = None if info.isdir() else members.sort(info.name)
+            if isinstance(found, str) and not info.isfile():
+                kind = "a link" if info.issym() or info.islnk() else "neither a file nor a link"
+                reason = f"{kind} inside a tar archive, which is not followed. Pack the file."
+                found = Omission(found, reason, NOT_READ)
+            if isinstance(found, Omission):
+                yield omitted(found)
+            elif found is not None and is_wanted(found):
+                yield Item(found, read_member(found, info.name, info.size, opened, info))
     except (tarfile.TarError, *DAMAGED_ARCHIVE) as error:
         yield broken_archive(archive, error)
+
+
+def tar_entries(archive: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """What a tar archive holds, one after the other; each is to be read before the next."""
+    with open_container(archive) as file, tarfile.open(fileobj=file, mode="r|*") as opened:
+        for info in opened:
+            opened.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+            yield opened, info
 
 
 def broken_archive(archive: str, error: Exception) -> Item:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from metaformer.io.atomic_files import open_file
-from metaformer.io.folders import Omission, member_omission, natural_key
-from metaformer.io.sources.naming import is_address, is_image_name
+from metaformer.io.folders import Omission, natural_key
+from metaformer.io.sources.members import Members
+from metaformer.io.sources.naming import is_address
 
 EXTRA = "pip install 'metaformer-ad[remote]'"
 
@@ -76,13 +77,11 @@ def list_address(address: str, *, recursive: bool) -> Iterator[str | Omission]:
     if not found.isdir(path):
         raise FileNotFoundError(f"{address}: no such folder. Check the address.")
     top = path.rstrip("/")
-    for where, _, files in found.walk(path, maxdepth=None if recursive else 1):
+    members = Members(address.rstrip("/"))
+    for where, folders, files in found.walk(path, maxdepth=None if recursive else 1):
         inside = str(where).rstrip("/").removeprefix(top).strip("/")
+        members.learn(f"{inside}/{name}" for name in (*folders, *files))
         for name in sorted(files, key=natural_key):
-            relative = f"{inside}/{name}" if inside else name
-            whole = f"{address.rstrip('/')}/{relative}"
-            omission = member_omission(whole, relative)
-            if omission is not None:
-                yield omission
-            elif is_image_name(relative):
-                yield whole
+            sorted_as = members.sort(f"{inside}/{name}")
+            if sorted_as is not None:
+                yield sorted_as

@@ -22,19 +22,17 @@ from metaformer.io.atomic_files import NotAFileError, open_file
 from metaformer.io.folders import (
     IMAGE_SUFFIXES,
     Omission,
-    member_omission,
     no_permission,
     not_a_file,
     walk,
 )
+from metaformer.io.sources.members import Members
 from metaformer.io.sources.naming import (
     absolute,
     as_text,
     is_address,
     is_archive,
-    is_image_name,
     is_video,
-    member_name,
 )
 from metaformer.io.sources.remote import list_address, open_container
 
@@ -45,7 +43,7 @@ PIPE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Sources:
-    """What a run reads, as the user named it."""
+    """The sources of a run, as the user named them."""
 
     arguments: tuple[str, ...]
     """Images, folders, archives, videos, addresses, and lists as ``@FILE``."""
@@ -102,7 +100,7 @@ class Video:
 
 @dataclass(frozen=True)
 class NotScored:
-    """What was found and is not scored, with the reasons: read as so many failures."""
+    """Files that were found and are not scored, with reasons; each counts as a failure."""
 
     omissions: tuple[Omission, ...]
 
@@ -146,7 +144,7 @@ def shards(sources: Sources, size: int = SHARD_IMAGES) -> Iterator[Shard]:
 
 
 def count_images(sources: Sources) -> int | None:
-    """How many images there are, for a progress bar: exact but for videos, whose headers may err.
+    """Number of images, for a progress bar; exact except for videos, whose headers may be wrong.
 
     None where only reading everything can tell (tar archives). Raises: as ``shards``.
     """
@@ -158,7 +156,7 @@ def count_images(sources: Sources) -> int | None:
 
 
 def images_in(shard: Shard) -> int | None:
-    """How many images there are in a shard, as ``count_images`` tells it."""
+    """Number of images in a shard; see ``count_images``."""
     match shard:
         case Files(paths=names) | ZipMembers(members=names):
             return len(names)
@@ -177,7 +175,7 @@ def frames_of(video: Video) -> int | None:
 
 
 def frames_by_header(path: str) -> int:
-    """How many frames a video has by its header, all of them; 0 if it says nothing."""
+    """Number of frames of a video by its header; 0 if it has none."""
     if not Path(path).is_file():  # a pipe would be waited for
         return 0
     capture = cv2.VideoCapture(path)
@@ -320,18 +318,17 @@ def zip_members(archive: str) -> Iterator[Omission | ZipMembers]:
 
     None if it is damaged, as reading it will say.
     """
-    members: list[str] = []
+    images: list[str] = []
     try:
         with open_container(archive) as file, zipfile.ZipFile(file) as opened:
-            for info in opened.infolist():
-                if info.is_dir():
-                    continue
-                path = member_name(archive, info.filename)
-                omission = member_omission(path, info.filename)
-                if omission is not None:
-                    yield omission
-                elif is_image_name(info.filename):
-                    members.append(info.filename)
+            names = [info.filename for info in opened.infolist() if not info.is_dir()]
+        members = Members(archive, names)
+        for name in names:
+            sorted_as = members.sort(name)
+            if isinstance(sorted_as, Omission):
+                yield sorted_as
+            elif sorted_as is not None:
+                images.append(name)
     except (OSError, zipfile.BadZipFile, NotImplementedError):
-        members.clear()
-    yield ZipMembers(archive, tuple(members))
+        images.clear()
+    yield ZipMembers(archive, tuple(images))

@@ -1,4 +1,4 @@
-"""What clients may ask for at most, and the count of requests at work."""
+"""Limits on requests, and the count of requests in progress."""
 
 from __future__ import annotations
 
@@ -68,3 +68,12 @@ class Gate:
 def busy(status: int, detail: str) -> HTTPException:
     """An answer that asks to come again."""
     return HTTPException(status, detail, {"Retry-After": str(RETRY_SECONDS)})
+
+
+@contextmanager
+def storing(what: str) -> Iterator[None]:
+    """Raises: HTTPException: 503, when the disk does not take it."""
+    try:
+        yield
+    except OSError as error:
+        raise busy(503, f"{what} cannot be stored ({error.strerror}).") from error

@@ -46,6 +46,11 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Error, "description": REASONS[status]} for status in statuses}
 
 
+def text_answer(kind: str) -> dict[int | str, dict[str, Any]]:
+    """The answer of a route that sends text of this media type."""
+    return {200: {"content": {kind: {"schema": {"type": "string"}}}}}
+
+
 def form_body(fields: dict[str, Any]) -> dict[str, Any]:
     """The OpenAPI of a multipart body: images, and the text fields of a JSON schema.
 

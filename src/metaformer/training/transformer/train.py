@@ -1,8 +1,9 @@
-"""Meta-training of T: fresh episodes at every step, seen by the frozen backbone. Ours.
+"""Meta-training of the transformer: fresh episodes at every step, seen by the frozen backbone.
+Ours.
 
-The wrong yardstick for T is a synthetic task: the better it gets at those, the worse it can get on
-real defects. So nothing is chosen here; weights are kept along the way, and what is shipped is
-chosen on real products (``docs/decisions/11-transformer.md``).
+The wrong yardstick for the transformer is a synthetic task: the better it gets at those, the worse
+it can get on real defects. So nothing is chosen here; weights are kept along the way, and what is
+shipped is chosen on real products (``docs/decisions/11-transformer.md``).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from metaformer.networks.gap_transformer import (
     corrected,
     describe_support,
 )
+from metaformer.networks.placement import check_device
 from metaformer.training.checkpoints import (
     load_checkpoint,
     module_tensors,
@@ -55,7 +57,7 @@ MOST_LEFT_OUT = 3
 
 @dataclass
 class Run:
-    """What a training changes."""
+    """State of a training run."""
 
     transformer: GapTransformer
     average: GapTransformer
@@ -65,7 +67,7 @@ class Run:
 
 @dataclass(frozen=True)
 class SeenEpisode:
-    """An episode as T gets it; tensors on the training's device."""
+    """An episode as the transformer gets it; tensors on the training's device."""
 
     features: dict[int, Tensor]
     distances: Tensor
@@ -77,28 +79,33 @@ class SeenEpisode:
 
 
 def new_transformer() -> GapTransformer:
-    """T for EfficientNet-Lite0 and the readings of ``core``."""
+    """The transformer for EfficientNet-Lite0 and the readings of ``core``."""
     return GapTransformer(GapTransformerConfig({8: 40, 16: 112}, len(DISTANCES)))
 
 
 @restored_threads()
 def train_transformer(
-    config: TransformerTrainingConfig, *, resume: bool = False, quiet: bool = False
+    config: TransformerTrainingConfig,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    device: str = "cpu",
 ) -> Path:
-    """Train T and return the path of the last weights (safetensors).
+    """Train T on ``device`` and return the path of the last weights (safetensors).
 
     Raises:
         ImageError: a photo cannot be read.
+        DeviceError: there is no such device.
         CheckpointError: ``resume`` without a usable checkpoint.
     """
+    place = check_device(device)
     torch.set_num_threads(config.threads)
     cv2.setNumThreads(1)
     torch.manual_seed(config.seed)
     config.output.mkdir(parents=True, exist_ok=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backbone = load_backbone(16, ahead=True).to(device)
+    backbone = load_backbone(16, ahead=True).to(place)
     pool = PhotoPool.load(config.data, split="train", quiet=quiet)
-    run = start_run(config, device)
+    run = start_run(config, place)
     checkpoint, first = config.output / "checkpoint.safetensors", 0
     if resume:
         tensors, record = load_checkpoint(checkpoint)
@@ -114,11 +121,11 @@ def train_transformer(
     started = saved = time.monotonic()
     with (
         RunLog(config.output, from_step=first, active=True) as log,
-        TrainingBar("training T", steps, first=first, quiet=quiet) as bar,
+        TrainingBar("training the transformer", steps, first=first, quiet=quiet) as bar,
     ):
         for step in range(first, steps):
             batch = [next(episodes) for _ in range(config.meta_batch)]
-            losses = train_step(run, backbone, batch, config, step, device)
+            losses = train_step(run, backbone, batch, config, step, place)
             log.add(losses)
             done = step + 1
             bar.show(done, losses["pixel"])

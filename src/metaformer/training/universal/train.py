@@ -1,9 +1,11 @@
-"""Meta-training of the universal model: MAML on A, and T beside it, from unlabelled photos.
+"""Meta-training of the universal model: MAML on the autoencoder, and the transformer beside it,
+from unlabelled photos.
 
-Every step takes a meta-batch of episodes. The inner loop fits A to each support; the outer loss
-asks that the good queries are then rebuilt well and synthetic defects found, and moves the start
-of A, the inner rates and T. P is frozen. Resumes exactly; under ``torchrun`` the processes share a
-meta-batch and come to the same weights as one alone.
+Every step takes a meta-batch of episodes. The inner loop fits the autoencoder to each support; the
+outer loss asks that the good queries are then rebuilt well and synthetic defects found, and moves
+the start of the autoencoder, the inner rates and the transformer. The prior is frozen. Resumes
+exactly; under ``torchrun`` the processes share a meta-batch and come to the same weights as one
+alone.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ VALIDATION_SEED = 1
 
 
 class MetaLearner(nn.Module):
-    """What meta-training learns: the start of A, the inner rates and T."""
+    """What meta-training learns: the start of the autoencoder, the inner rates and the
+    transformer."""
 
     def __init__(self, config: MetaConfig) -> None:
         super().__init__()
@@ -71,30 +74,42 @@ class MetaLearner(nn.Module):
                     f"is inner_steps: {rates.shape[1]}."
                 )
             self.rates.rates.data.copy_(rates)
-        # A's weights need their gradients for the inner steps; the outer loss then leaves them out.
+        # The autoencoder's weights need their gradients for the inner steps; the outer loss then
+        # leaves them out.
         self.model.mix.requires_grad_(not config.only_transformer)
 
 
 @restored_threads()
-def meta_train(config: MetaConfig, *, resume: bool = False, quiet: bool = False) -> Path:
-    """Meta-train and return the path of the averaged weights and inner rates (safetensors).
+def meta_train(
+    config: MetaConfig, *, resume: bool = False, quiet: bool = False, device: str = "cpu"
+) -> Path:
+    """Meta-train on ``device`` and return the path of the averaged weights and inner rates
+    (safetensors).
 
     Beside them go the checkpoint, ``log.jsonl`` and, where tensorboard is installed (extra
     ``train``), its events, the adaptation gain on held-out photos among them.
 
     Raises:
         ImageError: a photo cannot be read.
+        DeviceError: there is no such device.
         CheckpointError: ``resume`` without a usable checkpoint.
         ValueError: the meta-batch cannot be shared evenly by the processes.
     """
     torch.set_num_threads(config.threads)
     cv2.setNumThreads(1)
     torch.manual_seed(config.seed)
+    with join_workers(device) as workers:
+        _meta_train(config, workers, resume=resume, quiet=quiet)
+    return config.output / WEIGHTS
+
+
+def _meta_train(config: MetaConfig, workers: Workers, *, resume: bool, quiet: bool) -> None:
+    """The part of one process."""
     config.output.mkdir(parents=True, exist_ok=True)
     train = PhotoPool.load(config.data, split="train", seed=config.seed, quiet=quiet)
     held_out = PhotoPool.load(config.data, split="validation", seed=config.seed, quiet=quiet)
-    prior = load_prior()
-    learner, average = MetaLearner(config), MetaLearner(config)
+    prior = load_prior().to(workers.device)
+    learner, average = (MetaLearner(config).to(workers.device) for _ in range(2))
     optimiser = torch.optim.Adam(
         [
             {"params": learner.model.parameters(), "lr": config.outer_lr},
@@ -111,11 +126,10 @@ def meta_train(config: MetaConfig, *, resume: bool = False, quiet: bool = False)
 
     started, waited = time.monotonic(), 0.0
     with (
-        join_workers() as workers,
         closing(batches(train, config, first, workers)) as drawn,
         RunLog(config.output, from_step=first, active=workers.is_first) as log,
         TrainingBar(
-            "meta-training A and T",
+            "meta-training the autoencoder and the transformer",
             config.steps,
             first=first,
             quiet=quiet or not workers.is_first,
@@ -149,7 +163,6 @@ def meta_train(config: MetaConfig, *, resume: bool = False, quiet: bool = False)
                 tensors |= optimiser_tensors("optimiser", optimiser)
                 save_checkpoint(checkpoint, tensors, {"step": done, "config": describe(config)})
                 export(average, config, done)
-    return config.output / WEIGHTS
 
 
 def batches(
@@ -171,11 +184,11 @@ def batches(
         )
         with closing(made):
             for _ in range(start, stop):
-                yield [to_task(next(made)) for _ in range(share)]
+                yield [to_task(next(made), workers.device) for _ in range(share)]
 
 
 def stretches(config: MetaConfig, first: int) -> Iterator[tuple[int, int, EpisodeConfig]]:
-    """Steps from ``first`` on, in runs (start, stop) of the same kind of episodes."""
+    """Ranges (start, stop) of steps from ``first`` on, each with one kind of episodes."""
     start = first
     for step in range(first + 1, config.steps + 1):
         if step == config.steps or config.episodes(step) != config.episodes(start):

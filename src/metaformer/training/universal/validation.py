@@ -1,4 +1,4 @@
-"""What held-out episodes say of a model in training."""
+"""Validation of a model in training on held-out episodes."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def validate(
 
     The gain is the loss on clean queries before the inner steps minus after. AUROC is within an
     episode, so that scores need not be comparable between products; ``first`` is the map before
-    T. An episode without both kinds of queries, or of pixels, is left out of that mean, which is
-    None if none is left. Queries that are anomalous all over count for images only.
+    the transformer. An episode without both kinds of queries, or of pixels, is left out of that
+    mean, which is None if none is left. Queries that are anomalous all over count for images only.
     """
     gains, found = [], []
     for drawn in episodes:
-        task = to_task(drawn)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        task = to_task(drawn, model.mix.device)
+        with torch.autocast(model.mix.device.type, torch.bfloat16, enabled=bfloat16):
             gains.append(adaptation_gain(model.autoencoder, rates, task.support, task.clean_query))
         found.append(find_defects(model, prior, rates, task, bfloat16=bfloat16))
     before, after = torch.tensor(gains, dtype=torch.float64).unbind(1)
@@ -65,29 +65,29 @@ def find_defects(
     bfloat16: bool,
 ) -> dict[str, float]:
     """AUROC of images and pixels in one task, after T and before."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+    with torch.autocast(task.support.device.type, torch.bfloat16, enabled=bfloat16):
         fast = adapt(model.autoencoder, rates, task.support, second_order=False).weights[-1]
     with torch.no_grad():
         support, query = encode_episode(model, prior, fast, task, bfloat16=bfloat16)
         output = model(query, build_memory([support]))
-    pixels = task.masks[:, FINE // 2 :: FINE, FINE // 2 :: FINE].numpy() > 0.5
-    images = task.masks.flatten(1).amax(1).numpy() > 0.5
+    pixels = task.masks[:, FINE // 2 :: FINE, FINE // 2 :: FINE].cpu().numpy() > 0.5
+    images = task.masks.flatten(1).amax(1).cpu().numpy() > 0.5
     if bool((task.masks.flatten(1).amin(1) > 0).any()):  # whole images: image metrics only
         pixels = pixels & False
     result = {}
     for prefix, anomaly in (("", output.anomaly), ("first_", output.first)):
-        result[f"{prefix}image_auroc"] = auroc(images, image_logits(anomaly).numpy())
-        result[f"{prefix}pixel_auroc"] = auroc(pixels.ravel(), anomaly.flatten().numpy())
+        result[f"{prefix}image_auroc"] = auroc(images, image_logits(anomaly).cpu().numpy())
+        result[f"{prefix}pixel_auroc"] = auroc(pixels.ravel(), anomaly.flatten().cpu().numpy())
     return result
 
 
-def to_task(episode: Episode) -> Task:
-    """uint8 images -> tensors in [-1, 1]."""
+def to_task(episode: Episode, device: torch.device) -> Task:
+    """uint8 images -> tensors in [-1, 1] on ``device``."""
     return Task(
-        to_tensor(episode.support),
-        to_tensor(episode.query),
-        to_tensor(episode.clean_query),
-        torch.from_numpy(episode.masks).float(),
+        to_tensor(episode.support).to(device),
+        to_tensor(episode.query).to(device),
+        to_tensor(episode.clean_query).to(device),
+        torch.from_numpy(episode.masks).float().to(device),
     )
 
 
