@@ -50,6 +50,7 @@ from metaformer.evaluation.samples import load_mask
 from metaformer.io.atomic_files import write_text
 from metaformer.io.images import read_image
 
+CONTROL = "nearest-patch"
 SETS = (
     "cookie",
     "mvtec_bottle",
@@ -83,7 +84,7 @@ MIRRORED = FeatureConfig(
     principal_directions=0,
 )
 CANDIDATES: dict[str, FeatureConfig] = {
-    "nearest-patch": BASE,
+    CONTROL: BASE,
     "top 1 %": replace(BASE, score_share=0.01),
     "cosine 0.2": replace(BASE, cosine_share=0.2),
     "cosine 0.5": replace(BASE, cosine_share=0.5),
@@ -218,18 +219,19 @@ def means(results: Results, set_name: str, candidate: str) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-def spreads(results: Results, set_name: str) -> dict[str, float]:
+def spreads(results: Results, set_name: str, control: str = CONTROL) -> dict[str, float]:
     """Metric -> deviation of the control over supports, averaged over numbers of images."""
     found: dict[str, list[float]] = {}
     for by_candidate in results[set_name].values():
-        rows = [metrics_of(set_name, row) for row in by_candidate["nearest-patch"]]
+        rows = [metrics_of(set_name, row) for row in by_candidate[control]]
         for name in rows[0]:
-            found.setdefault(name, []).append(float(np.std([row[name] for row in rows], ddof=1)))
+            values = [row[name] for row in rows]
+            found.setdefault(name, []).append(float(np.std(values, ddof=min(1, len(rows) - 1))))
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def gain(results: Results, set_name: str, candidate: str) -> float:
-    control = means(results, set_name, "nearest-patch")
+    control = means(results, set_name, CONTROL)
     return float(
         np.mean([v - control[name] for name, v in means(results, set_name, candidate).items()])
     )
@@ -246,7 +248,7 @@ def decide(results: Results) -> dict[str, Any]:
         }
         best = max(gains.values())
         chosen = next(name for name, value in gains.items() if value > best - NEAR)
-        found, control = (means(results, left_out, name) for name in (chosen, "nearest-patch"))
+        found, control = (means(results, left_out, name) for name in (chosen, CONTROL))
         spread = spreads(results, left_out)
         judged[left_out] = {
             "chosen": chosen,
