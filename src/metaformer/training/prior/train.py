@@ -13,11 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaformer.networks.instance_prior import (
-    EFFECTS,
     Critic,
     InstancePrior,
     apply_effects,
-    edit,
     gradient_penalty,
 )
 from metaformer.training.checkpoints import (
@@ -40,6 +38,7 @@ from metaformer.training.prior.config import PriorTrainingConfig
 from metaformer.training.prior.effect_photos import draw_effect_batch, draw_natural
 from metaformer.training.prior.effect_pool import EffectPool
 from metaformer.training.prior.export import export_prior
+from metaformer.training.prior.imitation import imitation_gap
 from metaformer.training.prior.monitor import Watch
 from metaformer.training.prior.photo_bank import Photo, PhotoBank, load_bank
 from metaformer.training.progress import TrainingBar
@@ -226,33 +225,6 @@ class PriorTrainer:
     def _autocast(self) -> torch.autocast:
         enabled = self.config.precision == "bfloat16"
         return torch.autocast(self.workers.device.type, torch.bfloat16, enabled=enabled)
-
-
-def imitation_gap(shown: Tensor, mattes: Tensor, made_with: Tensor) -> Tensor:
-    """Distance of the prior's edits from the effect photos made of the same photos by software.
-
-    Mean over all three effects of two measures, each free of how much the effect changes (defocus
-    changes little and would not count beside black otherwise): the absolute difference against
-    the mean change over the batch, and photo by photo against what the two edits keep, so that
-    small objects count as much as large ones.
-
-    Args:
-        shown: photos (B, 3, S, S) before their effect.
-        mattes: the prior's mattes for them (B, 1, S, S).
-        made_with: mattes of the effect photos (B, 1, S, S).
-
-    Returns:
-        A scalar, 0 where the edits are the same, about 1 where they share nothing.
-    """
-    gap = torch.zeros((), device=shown.device)
-    for effect in EFFECTS:
-        change = (shown - edit(shown, effect)).abs().mean(dim=1, keepdim=True)  # (B, 1, S, S)
-        imitated, made = mattes * change, made_with * change  # what either edit keeps
-        difference = (imitated - made).abs()
-        overall = difference.mean() / change.mean().clamp(min=1e-3)
-        kept = (imitated + made).mean(dim=(1, 2, 3)).clamp(min=1e-4)  # (B,)
-        gap = gap + (overall + (difference.mean(dim=(1, 2, 3)) / kept).mean()) / 2
-    return gap / len(EFFECTS)
 
 
 def to_batch(photos: Sequence[Photo]) -> Tensor:
