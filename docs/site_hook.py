@@ -226,7 +226,6 @@ TABLES: dict[str, tuple[str, Callable[[], str], str]] = {
         lambda: written("camera.md"),
         "python -m benchmarks.robustness.camera",
     ),
-    "speed": ("speed.json", lambda: readme_tables.speed(), "python -m benchmarks.speed.peers"),
     "engines": ("engines.md", lambda: written("engines.md"), "python -m benchmarks.speed.engines"),
     "peers speed": (
         "peers_speed.md",

@@ -70,9 +70,18 @@ NEAR = 0.001
 ALL_PATCHES = 2**14
 """More than ten images have."""
 BASE = FeatureConfig(
-    transformer=False, cosine_share=0.0, mirrored_images=0, coreset_size=ALL_PATCHES
+    transformer=False,
+    cosine_share=0.0,
+    mirrored_images=0,
+    coreset_size=ALL_PATCHES,
+    principal_directions=0,
 )
-MIRRORED = FeatureConfig(transformer=False, mirrored_images=max(SHOTS))
+MIRRORED = FeatureConfig(
+    transformer=False,
+    mirrored_images=max(SHOTS),
+    coreset_size=4_096,
+    principal_directions=0,
+)
 CANDIDATES: dict[str, FeatureConfig] = {
     "nearest-patch": BASE,
     "top 1 %": replace(BASE, score_share=0.01),
@@ -80,6 +89,9 @@ CANDIDATES: dict[str, FeatureConfig] = {
     "cosine 0.5": replace(BASE, cosine_share=0.5),
     "mirrored": replace(MIRRORED, cosine_share=0.0),
     "cosine 0.2, mirrored": MIRRORED,
+    "cosine 0.2, mirrored, 2,048 patches, 64 directions": replace(
+        MIRRORED, coreset_size=2_048, principal_directions=64
+    ),
     "cosine 0.2, mirrored, top 1 %": replace(MIRRORED, score_share=0.01),
     "cosine 0.2, mirrored, blur 1": replace(MIRRORED, sigma=1.0),
 }
@@ -173,9 +185,9 @@ def measure_tests(
     for seed in range(supports):
         images = [read_image(path) for path in drawn_support(tests.train, shots, seed)]
         support = [prepare(mirroring, image, support_size=shots) for image in images]
-        banks: dict[tuple[bool, int], list[dict[str, Tensor]]] = {}
+        banks: dict[tuple[bool, int, int], list[dict[str, Tensor]]] = {}
         for name, config in CANDIDATES.items():
-            key = (config.mirrored_images > 0, config.coreset_size)
+            key = (config.mirrored_images > 0, config.coreset_size, config.principal_directions)
             if key not in banks:
                 full = replace(config, cosine_share=0.2)
                 kept = support if key[0] else [FeatureImage(each.features) for each in support]

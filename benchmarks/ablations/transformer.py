@@ -47,8 +47,12 @@ from benchmarks.ablations.leave_one_product_out import (
 from metaformer.detection.adaptation import prepare
 from metaformer.detection.feature.adapted import from_support
 from metaformer.detection.feature.config import FeatureConfig
-from metaformer.detection.feature.gap_correction import from_tensors, load_transformer, look_at
-from metaformer.detection.feature.gap_distances import grids, measure_to
+from metaformer.detection.feature.gap_correction import (
+    build_correction,
+    from_tensors,
+    load_transformer,
+)
+from metaformer.detection.feature.gap_distances import measure_to, of_core, stride_grids
 from metaformer.detection.feature.memory_bank import describe
 from metaformer.detection.feature.preset import FeaturePreset
 from metaformer.detection.scoring.anomaly_map import image_score, smooth
@@ -85,15 +89,22 @@ def measure_tests(
         ]
         adapted = from_support(config, preset.backbone, support, seed=seed)
         first = next(iter(networks.values()))
-        seen = look_at(first, [image.features for image in support])[0].seen
+        features = [image.features for image in support]
+        left_out = []
+        if shots > 1:
+            left_out = [adapted.left_out_distances(image, i) for i, image in enumerate(support)]
+        view = build_correction(first, features, left_out)[0].view
         maps: dict[str, list[torch.Tensor]] = {}
         for image in tests.images:
             described = describe(image.features, config.levels, config.cosine_share)
-            core = core_of(adapted.distances(described), image, config)
+            of_bank = adapted.distances(described)
+            core = core_of(of_bank, image, config)
             maps.setdefault(OFF, []).append(smooth(core, config.sigma)[0])
-            distances, own_core = measure_to(grids(image.features), seen.patches)
+            distances, own_core = measure_to(
+                stride_grids(image.features), view.patches, of_core(of_bank)
+            )
             for label, network in networks.items():
-                correction = network(image.features, distances, own_core, seen.description)
+                correction = network(image.features, distances, own_core, view.description)
                 for size in sizes:
                     marked = corrected(core[:, None], correction, size)[:, 0]
                     name = candidate_of(label, size)

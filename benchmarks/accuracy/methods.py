@@ -29,7 +29,11 @@ from metaformer.networks.efficientnet import load_backbone
 CONTROL = "nearest-patch"
 EVERY_PATCH = 2**30
 NEAREST_PATCH = FeatureConfig(
-    transformer=False, cosine_share=0, mirrored_images=0, coreset_size=EVERY_PATCH
+    transformer=False,
+    cosine_share=0,
+    mirrored_images=0,
+    coreset_size=EVERY_PATCH,
+    principal_directions=0,
 )
 """The plainest method on the same features: Euclidean distance of pooled features of strides 8 and
 16 to the nearest of all support patches, the maximum as image score. What ``feature`` adds to it is

@@ -106,3 +106,39 @@ def test_most_good_parts_are_not_flagged(product, preset, count):
     adapted = detector(product, preset, count)
     flagged = [adapted.predict(PRODUCTS[product](60 + i)).is_anomalous for i in range(5)]
     assert sum(flagged) <= 1
+
+
+STRICT_RATES = (1e-4, 1e-6)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_grey_frame_is_flagged_at_every_rate(preset, count, tmp_path):
+    made = detector("flange", preset, count)
+    grey = frames("flange")["grey"]
+    before = made.predict(grey).raw_score
+    made.save(tmp_path / "flange.safetensors")
+    extended = made.extended_with([flange(90), flange(91)])
+    for of_path in (made, Detector.load(tmp_path / "flange.safetensors"), extended):
+        for rate in STRICT_RATES:
+            found = of_path.with_false_alarm_rate(rate).predict(grey)
+            assert found.is_anomalous and found.score > 0.5
+            assert found.mask.all()
+    assert made.predict(grey).raw_score == before  # no matter which rates were asked before
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_file_of_an_earlier_version_with_a_lower_level_flags_it_too(preset, tmp_path):
+    earlier = detector("flange", preset, 4)
+    path = tmp_path / "flange.safetensors"
+    levels = earlier.adapted.frame.level, earlier.adapted.frame.marked_level
+    earlier.adapted.frame.level = earlier.calibration.threshold
+    earlier.save(path)
+    earlier.adapted.frame.level, earlier.adapted.frame.marked_level = levels
+    strict = Detector.load(path).with_false_alarm_rate(1e-6)
+    assert strict.predict(frames("flange")["grey"]).is_anomalous
+
+
+def test_a_rate_that_no_level_can_be_above_is_refused():
+    with pytest.raises(ValueError, match=r"not below 0\.000001"):
+        detector("flange", "feature", 4).with_false_alarm_rate(9e-7)

@@ -219,7 +219,7 @@ def test_the_pixel_preset_keeps_its_weights_and_takes_in_features(tmp_path):
     extended = Detector.load(tmp_path / "d").extended_with(GOOD[2:4])
     before, after = (d.adapted.universal.state_dict() for d in (detector, extended))
     assert all(torch.equal(before[name], after[name]) for name in before)
-    kept, earlier = (d.adapted.known.memory[4] for d in (extended, detector))
+    kept, earlier = (d.adapted.memory.features[4] for d in (extended, detector))
     assert len(kept) == 1000 and not torch.equal(kept, earlier)
     assert len(extended.calibration.normal_scores) == 4
     assert extended.provenance["additions"][0]["calibration"] == "estimated"

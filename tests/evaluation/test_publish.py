@@ -53,6 +53,20 @@ def test_several_numbers_of_images_in_one_run(data, tmp_path):
     assert as_markdown(runs) + "\n" == table.read_text()
 
 
+def test_results_and_tables_name_what_was_left_out(data, tmp_path):
+    target, table = tmp_path / "results.json", tmp_path / "table.md"
+    parts = ["--without", "transformer", "--without", "gap"]
+    done = evaluate(data, "--shots", 1, *parts, "-o", target, "--table", table)
+    assert done.exit_code == 0, done.output
+    results = json.loads(target.read_text())
+    assert results["preset"] == "feature without transformer and gap"
+    assert results["settings"]["without"] == ["transformer", "gap"]
+    assert table.read_text().startswith("| category (without transformer and gap) |")
+    missing = evaluate(data, "--without", "response")
+    assert missing.exit_code == 1
+    assert "transformer and gap" in missing.output
+
+
 @pytest.mark.parametrize("shots", ["", "1,", "0,1", "1,many"])
 def test_numbers_that_make_no_sense(data, shots):
     done = evaluate(data, "--shots", shots)

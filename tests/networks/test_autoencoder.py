@@ -185,5 +185,5 @@ def test_the_first_stages_alone_are_those_of_a_whole_pass() -> None:
     "shape", [(3, 256, 256), (1, 1, 256, 256), (1, 3, 200, 256), (1, 3, 0, 128)]
 )
 def test_wrong_shapes_are_named(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"A takes"):
+    with pytest.raises(ValueError, match="autoencoder takes"):
         Autoencoder()(torch.zeros(shape))

@@ -165,7 +165,7 @@ def adapt(
 
 
 def given_options(context: typer.Context) -> set[str]:
-    """Parameters that stand on the command line, whatever their values."""
+    """Names of the parameters that were given on the command line."""
     return {
         name
         for name in context.params
@@ -174,7 +174,7 @@ def given_options(context: typer.Context) -> set[str]:
 
 
 def describe_addition(addition: dict[str, Any]) -> str:
-    """What adding images has done to the threshold."""
+    """How adding images changed the threshold, for people."""
     added = f"{addition['count']} of them new"
     if addition["calibration"] == "recomputed":
         return f"{added}; the same as adapting to all of them at once."

@@ -1,4 +1,4 @@
-"""What was meant by the arguments: usual outputs, arguments in the wrong order."""
+"""Default names of outputs, and messages for arguments in the wrong order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def is_detector(path: Path | str) -> bool:
 
 
 def name_of(argument: str) -> str:
-    """What images are called in the names of outputs: that of their product, as far as told."""
+    """The product's name, taken from the path of its images, for the names of outputs."""
     if "://" in argument:
         name = PurePosixPath(argument).name
     else:

@@ -17,6 +17,7 @@ from metaformer.cli.options import (
     Download,
     Mode,
     ModeName,
+    PartName,
     Preset,
     PresetName,
     Quiet,
@@ -49,6 +50,15 @@ def evaluate(
     device: Device = "cpu",
     mode: Mode = ModeName.fast,
     universal_weights: UniversalWeights = None,
+    without: Annotated[
+        list[PartName] | None,
+        typer.Option(
+            help="Leave a part out, to see what it is worth; several: once for each. feature: "
+            "transformer; gap (the transformer is not told where). pixel: adaptation (no weights "
+            "are fitted); with --mode long also transformer, gap (the image stands for what is "
+            "rebuilt of it), response (the object is taken to be everywhere)."
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(help="Test images per category, for a quick look.")
     ] = None,
@@ -97,6 +107,7 @@ def evaluate(
             mode=mode.value,
             universal_weights=universal_weights,
             device=device,
+            without=[part.value for part in without or []],
         )
         if table is not None:
             check_table_path(table)

@@ -1,4 +1,4 @@
-"""What the commands share: option types, readable errors, the progress bar."""
+"""Shared by the commands: option types, readable errors, the progress bar."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ class PresetName(StrEnum):
 class ModeName(StrEnum):
     fast = "fast"
     long = "long"
+
+
+class PartName(StrEnum):
+    transformer = "transformer"
+    response = "response"
+    gap = "gap"
+    adaptation = "adaptation"
 
 
 class Place(StrEnum):
@@ -91,7 +98,7 @@ Download = Annotated[
 Mode = Annotated[
     ModeName,
     typer.Option(
-        help="Of the pixel preset: long fits A and trains T on your images: ten minutes, or more.",
+        help="Of the pixel preset: long trains its networks on your images, ten minutes or more.",
         rich_help_panel=RARE,
     ),
 ]
@@ -104,7 +111,7 @@ UniversalWeights = Annotated[
     ),
 ]
 FalseAlarmRate = Annotated[
-    float, typer.Option(help="Share of good parts that may be flagged, between 0 and 1.")
+    float, typer.Option(help="Share of good parts that may be flagged, from 0.000001 to below 1.")
 ]
 WhiteLevel = Annotated[
     int | None,

@@ -83,7 +83,7 @@ def predict(
     engine: Annotated[
         EngineOption,
         typer.Option(
-            help="What computes; auto: for 50 images or more the fastest that is installed, else "
+            help="What computes; auto: onnxruntime for 50 images or more, else "
             "torch; ray: as --on ray.",
             rich_help_panel=RARE,
         ),

@@ -1,4 +1,4 @@
-"""What the commands print: colours where they are wanted, and how a command ends."""
+"""Output of the commands: colours where they are wanted, and the closing line."""
 
 from __future__ import annotations
 

@@ -49,8 +49,8 @@ def serve(
     ] = None,
     engine: Annotated[
         ServeEngineOption,
-        typer.Option(help="What computes; onnxruntime is faster and needs the `export` extra."),
-    ] = ServeEngineOption.torch,
+        typer.Option(help="What computes; onnxruntime is faster."),
+    ] = ServeEngineOption.onnxruntime,
     max_body: Annotated[int, typer.Option(help="Largest request body, in megabytes.", min=1)] = 256,
     max_megapixels: Annotated[
         float, typer.Option(help="Largest image, in millions of pixels.", min=0.001, max=100)

@@ -70,9 +70,7 @@ def watch(
     ] = None,
     engine: Annotated[
         WatchEngineOption,
-        typer.Option(
-            help="What computes; auto: the fastest that is installed (with --once torch)."
-        ),
+        typer.Option(help="What computes; auto: onnxruntime (with --once torch)."),
     ] = WatchEngineOption.auto,
     backbone_weights: BackboneWeights = None,
     quiet: Quiet = False,

@@ -28,15 +28,13 @@ the model, and views of a 24-megapixel photo would take gigabytes."""
 PIXEL_FALSE_ALARM_RATE = 0.002
 """Share of normal pixels that may lie above the pixel threshold. Pixels are marked on images
 already found anomalous, so this sets how tight the outline is and not how often one is drawn."""
-LEAST_RATE = 1e-3
-"""A frame that does not show the product is flagged at every rate from this on."""
 ALIGNED_MOVES = 0.1
 """How much less views move where parts stand in the same place."""
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What adapting to a support gives."""
+    """An adapted model with its threshold and the scores of its support."""
 
     adapted: Adapted[Any]
     calibration: Calibration
@@ -61,7 +59,7 @@ def adapt_to_support(
         on_step: called with (steps done, steps in all) for a progress bar.
 
     Raises:
-        ValueError: the support is empty, or the rate is not in (0, 1).
+        ValueError: the support is empty, or the rate is not accepted.
     """
     if count < 1:
         raise ValueError("the support is empty: give at least one normal image.")
@@ -91,7 +89,6 @@ def adapt_to_support(
         pixel_threshold=pixel_threshold_of(maps),
         from_views=True,
     )
-    set_frame_level(done.adapted, calibration)
     return Calibrated(done.adapted, calibration, ())
 
 
@@ -99,15 +96,7 @@ def calibrated(adapted: Adapted[P], left_out: Sequence[Tensor], rate: float) -> 
     """With the threshold that left-out maps (M, h, w) of two or more support images give."""
     scores = scores_of(adapted, left_out)
     calibration = calibrate(scores, rate, pixel_threshold=pixel_threshold_of(left_out))
-    set_frame_level(adapted, calibration)
     return Calibrated(adapted, calibration, judge_support(scores))
-
-
-def set_frame_level(adapted: Adapted[P], calibration: Calibration) -> None:
-    """A frame that does not show the product is flagged at any false-alarm rate in use."""
-    if adapted.frame is not None:
-        strict = calibration.with_false_alarm_rate(LEAST_RATE).threshold
-        adapted.frame.level = max(strict, calibration.threshold, calibration.pixel_threshold)
 
 
 def views_of(preset: Preset[P], image: Image, seed: int) -> list[P]:
@@ -125,7 +114,8 @@ def scores_of(adapted: Adapted[P], maps: Sequence[Tensor]) -> list[float]:
 
 
 def pixel_threshold_of(maps: Sequence[Tensor]) -> float:
-    """What ``PIXEL_FALSE_ALARM_RATE`` of the pixels of normal images' maps (M, h, w) reach."""
+    """The value that a share ``PIXEL_FALSE_ALARM_RATE`` of the pixels of normal maps (M, h, w)
+    exceed."""
     pixels = torch.cat([grids[-1].flatten() for grids in maps])
     kept = max(1, round(PIXEL_FALSE_ALARM_RATE * len(pixels)))
     return float(pixels.topk(kept).values[-1])

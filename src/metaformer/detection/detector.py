@@ -107,8 +107,8 @@ class Metaformer:
             backbone_weights: safetensors file for a model of timm; if None, it is looked for in
                 the folder that METAFORMER_WEIGHTS names and in the Hugging Face cache.
             download: fetch such weights from the Hugging Face hub if they are nowhere else.
-            mode: of the ``pixel`` preset: ``fast`` takes the meta-learned steps, ``long`` trains T
-                on synthetic defects of the support too, which takes minutes.
+            mode: of the ``pixel`` preset: ``fast`` takes the meta-learned steps, ``long`` trains
+                the transformer on synthetic defects of the support too, which takes minutes.
             universal_weights: of the ``pixel`` preset: folder with the weights and card that
                 ``metaformer pretrain universal`` wrote, instead of those inside the package.
             device: that the backbone of the ``feature`` preset computes on, ``cuda`` for example.
@@ -247,7 +247,7 @@ class Metaformer:
         )
 
     def response_map(self, image: ImageSource) -> NDArray[np.float32]:
-        """The response map R of an image: where its object is, as P sees it.
+        """The response map of an image: where its object is, as the prior sees it.
 
         Args:
             image: as ``read_image`` takes it.
@@ -265,7 +265,7 @@ class Metaformer:
 
     @cached_property
     def prior(self) -> InstancePrior:
-        """P with the weights inside the package, read when first asked for."""
+        """The prior with the weights inside the package, read when first asked for."""
         return load_prior()
 
 
@@ -280,6 +280,8 @@ class Detector:
         provenance: dict[str, Any],
         thumbnails: tuple[bytes, ...] = (),
     ) -> None:
+        if adapted.frame is not None:
+            adapted.frame.set_levels(calibration)
         self.model = model
         self.adapted = adapted
         self.calibration = calibration

@@ -24,7 +24,6 @@ from metaformer.detection.adaptation import (
     calibrated,
     pixel_threshold_of,
     scores_of,
-    set_frame_level,
 )
 from metaformer.detection.preset import Adapted, How
 from metaformer.detection.scoring.calibration import Calibration, calibrate
@@ -33,7 +32,7 @@ from metaformer.detection.support_set import judge_support
 
 @dataclass(frozen=True)
 class Earlier:
-    """What is left of the images adapted to before."""
+    """Scores and count of the images that the detector was adapted to before."""
 
     adapted: Adapted[Any]
     calibration: Calibration
@@ -72,14 +71,13 @@ def extend(
     old_threshold = factor * earlier.calibration.pixel_threshold
     pixel_threshold = weight * old_threshold + (1 - weight) * pixel_threshold_of(maps)
     calibration = calibrate(scores, false_alarm_rate, pixel_threshold=pixel_threshold)
-    set_frame_level(adapted, calibration)
     unscored = earlier.count - len(earlier.scores)  # a first image that was alone has no score
     judged = tuple(replace(s, index=s.index + unscored) for s in judge_support(scores))
     return Calibrated(adapted, calibration, judged), "estimated"
 
 
 def shrinkage(before: Sequence[float], after: Sequence[float]) -> float:
-    """How much left-out scores of normal images fall when the memory grows; 1 at most.
+    """Factor by which left-out scores of normal images fall when the memory grows; 1 at most.
 
     Args:
         before: of new images, against the earlier memory alone.

@@ -6,7 +6,7 @@ or exports asks for no more than it, so that a third preset would be one more fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -22,6 +22,10 @@ Tensors = dict[str, Tensor]
 Settings = dict[str, Any]
 """JSON-able."""
 How = Literal["recomputed", "estimated"]
+PARTS = ("transformer", "response", "gap", "adaptation")
+"""What a preset can have, and can be measured without. transformer: the correction of the map.
+response: what the transformer knows of where the object is. gap: what differs between the image, or
+its features, and what is rebuilt of it. adaptation: weights fitted to the support."""
 
 
 class PresetConfig(Protocol):
@@ -85,6 +89,13 @@ class Preset(Protocol[P]):
     """With one support image: how many times the score of a changed view of it another good part
     scores."""
 
+    def without(self, parts: Sequence[str]) -> Preset[P]:
+        """The same with some parts left out, to see what they are worth; ``PARTS`` has their names.
+
+        Raises:
+            ValueError: it has no such part.
+        """
+
     def working_size(self, height: int, width: int) -> tuple[int, int]:
         """Sides (H, W) that an image of these sides is resized to."""
 
@@ -117,3 +128,25 @@ class Extension(Generic[P]):
     left_out: list[Tensor]
     """As in ``Adaptation``: of all images if recomputed, of the new ones if estimated."""
     how: How
+
+
+def changes_without(
+    parts: Sequence[str], settings: Mapping[str, str], preset: str
+) -> dict[str, Any]:
+    """The changes of a preset's settings that leave parts out.
+
+    Args:
+        settings: part that the preset has -> the setting that is False without it.
+        preset: its name and mode, for the message.
+
+    Raises:
+        ValueError: there is a part that it does not have.
+    """
+    missing = [part for part in parts if part not in settings]
+    if missing:
+        has = " and ".join([", ".join([*settings][:-1]), [*settings][-1]]) if settings else "none"
+        raise ValueError(
+            f"without {', '.join(missing)}: {preset} has no such part. Parts that it has and that "
+            f"can be left out: {has.removeprefix(' and ')}."
+        )
+    return {settings[part]: False for part in parts}

@@ -1,4 +1,4 @@
-"""How a detector was made and what it promises, in words: for ``info`` and for notebooks."""
+"""A detector's provenance and guarantee in words, for ``info`` and notebooks."""
 
 from __future__ import annotations
 

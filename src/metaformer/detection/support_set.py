@@ -32,6 +32,8 @@ MIN_IMAGES_TO_DOUBT = 4
 SIGNATURE_SIDE = 16
 COPY_MEAN, COPY_MOST = 0.5, 2.5
 """Grey levels; signatures are stored rounded."""
+MID_GREY = np.float32(128)
+"""Taken off signatures before they are compared: small numbers round less."""
 
 
 class OddSupportWarning(UserWarning):
@@ -47,9 +49,8 @@ class SupportRecord:
 
     Copies of one image promise nothing about other parts, so a copy is not taken in. Nearly a copy
     is what the same photo looks like encoded again or at another size: its signature differs by at
-    most ``COPY_MEAN`` grey levels on average and ``COPY_MOST`` anywhere. JPEG at quality 60 and
-    half the size stay below both on eight sets, and of 805 different photos of good parts one pair
-    does (ours).
+    most ``COPY_MEAN`` grey levels on average and ``COPY_MOST`` anywhere
+    (``docs/decisions/10-measured-core.md``, ours).
     """
 
     def __init__(
@@ -61,19 +62,28 @@ class SupportRecord:
         """Small JPEGs of the first ``MOST_THUMBNAILS``, in their order; for reports alone."""
         self.copies: list[str] = []
         """Of what was not taken in: its name, and whose copy it is."""
+        self._by_digest = {image["sha256"]: image["name"] for image in reversed(self.images)}
+        self._signatures = Signatures()
+        for image in self.images:
+            if "signature" in image:  # files of earlier versions have none
+                stored = np.frombuffer(bytes.fromhex(image["signature"]), np.uint8)
+                self._signatures.add(stored.astype(np.float32), image["name"])
 
     def take_in(self, name: str, pixels: NDArray[np.uint8]) -> bool:
         """Whether the image (H, W, 3) is a new one; it is recorded either way."""
         digest, signature = digest_of(pixels), signature_of(pixels)
-        for image in self.images:
-            if image["sha256"] == digest or are_copies(signature, image.get("signature")):
-                self.copies.append(f"{name} (a copy of {image['name']})")
-                return False
+        original = self._by_digest.get(digest) or self._signatures.copy_of(signature)
+        if original is not None:
+            self.copies.append(f"{name} (a copy of {original})")
+            return False
         # A file of an earlier version has none: later ones would stand for other images.
         if len(self.thumbnails) == len(self.images) < MOST_THUMBNAILS:
             self.thumbnails.append(make_thumbnail(pixels))
-        hexed = signature.round().astype(np.uint8).tobytes().hex()
+        rounded = signature.round()
+        hexed = rounded.astype(np.uint8).tobytes().hex()
         self.images.append({"name": name, "sha256": digest, "signature": hexed})
+        self._by_digest[digest] = name
+        self._signatures.add(rounded, name)
         return True
 
     def warn(self) -> None:
@@ -88,19 +98,40 @@ class SupportRecord:
 
 
 def signature_of(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(H, W, 3) -> (16, 16) mean grey levels."""
+    """(H, W, 3) -> (256,) mean grey levels of 16 x 16 cells."""
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32)
     sides = (SIGNATURE_SIDE, SIGNATURE_SIDE)
-    return np.asarray(cv2.resize(grey, sides, interpolation=cv2.INTER_AREA), np.float32)
+    cells = cv2.resize(grey, sides, interpolation=cv2.INTER_AREA)
+    return np.asarray(cells, np.float32).reshape(-1)
 
 
-def are_copies(signature: NDArray[np.float32], stored: str | None) -> bool:
-    """Whether a signature is that of a stored one; files of earlier versions have none."""
-    if stored is None:
-        return False
-    other = np.frombuffer(bytes.fromhex(stored), np.uint8).reshape(signature.shape)
-    apart = np.abs(signature - other)
-    return bool(apart.mean() <= COPY_MEAN and apart.max() <= COPY_MOST)
+class Signatures:
+    """Signatures by name; a new one is compared with all of them at once."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._rows = np.empty((64, SIGNATURE_SIDE**2), np.float32)
+        self._squares = np.empty(64, np.float32)
+        """Squared length of each row."""
+
+    def add(self, signature: NDArray[np.float32], name: str) -> None:
+        count = len(self.names)
+        if count == len(self._rows):  # room for twice as many
+            self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])
+            self._squares = np.concatenate([self._squares, np.empty_like(self._squares)])
+        row = signature - MID_GREY
+        self._rows[count], self._squares[count] = row, row @ row
+        self.names.append(name)
+
+    def copy_of(self, signature: NDArray[np.float32]) -> str | None:
+        """The name of the first that ``signature`` is a copy of."""
+        count, row = len(self.names), signature - MID_GREY
+        # A product with all rows is the fastest comparison, and no copy is farther apart than this.
+        squared = self._squares[:count] + row @ row - 2 * (self._rows[:count] @ row)
+        near = np.flatnonzero(squared <= 1.1 * len(row) * COPY_MEAN * COPY_MOST)
+        apart = np.abs(self._rows[near] - row)  # (near, 256)
+        found = near[(apart.mean(1) <= COPY_MEAN) & (apart.max(1, initial=0) <= COPY_MOST)]
+        return self.names[found[0]] if len(found) else None
 
 
 def choose_white_level(
@@ -164,7 +195,7 @@ def warn_about_odd(scores: Sequence[SupportScore], names: Sequence[str]) -> None
 
 @dataclass(frozen=True)
 class SupportScore:
-    """How unlike the others one support image is."""
+    """Raw score of a support image by a model of the others, with its outlier flag."""
 
     index: int
     raw_score: float

@@ -182,7 +182,7 @@ def _interval(values: NDArray[np.float64]) -> list[float]:
 
 
 def machine() -> dict[str, Any]:
-    """What timings depend on. No name of the machine or its user."""
+    """The hardware and versions that timings depend on; no name of the machine or its user."""
     torch = sys.modules.get("torch")  # only if the method brought it in
     return {
         "platform": f"{platform.system()} {platform.machine()}",

@@ -22,7 +22,14 @@ Image = NDArray[np.uint8]
 
 
 class DetectorMethod:
-    """A preset, adapted to each support with everything a user gets: calibration included."""
+    """A preset, adapted to each support with everything a user gets: calibration included.
+
+    Args:
+        without: parts that are left out, to see what they are worth: ``detection.preset.PARTS``.
+
+    Raises:
+        ValueError: as ``Metaformer.from_pretrained``, or the preset has no such part.
+    """
 
     def __init__(
         self,
@@ -38,6 +45,7 @@ class DetectorMethod:
         device: str = "cpu",
         name: str | None = None,
         workers: int = 1,
+        without: Sequence[str] = (),
     ) -> None:
         self.universal = Metaformer.from_pretrained(
             preset,
@@ -50,7 +58,11 @@ class DetectorMethod:
             universal_weights=universal_weights,
             device=device,
         )
+        self.without = list(dict.fromkeys(without))
         self._name: str = name or preset
+        if self.without:
+            self.universal = Metaformer(self.universal.model.without(self.without), preset)
+            self._name += f" without {' and '.join(self.without)}"
         self.workers = workers
         """Images scored at once."""
 
@@ -61,6 +73,7 @@ class DetectorMethod:
         method.universal = universal
         method._name = name
         method.workers = 1
+        method.without = []
         return method
 
     @property
@@ -70,7 +83,7 @@ class DetectorMethod:
     @property
     def settings(self) -> dict[str, Any]:
         config: Any = self.universal.model.config  # a dataclass of either preset
-        return asdict(config)
+        return asdict(config) | {"without": self.without}
 
     def fit(self, support: Sequence[Image], seed: int) -> FittedDetector:
         with warnings.catch_warnings():

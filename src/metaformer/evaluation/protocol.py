@@ -204,7 +204,7 @@ def evaluate(
 
 
 def save_results(results: dict[str, Any], path: Path | str) -> None:
-    """Write results as JSON in one step: no reader ever sees half a file."""
+    """Write results as JSON, atomically."""
     write_text(path, json.dumps(results, indent=2, allow_nan=False) + "\n")
 
 

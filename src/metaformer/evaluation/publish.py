@@ -58,7 +58,9 @@ def as_latex(runs: Sequence[dict[str, Any]]) -> str:
 def content(runs: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Heading and rows; metrics that no run has are left out."""
     metrics = [m for m in METRICS if any(run["mean"][m] is not None for run in runs)]
-    head = ["category", "normal images", *(HEADINGS[metric] for metric in metrics)]
+    left_out = runs[0]["settings"].get("without")
+    category = f"category (without {' and '.join(left_out)})" if left_out else "category"
+    head = [category, "normal images", *(HEADINGS[metric] for metric in metrics)]
     rows = []
     for run in runs:
         categories = run.get("categories", {})

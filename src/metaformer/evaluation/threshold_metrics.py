@@ -1,4 +1,4 @@
-"""What a threshold catches: defects found and good images flagged, in all and by kind of defect.
+"""Metrics at a threshold: defects caught and good images flagged, in all and by kind.
 
 At two thresholds. The shipped one comes with the detector, from its support alone. The other one is
 set on the good test images so that at most 5 % of them lie above it: it says what the ranking could
@@ -26,7 +26,7 @@ Z95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class Flags:
-    """What one run flags of N test images."""
+    """The flags of one run on N test images."""
 
     at_threshold: NDArray[np.bool_] | None
     """(N,) at the shipped threshold; None of a method that has none."""

@@ -1,4 +1,4 @@
-"""What computes a detector's maps: PyTorch, ONNX Runtime or OpenVINO, with the same results.
+"""Engines that compute a detector's maps with the same results: PyTorch, ONNX Runtime, OpenVINO.
 
 Only the networks change hands. Reading, resizing, scoring and calibration stay as they are, so
 results differ by the order of sums in the networks alone, and that is checked before use.
@@ -7,8 +7,6 @@ results differ by the order of sums in the networks alone, and that is checked b
 from __future__ import annotations
 
 import importlib.util
-import statistics
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from metaformer.export.onnx.detector import UnsupportedExportError, map_model
 from metaformer.export.sessions import Runtime, compile_model
 from metaformer.io.images import pixels_of
 from metaformer.io.sources.shards import Files, Sources, images_in, shards
-from metaformer.io.workers import ordered_map, usual_workers
+from metaformer.io.workers import usual_workers
 
 EngineName = Literal["torch", "onnxruntime", "openvino"]
 ENGINES: tuple[EngineName, ...] = ("torch", "onnxruntime", "openvino")
@@ -35,16 +33,12 @@ typical normal score to the threshold; 0.001 of a calibrated score, as for expor
 Measured: below 1e-5."""
 MOST_MAP_DIFFERENCE = 0.01
 """The same of each cell of its map; 0.005 of a calibrated map."""
-ROUNDS = 3
-"""Timed passes of each engine at most when the fastest is looked for; they take turns."""
-ENOUGH_SECONDS = 1.0
-"""No round is begun after it: the slower a pass, the less it takes to tell engines apart."""
 LEAST_IMAGES = 50
-"""Images from which on it pays to look for the fastest engine (``docs/edge.md`` has the figures: on
-one thread it costs as much as 7 to 25 images save)."""
+"""Images from which on ONNX Runtime pays: tracing a detector takes a second, and an image is scored
+in about 15 ms less (``benchmarks/results/roofline.md``)."""
 MOST_PIXELS = 24_000_000
-"""Of photos above it decoding is most of the work, and the libraries of the other engines would
-bring ``predict`` above 1 GB."""
+"""Of photos above it decoding is most of the work, and the library of another engine would bring
+``predict`` above 1 GB."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +56,6 @@ class Engine:
     def __call__(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) float32 in [0, 1] at a working size -> (N, M, h, w) raw maps, blurred."""
         return self.run(images)
-
-
-_fastest: dict[tuple[object, ...], EngineName] = {}
-"""What was found fastest in this process, for each kind of detector."""
 
 
 class EngineError(RuntimeError, ValueError):
@@ -88,10 +78,10 @@ def engine_name(detector: Detector) -> EngineName:
 
 
 def with_engine(detector: Detector, name: str) -> Detector:
-    """The same detector, computed by ``name``; ``auto`` measures which is fastest here.
+    """The same detector, computed by ``name``; ``auto`` is ONNX Runtime.
 
-    ``auto`` never fails where PyTorch works: an engine that cannot be had, or whose results are
-    not PyTorch's, is passed over, with a warning if it is installed.
+    ``auto`` never fails where PyTorch works: if ONNX Runtime cannot be had, or its results are not
+    PyTorch's, PyTorch computes, with a warning.
 
     Raises:
         MissingExtraError: the engine is not installed.
@@ -100,7 +90,7 @@ def with_engine(detector: Detector, name: str) -> Detector:
         ValueError: no such engine.
     """
     if name == "auto":
-        engine = fastest_engine(detector)
+        engine = usual_engine(detector)
     else:
         chosen = next((known for known in ENGINES if known == name), None)
         if chosen is None:
@@ -120,7 +110,7 @@ def with_engine(detector: Detector, name: str) -> Detector:
 
 
 def pays_off(sources: Sources) -> bool:
-    """Whether looking for the fastest engine takes less time than it saves on these images.
+    """Whether making another engine takes less time than it saves on these images.
 
     It does from ``LEAST_IMAGES`` on, unless the first is a file above ``MOST_PIXELS``. Of what
     cannot be counted beforehand (tar archives) many are expected.
@@ -136,52 +126,18 @@ def pays_off(sources: Sources) -> bool:
     return False
 
 
-def fastest_engine(detector: Detector) -> Engine:
-    """The installed engine with the shortest median of a few passes of as many images as PyTorch
-    scores at once.
-
-    Measured once a process for each kind of detector. Engines take turns, so that whatever else
-    the machine does disturbs all of them.
-    """
-    installed = installed_engines()
-    _, settings = detector.adapted.state()
-    kind = (str(settings), torch.get_num_threads(), *installed)
-    if kind in _fastest:
-        installed = [_fastest[kind]]
-    engines = usable_engines(detector, installed)
-    if len(engines) > 1:
-        image = test_image(detector)
-        seconds: dict[EngineName, list[float]] = {engine.name: [] for engine in engines}
-        began = time.perf_counter()
-        for number in range(ROUNDS):
-            if number > 0 and time.perf_counter() - began > ENOUGH_SECONDS:
-                break
-            for engine in engines:
-                started = time.perf_counter()
-                list(ordered_map(engine, [image] * usual_workers(), engine.workers))
-                seconds[engine.name].append(time.perf_counter() - started)
-        engines.sort(key=lambda engine: statistics.median(seconds[engine.name]))
-    _fastest[kind] = engines[0].name
-    return engines[0]
-
-
-def usable_engines(detector: Detector, names: list[EngineName]) -> list[Engine]:
-    """Those of ``names`` that give PyTorch's results for ``detector``; PyTorch if none does."""
+def usual_engine(detector: Detector) -> Engine:
+    """ONNX Runtime, or PyTorch where that does not give PyTorch's results."""
     pytorch = torch_engine(detector)
-    expected: Tensor | None = None
-    engines = []
-    for name in names:
-        try:
-            engine = make_engine(detector, name)
-            if name != "torch":
-                expected = pytorch(test_image(detector))[0] if expected is None else expected
-                check_engine(detector, engine, expected)
-            engines.append(engine)
-        except UnsupportedExportError:
-            pass  # neither of the others can: documented, nothing to tell
-        except Exception as error:  # a broken installation must not stop what PyTorch can do
-            warnings.warn(f"{name} is installed but cannot be used: {error}", stacklevel=2)
-    return engines or [pytorch]
+    try:
+        engine = make_engine(detector, "onnxruntime")
+        check_engine(detector, engine, pytorch(test_image(detector))[0])
+    except UnsupportedExportError:
+        return pytorch  # documented, nothing to tell
+    except Exception as error:  # a broken installation must not stop what PyTorch can do
+        warnings.warn(f"onnxruntime cannot be used: {error}", stacklevel=2)
+        return pytorch
+    return engine
 
 
 def make_engine(detector: Detector, name: EngineName) -> Engine:

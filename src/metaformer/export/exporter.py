@@ -51,7 +51,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Export:
-    """What was written."""
+    """An exported file and its checks."""
 
     files: tuple[Path, ...]
     differences: Differences
@@ -61,7 +61,7 @@ class Export:
 
     @property
     def summary(self) -> str:
-        """What the check found, for people."""
+        """Result of the check, for people."""
         d, precision = self.differences, self.metadata["precision"]
         text = (
             f"Compared with PyTorch on {d.images} images: scores differ by at most "
@@ -174,7 +174,7 @@ def check_request(
 
 
 def describe(detector: Detector, runtime: Runtime, precision: Precision) -> dict[str, Any]:
-    """What the file says about itself, ready for JSON."""
+    """Metadata of the exported file, ready for JSON."""
     calibration = detector.calibration
     return {
         "format": "metaformer-export",

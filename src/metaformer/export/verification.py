@@ -192,7 +192,7 @@ def order_kept(comparisons: Sequence[Comparison]) -> float | None:
 
 
 def refuse_if_wrong(comparisons: Sequence[Comparison]) -> None:
-    """Hold a float32 model against PyTorch.
+    """Refuse a float32 model whose results are not PyTorch's.
 
     Raises:
         ExportRefusedError: an image differs by more than the tolerances, or is on the other side

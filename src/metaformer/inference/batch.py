@@ -58,7 +58,7 @@ Outcome = tuple[str, NDArray[np.uint8] | ImageError, tuple[Prediction, ScoreRow]
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What a run did; ``scored`` and ``anomalous`` include images of earlier runs."""
+    """Counts of a run; ``scored`` and ``anomalous`` include images of earlier runs."""
 
     scored: int
     anomalous: int

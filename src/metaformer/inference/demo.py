@@ -22,7 +22,7 @@ SOUND_WALLS = frozenset({"wall_001.jpg", "wall_003.jpg"})
 
 @dataclass(frozen=True)
 class Demonstration:
-    """What the demonstration found."""
+    """Results of the demonstration."""
 
     report: Path
     pictures: tuple[Path, ...]
@@ -79,7 +79,7 @@ def run_demo(
 
 
 def truth_of(image: Path) -> Sample:
-    """What is known of a bundled image: every tested board has real defects."""
+    """Truth of a bundled image: every tested board has real defects."""
     is_sound = image.name in SOUND_WALLS
     return Sample(image, not is_sound, masks=(), kind="good" if is_sound else "defect")
 

@@ -56,7 +56,7 @@ class Drift:
 
 
 class Walk:
-    """What became of one coin always bet one way, as a logarithm.
+    """Logarithm of the capital of one bet that always leans the same way.
 
     It falls steadily while nothing changes and rises after a change that way, so the change came
     about where it was lowest.
@@ -77,10 +77,10 @@ class Walk:
 
 
 class DriftTest:
-    """Scores go in one by one; ``drift`` tells when they have changed.
+    """Sequential test for a change in the scores. Feed them one by one and read ``drift``.
 
     Args:
-        rate: false warnings an image at most, on average, in (0, 1); 1e-4 is one in 10,000.
+        rate: mean number of false warnings per image, at most, in (0, 1); 1e-4 is one in 10,000.
         seed: breaks ties between equal scores.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Which images of a folder are there and have stopped growing: a look now and then.
+"""Poll a folder for new images whose files have stopped growing.
 
-Looking works on every drive, network drives included; notices of changes do not.
+Polling works on every drive, network drives included; file-system events do not.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class FolderPoller:
         self.folder = folder
         self.recursive = recursive
         self.unsettled = 0
-        """Images at the last look that were new, or not as at the look before."""
+        """Images at the last poll that were new or had changed since the one before."""
         self._is_known = is_known
         self._previous: set[FileVersion] = set()
 
     def poll(self) -> list[FileVersion]:
-        """What is not known and is as it was at the last look; the oldest first.
+        """New files that have not changed since the previous poll; the oldest first.
 
         Raises:
             OSError: the folder cannot be listed.

@@ -29,7 +29,7 @@ from metaformer.io.sources.shards import Shard, container_of, shard_digest
 
 @dataclass(frozen=True)
 class Job:
-    """What every task needs to know."""
+    """Settings that all tasks of a run share."""
 
     folder: str
     """Where the job was started: relative paths are read from there."""

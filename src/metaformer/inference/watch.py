@@ -39,7 +39,7 @@ Entry = dict[str, Any]
 
 @dataclass
 class Watched:
-    """What a watch did; counts are of this run."""
+    """Counts of a watch, of this run alone."""
 
     scored: int = 0
     anomalous: int = 0
@@ -233,7 +233,7 @@ class Watch:
 
 
 def fingerprint(detector: Detector) -> str:
-    """Of what raw scores depend on: how the detector was made, its threshold aside."""
+    """Digest of what raw scores depend on: the detector's provenance, without its threshold."""
     _, settings = detector.adapted.state()
     return hashlib.sha256(
         json.dumps([detector.provenance, settings], sort_keys=True).encode()

@@ -139,7 +139,7 @@ class Webhook:
 
 
 class NoRedirect(HTTPRedirectHandler):
-    """Makes a redirection an error, as any other answer than 2xx."""
+    """Treats a redirect as an error, like every answer that is not 2xx."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None

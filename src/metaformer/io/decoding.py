@@ -183,7 +183,7 @@ def load(name: str, image: Image.Image) -> NDArray[Any]:
 
 
 def _damaged_or_unread(name: str, error: Exception) -> ImageError:
-    """What a decoder means by an error: most are damage; some name a kind it does not read."""
+    """A decoder's error for people: the file is damaged, or of a kind that is not read."""
     why = str(error).strip().rstrip(".")
     if re.search(r"unsupported|not supported|cannot handle|unknown.*mode|no support", why, re.I):
         return ImageError(name, f"a kind of image that is not read ({why}). Save it as PNG.")

@@ -29,7 +29,7 @@ JPEG_SIDE = 65_500
 
 
 def encode_photo(photo: NDArray[np.uint8], quality: int) -> bytes:
-    """(H, W, 3) RGB as JPEG of ``quality``, 0 to 100; made smaller if JPEG has no room for it."""
+    """(H, W, 3) RGB as JPEG of ``quality``, 0 to 100; scaled down if larger than JPEG allows."""
     longest = max(photo.shape[:2])
     if longest > JPEG_SIDE:
         height, width = (max(1, side * JPEG_SIDE // longest) for side in photo.shape[:2])

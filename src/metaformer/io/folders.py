@@ -1,4 +1,4 @@
-"""What of a folder is an image, what is not, and why: the one place that lists.
+"""Lists the images of folders, and what is omitted with its reason.
 
 Everything found is either an image or said: a file that might be an image and is not read, a folder
 that may not be entered, and what is passed over on purpose (results, recycle bins, masks).

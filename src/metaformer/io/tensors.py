@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 @runtime_checkable
 class TensorLike(Protocol):
-    """What of ``torch.Tensor`` is needed."""
+    """The part of ``torch.Tensor`` that is used."""
 
     shape: Any
 

@@ -1,4 +1,4 @@
-"""The autoencoder A: Table 1 of the paper's supplement.
+"""The autoencoder (A): Table 1 of the paper's supplement.
 
 A reads an image and rebuilds it through a code of 2 x 2 x 512 numbers, too few to hold a defect
 it has never seen. What it cannot rebuild is the reconstruction gap.
@@ -41,7 +41,7 @@ Record = dict[str, tuple[Tensor, Tensor]] | None
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """What Table 1 leaves open. The defaults give 8,711,747 parameters."""
+    """Choices that Table 1 leaves open. The defaults give 8,711,747 parameters."""
 
     norm: Norm = "support"
     """``support``: batch normalisation by the moments of the support images.
@@ -162,7 +162,8 @@ class Autoencoder(nn.Module):
     def read(
         self, x: Tensor, moments: Moments | None = None
     ) -> tuple[list[Tensor], Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """What T reads, in one pass: the encoder's stages, the reconstruction and the moments.
+        """What the transformer reads, in one pass: the encoder's stages, the reconstruction and the
+        moments.
 
         Without ``moments``, ``x`` is a support: it is normalised by its own, which are returned.
         """
@@ -240,13 +241,14 @@ class Autoencoder(nn.Module):
 
 
 def check_input(x: Tensor, multiple: int) -> None:
-    """Raise ValueError unless ``x`` is (B, 3, H, W) with sides that A can halve and restore."""
+    """Raise ValueError unless ``x`` is (B, 3, H, W) with sides that the autoencoder can halve and
+    restore."""
     if x.dim() != 4 or x.shape[1] != 3:
-        raise ValueError(f"A takes images of shape (B, 3, H, W), got {tuple(x.shape)}.")
+        raise ValueError(f"the autoencoder takes images (B, 3, H, W), got {tuple(x.shape)}.")
     height, width = x.shape[2:]
     if height % multiple or width % multiple or not height or not width:
         raise ValueError(
-            f"A takes sides that are multiples of {multiple}, got {height} x {width}. "
+            f"the autoencoder takes multiples of {multiple}, got {height} x {width}. "
             f"Resize or pad the image first."
         )
 

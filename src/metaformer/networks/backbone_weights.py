@@ -1,4 +1,4 @@
-"""Where the weights of a backbone outside the package come from: files, never the network unasked.
+"""Finds the weights of other backbones in files; downloads only when asked to.
 
 Looked for in this order: the file given, the folder that the environment variable
 ``METAFORMER_WEIGHTS`` names, the user's Hugging Face cache. Only safetensors are read; a pickle can

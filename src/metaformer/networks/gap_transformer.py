@@ -1,11 +1,12 @@
-"""The transformer T: looks at an image beside its support and corrects the core's anomaly map.
+"""The transformer (T): looks at an image beside its support and corrects the core's anomaly map.
 
 A distance to the nearest support patch is a number without an opinion: at stride 8 it marks a pit
-of three pixels, at stride 32 a crack across the image, and no fixed weights serve both. T sees the
-distances of all strides, each against what the support's own images show when left out; the gap
-between the query's features and what soft attention rebuilds of them from the support's; and the
-features themselves, standardised by the support. Out comes a correction of the logarithm of the
-core's map. It is zero at the start of training, so that T cannot begin worse than the core.
+of three pixels, at stride 32 a crack across the image, and no fixed weights serve both. The
+transformer sees the distances of all strides, each against what the support's own images show when
+left out; the gap between the query's features and what soft attention rebuilds of them from the
+support's; and the features themselves, standardised by the support. Out comes a correction of the
+logarithm of the core's map. It is zero at the start of training, so that the transformer cannot
+begin worse than the core.
 
 The interface knows no backbone: any channels at strides 8 and 16, any list of distances.
 """
@@ -56,7 +57,7 @@ class GapTransformerConfig:
 
 @dataclass(frozen=True)
 class SupportDescription:
-    """What T needs to know of k support images; made by ``describe_support``."""
+    """Statistics and keys of k support images, from ``describe_support``."""
 
     mean: Mapping[int, Tensor]
     """Stride -> (C,) of the support's features."""
@@ -149,15 +150,15 @@ class Rebuild(nn.Module):
         """Standardised queries (B, N, C) and keys (k, m, C) -> (B, N, C)."""
         images, each, channels = keys.shape
         flat = keys.flatten(0, 1)  # (k * m, C)
-        # minus the squared distance by channel, but for what is the same for all keys
-        logits = (2 * query @ flat.T - flat.square().sum(1)) / channels  # (B, N, k * m)
-        sharpness = F.softplus(self.raw_sharpness)
+        scale = F.softplus(self.raw_sharpness) / channels
+        # Minus the squared distance, sharpened, but for what is the same for all keys.
+        logits = F.linear(query, 2 * scale * flat, -scale * flat.square().sum(1))  # (B, N, k * m)
         if images > 1:
             fit = logits.unflatten(2, (images, each)).amax(3).mean(1)  # (B, k)
             fit = fit - fit.amax(1, keepdim=True)
             bias = F.softplus(self.raw_trust) * fit  # (B, k), 0 for the best
             logits = logits + bias.repeat_interleave(each, dim=1)[:, None]
-        return (sharpness * logits).softmax(2) @ flat
+        return logits.softmax(2) @ flat
 
 
 class SelfAttention(nn.Module):
@@ -193,11 +194,15 @@ class SelfAttention(nn.Module):
 
 
 class GapTransformer(nn.Module):
-    """T; see the module's text. The score of an image does not depend on its batch."""
+    """The transformer; see the module's text. The score of an image does not depend on its
+    batch."""
 
     def __init__(self, config: GapTransformerConfig) -> None:
         super().__init__()
         self.config = config
+        self.reads_gap = True
+        """Set to False, the network knows how large the gap is on average over the image, and not
+        where: to see what the gap is worth."""
         width, fine = config.width, config.fine_width
         strides = (FINE, COARSE)
         self.rebuild = nn.ModuleDict({str(s): Rebuild() for s in strides})
@@ -238,7 +243,7 @@ class GapTransformer(nn.Module):
                 stride 8.
             core: (B, 1, h, w) the core's map, positive.
             support: of ``describe_support``.
-            response: (B, 1, any, any) R in [0, 1], 1 on the object; None biases nothing.
+            response: (B, 1, any, any) response map in [0, 1], 1 on the object; None biases nothing.
         """
         size = (features[FINE].shape[2], features[FINE].shape[3])
         coarse_size = (features[COARSE].shape[2], features[COARSE].shape[3])
@@ -273,8 +278,8 @@ class GapTransformer(nn.Module):
         raw = self.out(F.gelu(self.out_conv(y)))  # (B, 1, 2 h, 2 w)
         correction = bounded(raw, enlarged(log_core), support.loudest)
         # A correction says where to look within the image. The level of the image is the core's:
-        # what T would add to it differs between good images, and lost images their order. The
-        # shipped weights were trained without this.
+        # what the transformer would add to it differs between good images, and lost images their
+        # order. The shipped weights were trained without this.
         if self.training:
             return correction
         centred = correction - correction.mean((2, 3), keepdim=True)
@@ -295,7 +300,10 @@ class GapTransformer(nn.Module):
         if self.training and self.config.appearance_dropout > 0:
             share = self.config.appearance_dropout
             seen = F.dropout1d(rows.transpose(1, 2), share).transpose(1, 2)  # whole channels
-        found = [self.gap[name](gap), size_of_gap, self.appearance[name](seen)]
+        found = [self.gap[name](gap), size_of_gap]
+        if not self.reads_gap:
+            found = [part.mean(1, keepdim=True).expand_as(part) for part in found]
+        found.append(self.appearance[name](seen))
         return torch.cat(found, dim=2).transpose(1, 2).unflatten(2, size)
 
 

@@ -1,13 +1,13 @@
-"""The instance-prior generator P, the effect editors and the critic it is trained with.
+"""The instance prior (P): its generator, the effect editors and the critic it is trained with.
 
-P answers "where is the object" with a matte R in [0, 1]. It learns that without any mask, by
-imitating a visual effect (VEGAN; Chen, Chien and others 2019): the matte decides which pixels of
-a natural photo keep their looks while an editor without parameters changes the rest, and a critic
-compares the result with photos that show the effect. Only a matte that covers the object makes a
-convincing effect photo.
+It answers "where is the object" with a matte in [0, 1], the response map (R). It learns that
+without any mask, by imitating a visual effect (VEGAN; Chen, Chien and others 2019): the matte
+decides which pixels of a natural photo keep their looks while an editor without parameters changes
+the rest, and a critic compares the result with photos that show the effect. Only a matte that
+covers the object makes a convincing effect photo.
 
-The paper says that its P is trained unsupervised and yields the response map R; the networks
-below are ours, sized so that P costs a fraction of A.
+The paper says that its prior is trained unsupervised and yields the response map; the networks
+below are ours, sized so that the prior costs a fraction of the autoencoder.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ CARD = "prior.json"
 
 
 class PriorWeightsError(ValueError):
-    """The weights of P are missing, damaged or do not fit its configuration."""
+    """The weights of the prior are missing, damaged or do not fit its configuration."""
 
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """Size of P. The defaults are what the package ships."""
+    """Size of the prior. The defaults are what the package ships."""
 
     side: int = 128
-    """Side, in pixels, of the square at which P works; a multiple of 16. The shipped weights were
-    trained at this side."""
+    """Side, in pixels, of the square at which the prior works; a multiple of 16. The shipped
+    weights were trained at this side."""
     width: int = 32
     """Channels at half resolution; doubled twice on the way down."""
 
     def __post_init__(self) -> None:
         if self.side < 32 or self.side % 16:
-            raise ValueError(f"side={self.side}: P needs a multiple of 16 of at least 32.")
+            raise ValueError(f"side={self.side}: the prior needs a multiple of 16 of at least 32.")
         if self.width < 8 or self.width % 8:
-            raise ValueError(f"width={self.width}: P needs a multiple of 8.")
+            raise ValueError(f"width={self.width}: the prior needs a multiple of 8.")
 
 
 class ConvBlock(nn.Sequential):
@@ -64,19 +64,20 @@ class ConvBlock(nn.Sequential):
     def __init__(self, c_in: int, c_out: int, stride: int = 1) -> None:
         super().__init__(
             nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False),
-            # Statistics of one image alone, so R never depends on the batch. Groups of 8, not
-            # single channels: instance norm would erase how strongly a channel answers.
+            # Statistics of one image alone: the response map never depends on the batch. Groups of
+            # 8, not single channels: instance norm would erase how strongly a channel answers.
             nn.GroupNorm(c_out // 8, c_out),
             nn.ReLU(inplace=True),
         )
 
 
 class InstancePrior(nn.Module):
-    """P: photos (B, 3, H, W) in [0, 1] -> response map R (B, 1, H, W) in [0, 1].
+    """The prior: photos (B, 3, H, W) in [0, 1] -> response map (B, 1, H, W) in [0, 1].
 
     A narrow encoder-decoder with skips. The image is shrunk to ``config.side`` inside, without
-    keeping the aspect ratio, and R is enlarged back to H x W. 1 means object, 0 background. On a
-    photo without an object (a texture) R is arbitrary: use it as a hint, never as a gate.
+    keeping the aspect ratio, and the response map is enlarged back to H x W. 1 means object, 0
+    background. On a photo without an object (a texture) it is arbitrary: use it as a hint, never as
+    a gate.
 
     Raises:
         ValueError: the input's shape is not (B, 3, H, W).
@@ -89,7 +90,7 @@ class InstancePrior(nn.Module):
         self.down1 = nn.Sequential(ConvBlock(3, w, 2), ConvBlock(w, w))
         self.down2 = nn.Sequential(ConvBlock(w, 2 * w, 2), ConvBlock(2 * w, 2 * w))
         self.down3 = nn.Sequential(ConvBlock(2 * w, 4 * w, 2), ConvBlock(4 * w, 4 * w))
-        # At 1/16 a 3x3 kernel spans 48 pixels of 128: this is where P sees the whole photo.
+        # At 1/16 a 3x3 kernel spans 48 pixels of 128: this is where the prior sees the whole photo.
         self.down4 = nn.Sequential(ConvBlock(4 * w, 4 * w, 2), ConvBlock(4 * w, 4 * w))
         self.up3 = ConvBlock(8 * w, 4 * w)
         self.up2 = ConvBlock(6 * w, 2 * w)
@@ -103,9 +104,12 @@ class InstancePrior(nn.Module):
         return torch.sigmoid(self.logits(images))
 
     def logits(self, images: Tensor) -> Tensor:
-        """R before its sigmoid, (B, 1, H, W) float32; training keeps it from growing large."""
+        """The response map before its sigmoid, (B, 1, H, W) float32; training keeps it from growing
+        large."""
         if images.dim() != 4 or images.shape[1] != 3:
-            raise ValueError(f"P takes images of shape (B, 3, H, W), got {tuple(images.shape)}.")
+            raise ValueError(
+                f"the prior takes images of shape (B, 3, H, W), got {tuple(images.shape)}."
+            )
         height, width = images.shape[2:]
         side = self.config.side
 
@@ -232,7 +236,7 @@ def prior_card(prior: InstancePrior, provenance: dict[str, object]) -> str:
 
 
 def load_prior() -> InstancePrior:
-    """P with the weights the package ships, frozen and in evaluation mode.
+    """The prior with the weights the package ships, frozen and in evaluation mode.
 
     Raises:
         PriorWeightsError: the files are missing from the installation or damaged.
@@ -243,13 +247,15 @@ def load_prior() -> InstancePrior:
         card = (folder / CARD).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise PriorWeightsError(
-            f"{error.filename}: the weights of P are missing. Reinstall the package."
+            f"{error.filename}: the weights of the prior are missing. Reinstall the package."
         ) from error
     return prior_from_bytes(weights, card, name=str(folder / WEIGHTS))
 
 
-def prior_from_bytes(weights: bytes, card: str, *, name: str = "weights of P") -> InstancePrior:
-    """P from the content of a safetensors file and of its JSON card.
+def prior_from_bytes(
+    weights: bytes, card: str, *, name: str = "weights of the prior"
+) -> InstancePrior:
+    """The prior from the content of a safetensors file and of its JSON card.
 
     Raises:
         PriorWeightsError: unreadable, wrong names or shapes, or values that are not finite.
@@ -259,18 +265,18 @@ def prior_from_bytes(weights: bytes, card: str, *, name: str = "weights of P") -
         state = load_safetensors(weights)
     except Exception as error:
         raise PriorWeightsError(
-            f"{name}: cannot be read ({error}). Reinstall the package or train P again."
+            f"{name}: cannot be read ({error}). Reinstall the package or train the prior again."
         ) from error
     expected = prior.state_dict()
     if wrong := sorted(set(state) ^ set(expected)):
         raise PriorWeightsError(
-            f"{name}: has other tensors than this P, first difference {wrong[0]!r}. The weights "
-            f"belong to another version."
+            f"{name}: has other tensors than this prior, first difference {wrong[0]!r}. The "
+            f"weights belong to another version."
         )
     for key, tensor in state.items():
         if tensor.shape != expected[key].shape:
             raise PriorWeightsError(
-                f"{name}: {key} has shape {tuple(tensor.shape)}, this P needs "
+                f"{name}: {key} has shape {tuple(tensor.shape)}, this prior needs "
                 f"{tuple(expected[key].shape)}. Weights and card do not belong together."
             )
         if not bool(torch.isfinite(tensor).all()):

@@ -1,11 +1,11 @@
-"""The transformer T: reads gap tokens beside normal ones, and corrects an anomaly map.
+"""The transformer (T): reads gap tokens beside normal ones, and corrects an anomaly map.
 
-T's inside is ours; of it the paper makes known that it explores the reconstruction gap, attending
-by the response map R. Each query token is rebuilt by attention from the *values* of the support's
+The layers are ours. The paper says that the transformer explores the reconstruction gap, attending
+by the response map. Each query token is rebuilt by attention from the *values* of the support's
 tokens: what normal tokens can rebuild is normal, and what is left over is a second gap beside
-that of A. R biases attention, ``logits + strength * log(R + eps)``, and gates the output softly;
-textures have no foreground, so it never multiplies the map hard. Out come a correction of the map,
-finer than the tokens, and one of A's reconstruction.
+that of the autoencoder. The response map biases attention, ``logits + strength * log(R + eps)``,
+and gates the output softly; textures have no foreground, so it never multiplies the map hard. Out
+come a correction of the map, finer than the tokens, and one of the autoencoder's reconstruction.
 
 Attention is written out. PyTorch's fused kernels have no second derivative, which MAML needs.
 """
@@ -21,22 +21,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 RESPONSE_EPS = 1e-3
-"""Keeps log R finite; the least response then counts as a bias of -6.9 times the strength."""
+"""Keeps the logarithm of the response map finite; the least response then counts as a bias of -6.9
+times the strength."""
 WEAK_STRENGTH = -4.0
-"""Start of the bias, before softplus: 0.018, so that R is an offer and not yet a rule."""
+"""Start of the bias, before softplus: 0.018, so that the response map is an offer and not yet a
+rule."""
 Response = Literal["none", "gate", "bias", "both"]
-"""What R does: nothing, gate the map, bias the attention's keys, or both."""
+"""What the response map does: nothing, gate the map, bias the attention's keys, or both."""
 FREQUENCIES = (1, 2, 4)
 """Waves across the image by which a place is told."""
 BLOCK_LOGITS = 2**19
 """Logits in work at once when no gradient is asked for: 2 MB, which stay in a processor's cache
-through softmax and product. All at once (64 MB for four support images) T took 2.5 times as long
+through softmax and product. All at once (64 MB for four support images) it took 2.5 times as long
 (``benchmarks.speed.engines``)."""
 
 
 @dataclass(frozen=True)
 class GapTransformerConfig:
-    """Size of T."""
+    """Size of the transformer."""
 
     channels: int
     """Length of an incoming token."""
@@ -50,7 +52,7 @@ class GapTransformerConfig:
     heads: int = 4
     layers: int = 2
     support_attention: bool = True
-    """Off for the ablation without support: T then sees the query alone."""
+    """Off for the ablation without support: the transformer then sees the query alone."""
     response: Response = "both"
 
     def __post_init__(self) -> None:
@@ -68,14 +70,15 @@ class GapTransformerConfig:
 
 @dataclass(frozen=True)
 class GapOutput:
-    """What T says about B images of N tokens."""
+    """The transformer's output for B images of N tokens."""
 
     correction: Tensor
     """(B, N, fine * fine): to be added to the anomaly map, row by row within a token."""
     gate: Tensor
     """(B, N) in [0, 1]: to be multiplied with the map."""
     residual: Tensor
-    """(B, N, 3 * cell * cell): to be added to A's reconstruction, channel by channel."""
+    """(B, N, 3 * cell * cell): to be added to the autoencoder's reconstruction, channel by
+    channel."""
     rebuilt: Tensor
     """(B, N, channels): each token as attention rebuilds it from the support's tokens."""
 
@@ -162,10 +165,10 @@ class Layer(nn.Module):
 
 
 class GapTransformer(nn.Module):
-    """T over tokens of any kind: patches with their gaps, or tokens of a backbone.
+    """The transformer over tokens of any kind: patches with their gaps, or tokens of a backbone.
 
-    At the start of training corrections are zero and the gate is open, so that T cannot begin
-    worse than the map that it corrects.
+    At the start of training corrections are zero and the gate is open, so that the transformer
+    cannot begin worse than the map that it corrects.
     """
 
     def __init__(self, config: GapTransformerConfig) -> None:
@@ -206,7 +209,7 @@ class GapTransformer(nn.Module):
             positions: (N, 2) row and column of each token, in [0, 1].
             support: (M, channels) tokens of all support images.
             support_positions: (M, 2).
-            response: (B, N) R in [0, 1] at each token; None counts as 1 everywhere.
+            response: (B, N) response map in [0, 1] at each token; None counts as 1 everywhere.
             support_response: (M,) the same for the support.
 
         Raises:
@@ -274,9 +277,13 @@ def check_tokens(
     """Raise ValueError unless the shapes are those that ``GapTransformer.forward`` names."""
     channels = config.channels
     if tokens.dim() != 3 or tokens.shape[2] != channels:
-        raise ValueError(f"T takes tokens (B, N, {channels}), got {tuple(tokens.shape)}.")
+        raise ValueError(
+            f"the transformer takes tokens (B, N, {channels}), got {tuple(tokens.shape)}."
+        )
     if support.dim() != 2 or support.shape[1] != channels or not len(support):
-        raise ValueError(f"T takes support tokens (M, {channels}), got {tuple(support.shape)}.")
+        raise ValueError(
+            f"the transformer takes support tokens (M, {channels}), got {tuple(support.shape)}."
+        )
     expected = {
         "cues": (cues, (*tokens.shape[:2], config.cues)),
         "positions": (positions, (tokens.shape[1], 2)),
@@ -284,4 +291,6 @@ def check_tokens(
     }
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
-            raise ValueError(f"T takes {name} of shape {shape}, got {tuple(tensor.shape)}.")
+            raise ValueError(
+                f"the transformer takes {name} of shape {shape}, got {tuple(tensor.shape)}."
+            )

@@ -30,7 +30,7 @@ OnStep = Callable[[int, int], None]
 
 
 class TooManyJobsError(RuntimeError):
-    """As many adaptations wait as may."""
+    """The queue of adaptations is full."""
 
 
 class NothingToAddError(ValueError):
@@ -199,7 +199,7 @@ class Adaptations:
 
 
 def doubts(detector: Detector) -> list[str]:
-    """What the user should know: support images unlike the rest, a threshold that is a guess."""
+    """Warnings for the user: outliers among the support images, an uncertain threshold."""
     scores = detector.provenance["support_scores"]
     names = [support["name"] for support in detector.provenance["support"]]
     odd = [

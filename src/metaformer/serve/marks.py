@@ -1,4 +1,4 @@
-"""What reviewers say of photos: good or defective, with a note. Kept on disk beside the detector.
+"""Reviewers' marks of photos, good or defective, with a note. Kept on disk beside the detector.
 
 One JSON file a detector, replaced in one step and forced to the disk with every change. A photo is
 known by the digest of its bytes, so a mark is found again when the same photo is sent again.

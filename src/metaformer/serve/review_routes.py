@@ -1,4 +1,4 @@
-"""What comes after scoring: marks, more good photos, another false-alarm rate, the report."""
+"""Routes for review: marks, more good photos, another false-alarm rate, the report."""
 
 from __future__ import annotations
 

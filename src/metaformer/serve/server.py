@@ -46,7 +46,7 @@ def serve(
 
     Args:
         port: 0 for any that is free.
-        names: what a server on loopback goes by besides, in lower case.
+        names: further host names that a server on loopback accepts, in lower case.
         on_ready: called with the address, once it can be connected to.
 
     Raises:

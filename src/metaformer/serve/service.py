@@ -1,4 +1,4 @@
-"""What a running service is made of, shared by all its routes."""
+"""State of a running service, shared by its routes."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ class DetectorStore:
             return self._index[id]
 
     def name_of(self, id: str) -> str | None:
-        """What the product is called; None if no detector has this id any more."""
+        """The product's name; None if there is no detector with this id."""
         with self._lock:
             found = self._index.get(id)
         return None if found is None else found.name
@@ -285,7 +285,7 @@ def computed_by(detector: Detector, engine: ServeEngine) -> Detector:
 
 
 def read_summary(path: Path) -> DetectorSummary:
-    """What is listed of a detector, from the header of its file alone.
+    """Summary of a detector from the header of its file.
 
     Raises:
         DetectorFileError: not a detector file, or damaged.

@@ -402,7 +402,7 @@ def test_without_a_response_the_map_is_that_before_t(trained: UniversalModel) ->
     assert torch.equal(found.anomaly, model(whole, build_memory([whole])).first)
     assert torch.equal(found.anomaly, found.first)
     assert not len(build_memory([plain]).tokens)
-    with pytest.raises(ValueError, match="T needs R"):
+    with pytest.raises(ValueError, match="needs the response map"):
         plain.tokens()
 
 

@@ -108,7 +108,7 @@ def _check(archive: Path, public: PublicSet, move: Move) -> None:
 
 
 class _DownloadBar:
-    """What pooch expects of a progress bar: it sets ``total`` and calls the rest."""
+    """A progress bar with the interface that pooch calls."""
 
     def __init__(self, move: Move) -> None:
         self.move = move

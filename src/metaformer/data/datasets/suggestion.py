@@ -1,4 +1,4 @@
-"""What to give instead of the root of a data set, which holds good and defective images."""
+"""Suggestions for someone who names the root of a data set instead of its good images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEPTH = 2
 
 
 def suggest_good_folder(folder: Path) -> str:
-    """Where the good images are, in a folder that holds none itself; empty if nothing is known."""
+    """A hint at the sub-folder with the good images; empty if none is found."""
     categories = recognised(folder)
     if categories:
         first = categories[0]
@@ -30,7 +30,7 @@ def suggest_good_folder(folder: Path) -> str:
 
 
 def suggest_test_folder(folder: Path) -> str:
-    """Where there is something to score; as ``suggest_good_folder``."""
+    """A hint at the sub-folder with images to score; empty if none is found."""
     categories = recognised(folder)
     if categories:
         where = folders_of([sample.image.parent for c in categories[:1] for sample in c.test])

@@ -71,7 +71,7 @@ class FolderTruth:
         self._is_folder = cache(Path.is_dir)
 
     def __call__(self, name: str) -> Sample | None:
-        """What is known of the image ``name``; None if its place says nothing.
+        """Truth of the image ``name`` by its folder; None if the folder says nothing.
 
         The name may be that of an archive's member; masks are looked for on the disk only.
         """
@@ -125,11 +125,11 @@ def by_masks(path: Path, masks: tuple[Path, ...], kind_if_empty: str) -> Sample 
 
 
 class LabelTable:
-    """Truth from a CSV file: columns file, label and, if there are masks, mask.
+    """Ground truth from a CSV file with the columns file, label and, optionally, mask.
 
-    ``file`` is a path as the run names it, or the end of one (``line 3/001.png``, ``001.png``);
-    ``mask`` is relative to the table. A first line with the names of the columns may put them in
-    another order, among others. Commas or semicolons separate.
+    ``file`` is the path of an image in the results or the last parts of it (``line 3/001.png``,
+    ``001.png``); ``mask`` is relative to the table. A header line may name the columns in any order
+    and with others between them. The separator is a comma or a semicolon.
 
     Raises:
         LabelsError: the file is not such a table, names a file twice, or a mask is missing.
@@ -186,7 +186,7 @@ class LabelTable:
         self._unused.add(parts)
 
     def __call__(self, name: str) -> Sample | None:
-        """What the table says of the image ``name``; None if it has no line."""
+        """Truth of the image ``name`` in the table; None if it has no line."""
         parts = parts_of(name)
         rows = self._rows.get(parts[-1], {}) if parts else {}
         fitting = [row for row in rows if parts[-len(row) :] == row]
@@ -197,7 +197,7 @@ class LabelTable:
         return rows[row]
 
     def describe(self) -> str:
-        """How many labels of each kind there are, for people."""
+        """Number of labels of each kind, for people."""
         kinds = Counter(sample.kind for rows in self._rows.values() for sample in rows.values())
         return f"{self.path}: labels {', '.join(f'{n} {kind}' for kind, n in kinds.items())}."
 
@@ -212,7 +212,7 @@ def parts_of(name: str) -> tuple[str, ...]:
 
 
 def columns_of(cells: Sequence[str]) -> tuple[int | None, ...] | None:
-    """Where file, label and mask are, if this first line names the columns; else None."""
+    """Positions of file, label and mask if this line is a header; else None."""
     words = [cell.strip().lower() for cell in cells]
     if "label" not in words and "mask" not in words:
         return None

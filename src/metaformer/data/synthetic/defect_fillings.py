@@ -1,4 +1,4 @@
-"""What synthetic defects are filled with: new pixel values for the box of a shape.
+"""Fillings of synthetic defects: new pixel values for the box of a shape.
 
 Every function takes (rng, scene, shape) and returns float32 (h, w, 3) in about [0, 255] for the box
 of the shape; ``defects`` blends it in by the matte. Amplitudes are in grey levels of 255 and ours:
@@ -141,7 +141,7 @@ def warp(rng: Generator, scene: Scene, shape: Shape) -> Pixels:
 
 
 def missing(rng: Generator, scene: Scene, shape: Shape) -> Pixels:
-    """What would be there without the part: the surroundings grown in, or the border's colour."""
+    """The part removed: its surroundings inpainted, or the border's colour."""
     roi = _roi(scene, shape)
     if rng.random() < 0.4:
         border = _border_colour(scene.image)

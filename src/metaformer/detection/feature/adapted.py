@@ -37,6 +37,8 @@ from metaformer.networks.gap_transformer import GapTransformer
 FRAME_LIMITS = (0.45, 0.65)
 """Of the frame check. Good test images of eight sets come to 0.36 and 0.58 at most with one support
 image; frames without the product exceed one of the two (``benchmarks/robustness``)."""
+AT_ONCE = 64
+"""Images whose patches are in memory at once while a bank of many images is drawn."""
 STATE_VERSION = 2
 """Of what ``AdaptedFeature.state`` gives. Version 1 had no number."""
 
@@ -53,7 +55,7 @@ class Backbone(Protocol):
 
 @dataclass(frozen=True)
 class FeatureImage:
-    """What the preset keeps of one image."""
+    """Features of one image, and of its mirrored copy where the preset uses one."""
 
     features: Features
     """Of a batch of one."""
@@ -109,28 +111,31 @@ class AdaptedFeature(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.maps(self.backbone(images))
 
-    def maps(
-        self, features: Features, *, without: int | None = None, view: SupportView | None = None
+    def maps(self, features: Features) -> Tensor:
+        """(B, M, h, w) blurred maps of images with these features."""
+        config = self.config
+        distances = self.distances(describe(features, config.levels, config.cosine_share))
+        maps = self.maps_of(features, distances)
+        return maps if self.frame is None else self.frame(maps, features)
+
+    def maps_of(
+        self, features: Features, distances: dict[str, Tensor], view: SupportView | None = None
     ) -> Tensor:
-        """(B, M, h, w) blurred maps of images with these features.
+        """``maps`` before the frame check.
 
         Args:
-            without: index of a support image that is not to be compared with.
-            view: what the transformer knows without it; None for all that it knows.
+            distances: of ``distances``.
+            view: what the transformer knows of the support; None for all that it knows.
         """
         config = self.config
-        distances = self.distances(describe(features, config.levels, config.cosine_share), without)
         size = features[config.levels[0]].shape[2:]
         core = fuse(distances, config, (size[0], size[1]))  # (B, h, w)
+        scored = smooth(core, config.sigma)[:, None]
         if self.correction is None:
-            maps = smooth(core, config.sigma)[:, None]
-        else:
-            marked = self.correction(core, features, distances, view)  # (B, 2 h, 2 w)
-            scored = F.interpolate(smooth(core, config.sigma)[:, None], scale_factor=2)
-            maps = torch.cat([scored, smooth(marked, 2 * config.sigma)[:, None]], dim=1)
-        if self.frame is None or without is not None:  # a support image does show the product
-            return maps
-        return self.frame(maps, features)
+            return scored
+        marked = self.correction(core, features, distances, view)  # (B, 2 h, 2 w)
+        scored = F.interpolate(scored, scale_factor=2)
+        return torch.cat([scored, smooth(marked, 2 * config.sigma)[:, None]], dim=1)
 
     def distances(self, descriptors: Descriptors, without: int | None = None) -> dict[str, Tensor]:
         """Name -> (B, h, w) distance to the nearest descriptor of the support."""
@@ -174,11 +179,15 @@ class AdaptedFeature(nn.Module):
         return 0.0 if self.frame is None else float(self.frame.distance(image.features))
 
     @torch.inference_mode()
-    def left_out_maps(
-        self, image: FeatureImage, index: int, view: SupportView | None = None
-    ) -> Tensor:
+    def left_out_distances(self, image: FeatureImage, index: int) -> dict[str, Tensor]:
+        """``distances`` of a support image to the others alone."""
+        config = self.config
+        return self.distances(describe(image.features, config.levels, config.cosine_share), index)
+
+    @torch.inference_mode()
+    def left_out_maps(self, image: FeatureImage, index: int) -> Tensor:
         """(M, h, w) maps of a support image compared with the others alone."""
-        return self.maps(image.features, without=index, view=view)[0]
+        return self.maps_of(image.features, self.left_out_distances(image, index))[0]
 
     def as_module(self) -> nn.Module:
         return self
@@ -286,21 +295,19 @@ def adapt(
     if len(support) > config.mirrored_images:  # more images show enough by themselves
         support = [FeatureImage(image.features) for image in support]
     adapted = from_support(config, backbone, support, seed=seed)
-    without: dict[int, SupportView] = {}
-    if network is not None:
-        adapted.correction, without = build_correction(
-            network,
-            [image.features for image in support],
-            lambda i: adapted.distances(
-                describe(support[i].features, config.levels, config.cosine_share), i
-            ),
-        )
-    left_out = []
+    distances, maps = [], []
     if len(support) > 1:
         for i, image in enumerate(support):
-            left_out.append(adapted.left_out_maps(image, i, without.get(i)))
+            distances.append(adapted.left_out_distances(image, i))
             on_step(i + 1, len(support))
-    return Adaptation(adapted, left_out)
+    views: dict[int, SupportView] = {}
+    if network is not None:
+        features = [image.features for image in support]
+        adapted.correction, views = build_correction(network, features, distances)
+    with torch.inference_mode():
+        for i, found in enumerate(distances):
+            maps.append(adapted.maps_of(support[i].features, found, views.get(i))[0])
+    return Adaptation(adapted, maps)
 
 
 def from_support(
@@ -317,12 +324,17 @@ def from_support(
         kept = torch.randperm(count, generator=generator)[:most].sort().values.tolist()
         chosen = {i: support[i] for i in kept}
         return AdaptedFeature(config, backbone, None, chosen, count, frame)
-    rows = [own_rows(image, config) for image in support]
-    is_whole = sum(patches) <= config.max_patches
-    most = sum(map(total_rows, rows)) if is_whole else config.max_patches
-    bank = MemoryBank.of(rows, most=most, generator=generator)
-    chosen = dict(enumerate(support)) if is_whole else {}
-    return AdaptedFeature(config, backbone, bank, chosen, count, frame)
+    if sum(patches) <= config.max_patches:
+        rows = [own_rows(image, config) for image in support]
+        bank = MemoryBank.of(rows, most=sum(map(total_rows, rows)), generator=generator)
+        return AdaptedFeature(config, backbone, bank, dict(enumerate(support)), count, frame)
+    most = config.max_patches
+    first = [own_rows(image, config) for image in support[:AT_ONCE]]
+    bank = MemoryBank.of(first, most=most, generator=generator)
+    for start in range(AT_ONCE, count, AT_ONCE):
+        more = [own_rows(image, config) for image in support[start : start + AT_ONCE]]
+        bank = bank.extended(more, earlier=start, most=most, generator=generator)
+    return AdaptedFeature(config, backbone, bank, {}, count, frame)
 
 
 def statistics_of(image: FeatureImage, config: FeatureConfig) -> Statistics:

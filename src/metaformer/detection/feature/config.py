@@ -45,6 +45,9 @@ class FeatureConfig:
     transformer: bool = True
     """Let the transformer correct the map that marks pixels. It was trained on the shipped
     backbone; other backbones and aligned detectors go without."""
+    gap: bool = True
+    """Whether the transformer reads where features differ from what is rebuilt of them; False to
+    see what that is worth."""
     reach: int = 8
     """Pixels that an aligned part may be out of place, at the working resolution."""
     backbone: str = SHIPPED

@@ -1,8 +1,8 @@
-"""The transformer T beside a memory bank: it corrects the map that marks pixels."""
+"""The transformer beside a memory bank: it corrects the map that marks pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -59,7 +59,7 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> GapTransformer:
 
 @dataclass(frozen=True)
 class SupportView:
-    """What the transformer knows of a support."""
+    """Patches and statistics of a support, or of a support without one image."""
 
     patches: dict[str, Tensor]
     """Name -> (M, C) support patches to measure distances to."""
@@ -135,18 +135,16 @@ class GapCorrection(nn.Module):
 def build_correction(
     network: GapTransformer,
     support: Sequence[Features],
-    distances_without: Callable[[int], Mapping[str, Tensor]],
+    left_out: Sequence[Mapping[str, Tensor]],
 ) -> tuple[GapCorrection, dict[int, SupportView]]:
-    """Show the transformer a support.
+    """Describe a support to the transformer.
 
     Args:
         support: features of each image, a batch of one.
-        distances_without: index of an image -> its distances to the other images, by descriptor;
-            not called for a lone image.
+        left_out: distances of each image to the others, by descriptor; not read for a lone image.
 
     Returns:
-        The correction, and what is known without each of the images looked at, by index; nothing
-        for a lone image.
+        The correction, and by index the view without each image looked at; none for one image.
     """
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randperm(len(support), generator=generator)[:MOST_IMAGES].sort().values.tolist()
@@ -160,7 +158,7 @@ def build_correction(
         for i, own in enumerate(described):
             rest = [grid for j, grid in enumerate(described) if j != i]
             others.append(some_patches(joined(rest), generator))
-            measured.append(measure_to(own, others[-1], of_core(distances_without(drawn[i]))))
+            measured.append(measure_to(own, others[-1], of_core(left_out[drawn[i]])))
     patches = some_patches(joined(described), generator)
     description = describe_support(
         [{stride: x[0] for stride, x in image.items()} for image in images],

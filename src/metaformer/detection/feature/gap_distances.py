@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.jit._trace import is_tracing
 
+from metaformer.detection.nearest_neighbors import as_columns, nearest_distance
 from metaformer.networks.gap_transformer import FLOOR
 
 POOLED = "p"
@@ -22,7 +22,6 @@ SCALE = {"p": 50.0, "e8": 42.0, "e16": 60.0, "e32": 44.0}
 """Euclidean distances are divided by these, about their size on photos."""
 MOST_PATCHES = 1024
 """Support patches that are compared with, at one stride."""
-QUERY_CHUNK = 1024
 OWN_REACH = 32
 """Pixels: a lone support image is compared with its own patches farther away than this."""
 
@@ -111,27 +110,22 @@ def nearest(
 
     Args:
         direction: False leaves out the second.
-        barred: (N, M) pairs that do not count.
+        barred: (N, M) pairs that do not count, for both distances.
     """
-    halves = memory.square().sum(1) / 2
-    scale = 1 / memory.norm(dim=1).clamp_min(1e-6)
-    best, best_direction = [], []
-    # A loop over chunks would be fixed to the traced size.
-    chunks = [rows] if is_tracing() else [*rows.split(QUERY_CHUNK)]
-    for number, chunk in enumerate(chunks):
-        products = chunk @ memory.T
-        if barred is not None:
-            part = slice(number * QUERY_CHUNK, (number + 1) * QUERY_CHUNK)
-            products = products.masked_fill(barred[part], -torch.inf)
-        best.append((products - halves).amax(1))
+    unit_rows, unit_memory = F.normalize(rows, dim=1), F.normalize(memory, dim=1)
+    if barred is not None:
+        products = (rows @ memory.T).masked_fill(barred, -torch.inf)
+        best = (products - memory.square().sum(1) / 2).amax(1)
+        found = [(rows.square().sum(1) - 2 * best).clamp_min(0).sqrt()]
         if direction:
-            best_direction.append((products * scale).amax(1))
-    squares = rows.square().sum(1)
-    euclidean = (squares - 2 * torch.cat(best)).clamp_min(0).sqrt()
-    if not direction:
-        return [euclidean]
-    lengths = squares.sqrt().clamp_min(1e-6)
-    return [euclidean, (1 - torch.cat(best_direction) / lengths).clamp_min(0)]
+            cosines = (unit_rows @ unit_memory.T).masked_fill(barred, -torch.inf)
+            found.append((1 - cosines.amax(1)).clamp_min(0))
+        return found
+    found = [nearest_distance(rows, as_columns(memory, euclidean=True), euclidean=True)]
+    if direction:
+        columns = as_columns(unit_memory, euclidean=False)
+        found.append(nearest_distance(unit_rows, columns, euclidean=False))
+    return found
 
 
 def _put(found: dict[str, Tensor], name: str, pair: Sequence[Tensor]) -> None:

@@ -95,7 +95,7 @@ class MemoryBank:
         return MemoryBank(rows, owners)
 
     def without(self, image: int) -> MemoryBank:
-        """What the other support images show."""
+        """The memory bank without one support image."""
         kept = {name: owner != image for name, owner in self.owners.items()}
         return MemoryBank(
             {name: rows[kept[name]] for name, rows in self.rows.items()},

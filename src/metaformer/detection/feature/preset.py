@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from metaformer.detection.feature.gap_correction import (
 from metaformer.detection.feature.memory_bank import Rows, describe, to_rows
 from metaformer.detection.feature.state import restore
 from metaformer.detection.preprocessing import working_size
-from metaformer.detection.preset import Adaptation, OnStep
+from metaformer.detection.preset import Adaptation, OnStep, changes_without
 from metaformer.networks.backbone_weights import BackboneError
 from metaformer.networks.custom_backbone import CUSTOM, CustomBackbone, check_same_module
 from metaformer.networks.efficientnet import load_backbone
@@ -46,7 +47,7 @@ itself has."""
 
 
 class FeaturePreset:
-    """The backbone and its settings; it knows no product yet."""
+    """The backbone and its settings, before adaptation to a product."""
 
     def __init__(
         self,
@@ -58,6 +59,8 @@ class FeaturePreset:
         self.backbone = backbone
         self.view_factor = COSINE_VIEW_FACTOR if config.cosine_share == 1 else VIEW_FACTOR
         self.network = (network or load_transformer()) if config.corrects else None
+        if self.network is not None:
+            self.network.reads_gap = config.gap
         self.strides = STRIDES if config.corrects else config.levels
         self.size_multiple = max(self.strides)
 
@@ -172,6 +175,16 @@ class FeaturePreset:
         """The same backbone with other settings."""
         return FeaturePreset(replace(self.config, **changes), self.backbone, self.network)
 
+    def without(self, parts: Sequence[str]) -> FeaturePreset:
+        """``transformer`` and ``gap``. Nothing is fitted to the support: it is the memory bank."""
+        has = {"transformer": "transformer", "gap": "gap"} if self.config.corrects else {}
+        name = "the feature preset" if has else "the feature preset without a transformer"
+        changes = changes_without(parts, has, name)
+        config = replace(self.config, **changes)
+        same = FeaturePreset(config, self.backbone, copy.deepcopy(self.network))
+        same.size_multiple = self.size_multiple  # the same grids are compared
+        return same
+
     def working_size(self, height: int, width: int) -> tuple[int, int]:
         """Sides (H, W) that an image is resized to, multiples of ``size_multiple``."""
         return working_size(height, width, self.config.resolution, self.size_multiple)
@@ -224,7 +237,7 @@ class FeaturePreset:
         backbone: nn.Module | None = None,
         device: str = "cpu",
     ) -> tuple[FeaturePreset, AdaptedFeature]:
-        """What ``AdaptedFeature.state`` gave, of this version or an earlier one.
+        """Restore what ``AdaptedFeature.state`` returned, in this version or an earlier one.
 
         Raises:
             ValueError, KeyError, TypeError: something is missing or does not fit.
@@ -235,6 +248,7 @@ class FeaturePreset:
         correction = GapCorrection.from_state(tensors) if restored.config.corrects else None
         if correction is not None:
             preset.network = correction.network
+            correction.network.reads_gap = restored.config.gap
         restored.check(preset.backbone.channels)
         adapted = AdaptedFeature(
             restored.config,

@@ -74,7 +74,11 @@ def restore(tensors: dict[str, Tensor], settings: dict[str, Any]) -> Restored:
 
 
 def from_images(config: FeatureConfig, support: dict[int, FeatureImage], count: int) -> Restored:
-    """Raises: ValueError: there are none, or more than there should be."""
+    """The adapted preset of stored support images, by index.
+
+    Raises:
+        ValueError: there are none, or more than ``count``.
+    """
     if not support or len(support) > count:
         raise ValueError(f"{len(support)} support images are stored, needed are 1 to {count}")
     if config.aligned:

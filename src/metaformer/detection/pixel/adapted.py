@@ -50,26 +50,30 @@ MAX_FOLDS = 10
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image as A takes it, and what P says of it."""
+    """An image at working size with its response map."""
 
     pixels: Tensor
     """(1, 3, H, W) in [-1, 1]; where it is to be rebuilt padded to multiples of 128."""
     response: Tensor | None
-    """(1, 1, H, W) in [0, 1]; None where T has no say."""
+    """(1, 1, H, W) in [0, 1]; None where the transformer has no say."""
     height: int
     """Rows that are image; the rest is padding, on the bottom."""
     width: int
 
     def with_pixels(self, image: Tensor) -> PreparedImage:
-        """Another image (1, 3, height, width) in [0, 1] of the same object: R stays."""
+        """Another image (1, 3, height, width) in [0, 1] of the same object: the response map
+        stays."""
         return replace(self, pixels=padded(image * 2 - 1))
 
 
 def prepare(config: PixelConfig, prior: InstancePrior, image: Tensor) -> PreparedImage:
-    """Images (B, 3, H, W) in [0, 1], sides multiples of 16, as A takes them; where T has its say,
-    with the response map."""
+    """Images (B, 3, H, W) in [0, 1], sides multiples of 16, as the autoencoder takes them; where
+    the transformer has its say, with the response map."""
     pixels = image * 2 - 1
-    response = padded(respond(prior, pixels)) if config.corrects else None
+    response = None
+    if config.corrects:
+        found = respond(prior, pixels) if config.response else torch.ones_like(pixels[:, :1])
+        response = padded(found)
     if config.rebuilds:
         pixels = padded(pixels)
     pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -84,9 +88,11 @@ def padded(image: Tensor) -> Tensor:
 
 
 def cropped_output(
-    image: PreparedImage, stages: Sequence[Tensor], rebuilt: Tensor | None
+    config: PixelConfig, image: PreparedImage, stages: Sequence[Tensor], rebuilt: Tensor | None
 ) -> EncoderOutput:
     """What A's encoder stages and reconstruction say of one image, padding cut off."""
+    if rebuilt is not None and not config.reconstruction:
+        rebuilt = image.pixels
     encoded = to_encoder_output(image.pixels, stages, rebuilt, image.response)
     return crop(encoded, image.height, image.width)
 
@@ -114,15 +120,15 @@ class AdaptedPixel:
 
     @torch.no_grad()
     def encode(self, image: PreparedImage) -> EncoderOutput:
-        """What A and P say of one image, padding cut off."""
+        """Encoder output of one image, padding cut off."""
         autoencoder = self.universal.autoencoder
         if not self.config.rebuilds:
             (stages,), _ = autoencoder.read_stages(
                 COMPARED_STAGES, image.pixels, moments=self.moments
             )
-            return cropped_output(image, stages, None)
+            return cropped_output(self.config, image, stages, None)
         stages, rebuilt, _ = autoencoder.read(image.pixels, self.moments)
-        return cropped_output(image, stages, rebuilt)
+        return cropped_output(self.config, image, stages, rebuilt)
 
     def build_memory(
         self,
@@ -156,8 +162,8 @@ class AdaptedPixel:
     @torch.no_grad()
     def left_out_maps(self, fold: set[int], *, seed: int) -> dict[int, Tensor]:
         """Raw maps (1, h, w) of the support images of ``fold`` with the others in memory, in the
-        units of all, which are those that later images are measured in. A itself has seen them in
-        its few steps: fitting it anew for every fold would take most of the time."""
+        units of all, which are those that later images are measured in. The autoencoder itself has
+        seen them in its few steps: fitting it anew for every fold would take most of the time."""
         assert self.memory is not None
         others = [encoded for i, encoded in enumerate(self.encoded_images) if i not in fold]
         memory = self.build_memory(
@@ -169,8 +175,9 @@ class AdaptedPixel:
     def extend(self, new: Sequence[PreparedImage], *, seed: int) -> Extension[PreparedImage]:
         """With the features of more images in the memory.
 
-        The weights, moments and units stay those of the earlier support images: fitting A anew
-        takes all images, and the memory of earlier ones is worth nothing under other weights.
+        The weights, moments and units stay those of the earlier support images: fitting the
+        autoencoder anew takes all images, and the memory of earlier ones is worth nothing under
+        other weights.
         """
         encoded_images = [self.encode(image) for image in new]
         adapted = self._with_memory_of(encoded_images, seed)

@@ -14,16 +14,26 @@ class PixelConfig:
 
     resolution: int = 256
     mode: Mode = "fast"
-    """``fast``: the meta-learned steps of A, seconds; the map is the one before T, which as
-    meta-trained marks pixels better and ranks images worse
-    (``docs/decisions/08-pixel-preset.md``). ``long``: A and T are trained on the support, and the
-    map is T's."""
+    """``fast``: the meta-learned steps of the autoencoder, seconds; the map is the one before the
+    transformer, which as meta-trained marks pixels better and ranks images worse
+    (``docs/decisions/08-pixel-preset.md``). ``long``: the autoencoder and the transformer are
+    trained on the support, and the map is the transformer's."""
     long_steps: int = 100
-    """Steps of A in the long mode beyond the meta-learned ones, at most."""
+    """Steps of the autoencoder in the long mode beyond the meta-learned ones, at most."""
     gap: bool = False
     """Whether the gap of image and reconstruction has its share in the map of the fast mode. After
-    the few steps of that mode A rebuilds too little of an image for it to help
+    the few steps of that mode the autoencoder rebuilds too little of an image for it to help
     (``docs/decisions/08-pixel-preset.md``). The long mode always reads it."""
+    transformer: bool = True
+    """Whether T has its say in the long mode. This and the next three are False to see what a part
+    is worth."""
+    response: bool = True
+    """Whether T knows R; otherwise it takes the object to be everywhere."""
+    reconstruction: bool = True
+    """Whether the long mode reads the gap; otherwise the image stands for its reconstruction."""
+    adaptation: bool = True
+    """Whether steps of A, and of T in the long mode, are taken on the support. Without, it is in
+    the memory alone and sets A's moments."""
     aligned: bool = False
     """Every image shows the part in the same place: the map is multiplied by the gap to the likest
     of the support images, pixel by pixel. Of the fast mode."""
@@ -34,7 +44,7 @@ class PixelConfig:
     max_tokens: int = 4096
     """Tokens of the support kept at each level, drawn at random."""
     attention_tokens: int = 2048
-    """Tokens of the support that T attends to, drawn at random."""
+    """Tokens of the support that the transformer attends to, drawn at random."""
     score_share: float = 0.01
     sigma: float = 1.0
     """Gaussian blur of the map, in cells of stride 4."""
@@ -46,9 +56,17 @@ class PixelConfig:
     @property
     def corrects(self) -> bool:
         """Whether T has its say."""
-        return self.mode == "long"
+        return self.mode == "long" and self.transformer
 
     @property
     def rebuilds(self) -> bool:
         """Whether images are rebuilt, for the gap."""
-        return self.gap or self.corrects
+        return self.gap or self.mode == "long"
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Part that can be left out -> the setting that is False without it."""
+        if self.mode == "long":
+            of_transformer = {"transformer": "transformer", "response": "response"}
+            return of_transformer | {"gap": "reconstruction", "adaptation": "adaptation"}
+        return ({"gap": "gap"} if self.gap else {}) | {"adaptation": "adaptation"}

@@ -1,9 +1,10 @@
-"""The ``long`` mode of the pixel preset: T trained on synthetic defects of the support images.
+"""The ``long`` mode of the pixel preset: the transformer trained on synthetic defects of the
+support images.
 
 Each support image in turn is the query, with a defect drawn into it, and the others are its
-support; a lone image is its own support. A and P stay as they are. Training stops
-when defects that it was not trained on are found no better, and keeps T as it was at its best; only
-support images are ever seen. Ours.
+support; a lone image is its own support. The autoencoder and the prior stay as they are. Training
+stops when defects that it was not trained on are found no better, and keeps the transformer as it
+was at its best; only support images are ever seen. Ours.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ MEMORY_IMAGES = 8
 
 @dataclass(frozen=True)
 class Example:
-    """A support image with a defect, as A reads it, and without."""
+    """A support image with a defect, as the autoencoder reads it, and without."""
 
     defective: EncoderOutput
     good: EncoderOutput
@@ -56,9 +57,10 @@ class Example:
 def train_transformer(
     adapted: AdaptedPixel, support: Sequence[PreparedImage], *, seed: int
 ) -> list[float]:
-    """Train T and the mix of ``adapted`` in place; the losses of the checks, the first untrained.
+    """Train the transformer and the mix of ``adapted`` in place; the losses of the checks, the
+    first untrained.
 
-    Nothing is trained where the model has no T.
+    Nothing is trained where the model has no transformer.
     """
     model = adapted.universal
     if model.transformer is None:
@@ -108,7 +110,7 @@ def to_uint8(image: PreparedImage) -> NDArray[np.uint8]:
 def memory_without(
     drawn: Example, good: Sequence[EncoderOutput], rng: np.random.Generator | None
 ) -> SupportMemory:
-    """What the other support images say, some of them if there are many."""
+    """Memory of the other support images, of a random few if there are many."""
     others = [encoded for i, encoded in enumerate(good) if i != drawn.index] or list(good)
     if rng is not None and len(others) > MEMORY_IMAGES:
         kept = rng.permutation(len(others))[:MEMORY_IMAGES]

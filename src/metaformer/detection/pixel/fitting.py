@@ -1,4 +1,5 @@
-"""Fitting A to a support: by the meta-learned steps, MAML's inner loop at test time, and longer.
+"""Fitting the autoencoder to a support: by the meta-learned steps, MAML's inner loop at test time,
+and longer.
 
 The gradient is taken over batches of images, each by its own moments, rather than over the whole
 support at once, which would take a gigabyte for every four images. All of it is float32: bfloat16
@@ -25,13 +26,14 @@ LONG_BATCH, LONG_RATE = 2, 3e-4
 LONG_CHECK_EVERY, LONG_PATIENCE = 20, 2
 """Checks without a gain before it stops."""
 LONG_REACH = 8
-"""Pixels that an image is shifted by at most, so that A does not learn it by heart."""
+"""Pixels that an image is shifted by at most, so that the autoencoder does not learn it by
+heart."""
 HELD_OUT_SHARE = 4
 """One in so many support images is checked on and not trained on; a lone image is both."""
 BATCH = 4
 """Support images per gradient; bounds memory at 256 pixels to about 1 GB."""
 FIT_IMAGES = 2
-"""Support images that a step of A is taken on. 4 and 16 are no better
+"""Support images that a step of the autoencoder is taken on. 4 and 16 are no better
 (``docs/decisions/08-pixel-preset.md``)."""
 MOMENT_IMAGES = 16
 """Support images that the moments are taken over; 16 hold a million pixels a channel."""
@@ -43,7 +45,7 @@ def fit(
     images: Sequence[Tensor],
     generator: torch.Generator,
 ) -> UniversalModel:
-    """A copy whose A has taken the learned steps on the support.
+    """A copy whose autoencoder has taken the learned steps on the support.
 
     Args:
         images: (1, 3, H, W) each, in [-1, 1].
@@ -68,7 +70,8 @@ def fit(
 def fit_long(
     autoencoder: Autoencoder, images: Sequence[Tensor], steps: int, generator: torch.Generator
 ) -> list[float]:
-    """Go on fitting A, in place, and keep it as it was at its best on support images left out.
+    """Go on fitting the autoencoder, in place, and keep it as it was at its best on support images
+    left out.
 
     Args:
         images: (1, 3, H, W) each, in [-1, 1].
@@ -173,7 +176,8 @@ def support_gradients(
 
 
 def squeezed(image: Tensor) -> Tensor:
-    """(1, 3, H, W) brought to the nearest sides that A can rebuild, each at least one multiple.
+    """(1, 3, H, W) brought to the nearest sides that the autoencoder can rebuild, each at least one
+    multiple.
 
     Steps are taken on it: padding is a third of many an image, and a third of the time.
     """

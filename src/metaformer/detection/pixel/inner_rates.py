@@ -11,7 +11,7 @@ from metaformer.networks.autoencoder import Autoencoder
 
 LARGEST_GRADIENT = 1.0
 """Longer gradients are shrunk to this norm: on a flat support some layers have next to no variance
-to be normalised by, and a plain step would throw A far off."""
+to be normalised by, and a plain step would throw the autoencoder far off."""
 
 
 class InnerRates(nn.Module):

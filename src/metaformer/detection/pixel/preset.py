@@ -7,7 +7,9 @@ transformer on synthetic defects of the support images.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +32,15 @@ from metaformer.detection.pixel.inner_rates import InnerRates
 from metaformer.detection.pixel.universal_model import UniversalModel
 from metaformer.detection.pixel.universal_weights import load_universal
 from metaformer.detection.preprocessing import working_size
-from metaformer.detection.preset import Adaptation, OnStep
+from metaformer.detection.preset import Adaptation, OnStep, changes_without
 from metaformer.detection.scoring.frame_check import FrameCheck
 from metaformer.detection.support_set import make_folds
 from metaformer.networks.instance_prior import InstancePrior, load_prior
 
 
 class PixelPreset:
-    """Universal part of the preset: A, P and T as meta-trained."""
+    """Universal part of the preset: the autoencoder, the prior and the transformer as
+    meta-trained."""
 
     size_multiple = 16
     view_factor = 1.3
@@ -62,6 +65,13 @@ class PixelPreset:
         universal, rates = load_universal(folder)
         return cls(config or PixelConfig(), universal, rates, load_prior())
 
+    def without(self, parts: Sequence[str]) -> PixelPreset:
+        """``adaptation``; in the long mode also ``transformer``, ``response`` and ``gap``."""
+        name = f"the {self.config.mode} mode of the pixel preset"
+        changes = changes_without(parts, self.config.parts, name)
+        config = replace(self.config, **changes)
+        return PixelPreset(config, self.universal, self.rates, self.prior)
+
     def working_size(self, height: int, width: int) -> tuple[int, int]:
         """Sides (H, W) that an image is resized to, multiples of ``size_multiple``."""
         return working_size(height, width, self.config.resolution, self.size_multiple)
@@ -72,13 +82,18 @@ class PixelPreset:
     def adapt(
         self, support: Sequence[PreparedImage], *, seed: int, on_step: OnStep
     ) -> Adaptation[PreparedImage]:
-        """The meta-learned steps of a copy of A on the support, then the memory of the support. In
-        the long mode more steps of A, then T is trained on synthetic defects of the support."""
+        """The meta-learned steps of a copy of the autoencoder on the support, then the memory of
+        the support. In the long mode more steps of the autoencoder, then the transformer is trained
+        on synthetic defects of the support."""
         generator = torch.Generator().manual_seed(seed)
         images = [image.pixels for image in support]
         whole = [image.pixels[:, :, : image.height, : image.width] for image in support]
-        fitted = fit(self.universal, self.rates, whole, generator)
-        if self.config.mode == "long":
+        adapts = self.config.adaptation
+        if adapts:
+            fitted = fit(self.universal, self.rates, whole, generator)
+        else:
+            fitted = copy.deepcopy(self.universal).requires_grad_(False)
+        if adapts and self.config.mode == "long":
             watched = [squeezed(image) for image in whole]
             fit_long(fitted.autoencoder, watched, self.config.long_steps, generator)
         moments, passes = read_support(
@@ -86,14 +101,16 @@ class PixelPreset:
         )
         adapted = AdaptedPixel(self.config, fitted, self.prior, moments, None)
         adapted.encoded_images = [
-            adapted.encode(image) if i not in passes else cropped_output(image, *passes.pop(i))
+            adapted.encode(image)
+            if i not in passes
+            else cropped_output(self.config, image, *passes.pop(i))
             for i, image in enumerate(support)
         ]
         adapted.memory = adapted.build_memory(adapted.encoded_images, generator)
         adapted.frame = FrameCheck.of(
             [statistics_of(r) for r in adapted.encoded_images], FRAME_LIMITS
         )
-        if self.config.mode == "long":
+        if adapts and self.config.corrects:
             train_transformer(adapted, support, seed=seed)
         folds = make_folds(len(support), MAX_FOLDS)
         on_step(1, len(folds) + 1)

@@ -1,11 +1,13 @@
-"""The universal model: A, P and T in one forward pass, top to bottom.
+"""The universal model: the autoencoder, the prior and the transformer in one forward pass, top to
+bottom.
 
-A, fitted to a support, rebuilds an image. The gap between both, and the distance of A's features
-to the support's, make a first map of what is unusual; T reads gap and features beside those of the
-support, led by P's response map R, and corrects map and reconstruction.
+The autoencoder (A), fitted to a support, rebuilds an image. The gap between both, and the distance
+of the autoencoder's features to the support's, make a first map of what is unusual; the transformer
+(T) reads gap and features beside those of the support, led by the response map (R) of the prior
+(P), and corrects map and reconstruction.
 
-The paper names the three parts and their roles. What is a token, the first map and how T corrects
-it are ours.
+The paper names the three parts and their roles. What is a token, the first map and how the
+transformer corrects it are ours.
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ from metaformer.networks.pixel_transformer import (
 LEVELS = (4, 8, 16)
 """Strides of the encoder stages that are compared with the support's."""
 STAGES = (2, 4, 8, 16, 32)
-"""Strides of A's encoder stages."""
+"""Strides of the autoencoder's encoder stages."""
 CELL = 8
-"""Pixels along the side of a token of T."""
+"""Pixels along the side of a token of the transformer."""
 FINE = 4
 """Pixels along the side of a value of the map."""
 COMPARED_STAGES = STAGES.index(max(LEVELS)) + 1
@@ -62,7 +64,7 @@ class UniversalConfig:
     heads: int = 4
     layers: int = 2
     transformer: bool = True
-    """Off for the ablation without T: the first map is the last."""
+    """Off for the ablation without the transformer: the first map is the last."""
     support_attention: bool = True
     response: Response = "both"
 
@@ -82,17 +84,19 @@ class UniversalConfig:
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """What A says about B images of one size."""
+    """Features, reconstruction gap and response map of B images of one size."""
 
     features: dict[int, Tensor]
     """Stride -> (B, C, h, w), unit length over C."""
     gap: Tensor | None
-    """(B, GAP_CHANNELS, H / 4, W / 4), see ``gap_channels``; where T is not to be asked, the
-    absolute difference alone, (B, 3, H / 4, W / 4); None where it has no share in the map."""
+    """(B, GAP_CHANNELS, H / 4, W / 4), see ``gap_channels``; where the transformer is not to be
+    asked, the absolute difference alone, (B, 3, H / 4, W / 4); None where it has no share in the
+    map."""
     rebuilt: Tensor | None
     """(B, 3, H, W) in [-1, 1]; None where the gap is."""
     response: Tensor | None
-    """(B, H / 8, W / 8): R in [0, 1]; None where T is not to be asked."""
+    """(B, H / 8, W / 8): the response map in [0, 1]; None where the transformer is not to be
+    asked."""
     images: Tensor | None = None
     """(B, 3, H, W) in [-1, 1]: what was read."""
 
@@ -100,10 +104,13 @@ class EncoderOutput:
         """(B, N, TOKEN_CHANNELS), N = H / 8 * W / 8, row by row.
 
         Raises:
-            ValueError: the images were read without R.
+            ValueError: the images were read without the response map.
         """
         if self.response is None or self.gap is None:
-            raise ValueError("T needs R and all of the gap: read the images with a response.")
+            raise ValueError(
+                "The transformer needs the response map and all of the gap: read the images with a "
+                "response."
+            )
         size = self.response.shape[1:]
         parts = [
             F.interpolate(grid, size, mode="area" if level < CELL else "bilinear")
@@ -116,10 +123,11 @@ class EncoderOutput:
 
 @dataclass(frozen=True)
 class SupportMemory:
-    """What is kept of a support."""
+    """What the model stores of the support images."""
 
     tokens: Tensor
-    """(M, TOKEN_CHANNELS) for T's attention; none, M = 0, where T is not to be asked."""
+    """(M, TOKEN_CHANNELS) for the transformer's attention; none, M = 0, where the transformer is
+    not to be asked."""
     positions: Tensor
     """(M, 2)."""
     response: Tensor
@@ -137,18 +145,20 @@ class SupportMemory:
 
 @dataclass(frozen=True)
 class Output:
-    """What the model says about B images."""
+    """Anomaly maps and reconstructions of B images."""
 
     anomaly: Tensor
     """(B, H / 4, W / 4): about 1 where all is normal."""
     first: Tensor
-    """The same before T."""
+    """The same before the transformer."""
     refined: Tensor | None
-    """(B, 3, H, W): the reconstruction after T; None where the images were not rebuilt."""
+    """(B, 3, H, W): the reconstruction after the transformer; None where the images were not
+    rebuilt."""
 
 
 class UniversalModel(nn.Module):
-    """A, T and how their maps are mixed. P is given from outside: it is frozen."""
+    """The autoencoder, the transformer and how their maps are mixed. The prior is given from
+    outside: it is frozen."""
 
     def __init__(self, config: UniversalConfig | None = None) -> None:
         super().__init__()
@@ -169,7 +179,8 @@ class UniversalModel(nn.Module):
         return F.softplus(self.slope) * (anomaly - self.offset)
 
     def forward(self, query: EncoderOutput, memory: SupportMemory) -> Output:
-        """Compare images with a support; T is left out where they were read without R."""
+        """Compare images with a support; the transformer is left out where they were read without
+        the response map."""
         ratios = self.ratios(query, memory)  # levels or one more maps (B, h, w), each at its stride
         fine = query.features[FINE].shape[2:]
         shares = self.mix[: len(ratios)].softmax(0)
@@ -218,13 +229,15 @@ class UniversalModel(nn.Module):
 def to_encoder_output(
     images: Tensor, stages: Sequence[Tensor], rebuilt: Tensor | None, response: Tensor | None
 ) -> EncoderOutput:
-    """Put together what A and P say; what only T reads is left out without ``response``.
+    """Put together what the autoencoder and the prior say; what only the transformer reads is left
+    out without ``response``.
 
     Args:
         images: (B, 3, H, W) in [-1, 1].
-        stages: A's encoder stages, (B, C, H / 2^(i+1), W / 2^(i+1)); ``COMPARED_STAGES`` or more.
+        stages: the autoencoder's encoder stages, (B, C, H / 2^(i+1), W / 2^(i+1));
+            ``COMPARED_STAGES`` or more.
         rebuilt: (B, 3, H, W), or None if the gap is to have no share.
-        response: R, (B, 1, H, W) in [0, 1], or None.
+        response: the response map, (B, 1, H, W) in [0, 1], or None.
     """
     features = {
         stride: F.normalize(stage.float(), dim=1)
@@ -334,7 +347,7 @@ def main_gap(encoded: EncoderOutput) -> Tensor:
 
 
 def respond(prior: InstancePrior, images: Tensor) -> Tensor:
-    """R (B, 1, H, W) of images (B, 3, H, W) in [-1, 1], without a gradient."""
+    """The response map (B, 1, H, W) of images (B, 3, H, W) in [-1, 1], without a gradient."""
     with torch.no_grad():
         return prior((images + 1) / 2)
 

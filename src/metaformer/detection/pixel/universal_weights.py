@@ -23,7 +23,7 @@ class UniversalWeightsError(ValueError):
 
 
 def load_universal(folder: Path | None = None) -> tuple[UniversalModel, InnerRates]:
-    """A and T with their weights, and the learned inner rates.
+    """The autoencoder and the transformer with their weights, and the learned inner rates.
 
     Args:
         folder: what ``metaformer pretrain universal`` wrote; None for the package's own.

@@ -42,7 +42,8 @@ MAP_ROWS = 256
 """Rows of a map that are calibrated at a time; bounds memory."""
 
 LOWEST_RATE, HIGHEST_RATE = 1e-6, 0.99
-"""Rates that ``rate_at`` chooses from."""
+"""Rates that ``rate_at`` chooses from. None below the lowest is accepted, so that a frame without
+the product can be flagged at every one."""
 
 Rule = Literal["rank", "tail", "views"]
 PValueKind = Literal["conformal", "views"]
@@ -130,7 +131,7 @@ class Calibration:
 
     @property
     def p_value_kind(self) -> PValueKind:
-        """What a p-value was ranked among.
+        """The scores that a p-value is a rank among, for people.
 
         ``conformal``: scores of other good images, each out of sample; a new good image gets a
         p-value of at most a with probability at most a. ``views``: changed views of the one image
@@ -192,11 +193,11 @@ def guarantee_of(calibration: Calibration, additions: Sequence[dict[str, Any]]) 
 
 
 def check_rate(false_alarm_rate: float) -> None:
-    """Raises: ValueError: the rate is not in (0, 1)."""
-    if not 0 < false_alarm_rate < 1:
+    """Raises: ValueError: the rate is below ``LOWEST_RATE``, or not below 1."""
+    if not LOWEST_RATE <= false_alarm_rate < 1:
         raise ValueError(
-            f"false_alarm_rate must lie strictly between 0 and 1 (0.05 is 5 %), "
-            f"got {false_alarm_rate}."
+            f"false_alarm_rate must lie strictly between 0 and 1 (0.05 is 5 %), and not below "
+            f"0.000001, got {false_alarm_rate}."
         )
 
 
@@ -216,7 +217,7 @@ def calibrate(
         from_views: the scores are of views of one image, so no rank rule applies.
 
     Raises:
-        ValueError: the rate is not in (0, 1), there are fewer than two scores, or one is not
+        ValueError: the rate is not accepted, there are fewer than two scores, or one is not
             finite.
     """
     check_rate(false_alarm_rate)

@@ -14,18 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metaformer.detection.scoring.calibration import LOWEST_RATE, Calibration
+
 MOST_REFERENCES = 64
 """Support images compared with; bounds the time."""
 MARGIN = 1.25
 """A frame is refused if it is this many times as far from the support as any support image from
 the others, and beyond the fixed limits."""
+ABOVE = 1.01
+"""How many times the highest threshold a refused frame scores: no rounding lets it pass."""
+MARKED_RATE = 1e-3
+"""What a refused frame's map marks is kept if it reaches the image threshold of this rate."""
 
 Statistics = dict[int, tuple[Tensor, Tensor]]
 """Stride -> mean and standard deviation, (B, 5, C) each: of the frame and of its four halves."""
 
 
 def frame_statistics(features: Mapping[int, Tensor], strides: Sequence[int]) -> Statistics:
-    """Of features (B, C, h, w) by stride."""
+    """Mean and deviation over the frame of features (B, C, h, w), by stride."""
     found = {}
     for stride in strides:
         x = features[stride]
@@ -47,16 +53,16 @@ class FrameCheck(nn.Module):
         references: statistics of K support images.
         limits: relative distance of the deviations, and of the means, from which on a frame is
             refused. Both are measured in units of a support image's deviation over the frame.
-        level: raw score that a refused frame has at least; not below the image threshold.
     """
 
-    def __init__(
-        self, references: Statistics, limits: tuple[float, float], level: float = 0.0
-    ) -> None:
+    def __init__(self, references: Statistics, limits: tuple[float, float]) -> None:
         super().__init__()
         self.references = references
         self.limits = limits
-        self.level = level
+        self.level = 0.0
+        """Raw score that a refused frame has at least."""
+        self.marked_level = 0.0
+        """A map that marks pixels is raised where it does not reach this anywhere."""
         count = len(next(iter(references.values()))[0])
         self.limit = 1.0
         if count > 1:
@@ -111,6 +117,15 @@ class FrameCheck(nn.Module):
         a lone support image."""
         self.limit = max(self.limit, MARGIN * max(distances))
 
+    def set_levels(self, calibration: Calibration) -> None:
+        """So that a refused frame is flagged at every false-alarm rate there is. They do not depend
+        on the rate that ``calibration`` is made for."""
+        strictest, strict = (
+            max(calibration.with_false_alarm_rate(rate).threshold, calibration.pixel_threshold)
+            for rate in (LOWEST_RATE, MARKED_RATE)
+        )
+        self.level, self.marked_level = ABOVE * strictest, strict
+
     def forward(self, maps: Tensor, features: Mapping[int, Tensor]) -> Tensor:
         """(B, M, h, w) maps, the first of a refused frame raised to ``level`` everywhere: it scores
         the image. The last, which marks pixels, is raised where it would mark nothing: a refused
@@ -119,7 +134,7 @@ class FrameCheck(nn.Module):
         raised = (self.level * is_refused.to(maps.dtype))[:, None, None, None]
         scored = torch.maximum(maps[:, :1], raised)
         marked = maps[:, 1:]  # none where one map does both
-        is_unmarked = marked.amax((2, 3), keepdim=True) < self.level
+        is_unmarked = marked.amax((2, 3), keepdim=True) < self.marked_level
         marked = torch.maximum(marked, raised * is_unmarked.to(maps.dtype))
         return torch.cat([scored, marked], dim=1)
 
@@ -133,6 +148,7 @@ class FrameCheck(nn.Module):
             "limits": list(self.limits),
             "limit": self.limit,
             "level": self.level,
+            "marked_level": self.marked_level,
         }
 
     @classmethod
@@ -148,6 +164,7 @@ class FrameCheck(nn.Module):
         if not references or any(len(shape) != 3 or shape[1] != 5 for shape in shapes):
             raise ValueError(f"frame: found shapes {sorted(shapes)}, needed are (K, 5, C)")
         deviations, means = settings["limits"]
-        check = cls(references, (float(deviations), float(means)), float(settings["level"]))
-        check.limit = float(settings["limit"])
+        check = cls(references, (float(deviations), float(means)))
+        check.limit, check.level = float(settings["limit"]), float(settings["level"])
+        check.marked_level = float(settings.get("marked_level", check.level))
         return check

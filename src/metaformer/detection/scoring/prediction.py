@@ -1,4 +1,4 @@
-"""What a detector says about one image. Plain data, no torch: reports and services share it.
+"""The result for one image. Plain data without torch: reports and services share it.
 
 What draws is imported when something is drawn.
 """

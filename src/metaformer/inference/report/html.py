@@ -243,12 +243,12 @@ class ReportBuilder:
 
 
 def interest(line: Line) -> float:
-    """How much a picture is worth its place: wrong verdicts above all, then high scores."""
+    """Priority of a picture in the report: wrong verdicts first, then high scores."""
     return 1 + abs(line.score - THRESHOLD) if line.is_wrong else line.score
 
 
 def read_true_mask(truth: Sample | None, shape: tuple[int, int]) -> NDArray[np.bool_] | None:
-    """Where an image of ``shape`` (H, W) is truly defective; None if it is good or not known.
+    """True mask of an image of ``shape`` (H, W); None if it is good or has none.
 
     Warns where there is a mask that cannot be used.
     """

@@ -56,7 +56,7 @@ class Line:
 
 @dataclass(frozen=True)
 class PageContent:
-    """What ``render_page`` shows."""
+    """Content of a report for ``render_page``."""
 
     settings: dict[str, Any]
     lines: list[Line]
@@ -126,7 +126,7 @@ def scores_by_truth(
 
 
 def page_data(content: PageContent) -> Markup:
-    """What the script needs, as JSON that cannot end the element it stands in."""
+    """Data for the page's script, as JSON that cannot close its script element."""
     lines, pictured = content.lines, content.pictured
     goods = {picture.good for picture in pictured.values() if picture.good is not None}
     shown_goods = {good: i for i, good in enumerate(sorted(goods))}
@@ -163,7 +163,7 @@ def page_data(content: PageContent) -> Markup:
 
 
 def count_above(scores: NDArray[np.float64]) -> list[int]:
-    """How many scores are at or above each of the slider's positions, 0 to 1."""
+    """Number of scores at or above each position of the slider, 0 to 1."""
     cuts = np.arange(SLIDER_STEPS + 1) / SLIDER_STEPS
     return (len(scores) - np.searchsorted(np.sort(scores), cuts, side="left")).tolist()
 
@@ -199,7 +199,7 @@ def read_template(name: str) -> str:
 
 
 def content_hash(text: str) -> str:
-    """How a content security policy names an inline script or style."""
+    """Hash of an inline script or style for the content security policy."""
     digest = hashlib.sha256(text.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
 

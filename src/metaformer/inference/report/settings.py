@@ -1,4 +1,4 @@
-"""What a report says of the detector that made it."""
+"""The settings table of a report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from metaformer.detection.detector import Detector
 
 
 def report_settings(detector: Detector) -> dict[str, Any]:
-    """What the report's settings table shows."""
+    """Rows of the report's settings table."""
     info = detector.info()
     calibration = detector.calibration
     kinds = {

@@ -1,4 +1,4 @@
-"""What the report embeds of an image: a small photo, a small map, its regions at full sharpness."""
+"""Pictures of an image in the report: small photo, small map, regions at full size."""
 
 from __future__ import annotations
 

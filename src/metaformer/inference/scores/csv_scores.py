@@ -42,7 +42,7 @@ class CsvScores:
         return self.path.exists()
 
     def read(self) -> Iterator[ScoreRow]:
-        """The whole lines, one in memory at a time; half a line at the end is passed over.
+        """Complete rows, one in memory at a time; an incomplete last line is skipped.
 
         Raises:
             OutputFolderError: the file is not as this program writes it.

@@ -1,4 +1,4 @@
-"""What was named or found and is not scored: ``failures.csv``, without holding it in memory."""
+"""``failures.csv``: images that were named or found and not scored, never held in memory."""
 
 from __future__ import annotations
 

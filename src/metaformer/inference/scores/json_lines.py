@@ -15,14 +15,14 @@ from metaformer.io.locking import one_writer
 
 
 class Record(Protocol):
-    """Where entries are written."""
+    """A file of JSON lines that entries are appended to."""
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """What earlier runs have written."""
+        """Entries of earlier runs."""
 
     def write(self, entry: dict[str, Any]) -> None: ...
 

@@ -82,7 +82,7 @@ def _prepare(
 
 
 def fingerprint(detector_info: dict[str, Any]) -> str:
-    """Of what raw scores depend on: all but the threshold and what it promises."""
+    """Digest of everything that raw scores depend on; the threshold is not part of it."""
     info = {key: value for key, value in detector_info.items() if key != "guarantee"}
     threshold = ("false_alarm_rate", "threshold", "rule")
     info["calibration"] = {

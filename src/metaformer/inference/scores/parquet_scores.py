@@ -99,7 +99,7 @@ def read_failures(path: Path) -> list[tuple[str, str]]:
 
 
 def read_omissions(path: Path) -> list[Omission]:
-    """What of the shard of this file is not scored.
+    """Images of this file's shard that were not scored.
 
     Raises:
         OutputFolderError: the file is damaged or not as this program writes it.

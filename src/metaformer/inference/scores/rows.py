@@ -50,7 +50,7 @@ COUNTS = (len(COLUMNS), 12, 10)
 
 
 def row_digest(row: ScoreRow) -> bytes:
-    """What a version of an image is known by."""
+    """Digest that identifies a version of an image."""
     return version_digest(row.path, row.size, row.mtime_ns)
 
 
@@ -88,7 +88,7 @@ def with_truth(row: ScoreRow, known: Sample | None) -> ScoreRow:
 
 
 def truth_of(row: ScoreRow) -> Sample | None:
-    """What the line says of its image, without masks."""
+    """Truth of the row's image, without masks."""
     if not row.truth:
         return None
     return Sample(Path(row.path), row.truth != "good", (), row.truth)
@@ -143,5 +143,5 @@ def guarded(text: str) -> str:
 
 
 def unguarded(text: str) -> str:
-    """What ``guarded`` was given."""
+    """The inverse of ``guarded``."""
     return text[1:] if text.startswith("'") and FORMULA.match(text) else text

@@ -1,4 +1,4 @@
-"""Where the images of a large run come from: folders, archives, videos, lists and addresses.
+"""Sources of images for large runs: folders, archives, videos, lists and addresses.
 
 ``shards`` turns what the user names into small descriptions of work, ``reading`` opens them one
 image at a time, ``read_ahead`` decodes a few images ahead within a budget of pixels, ``naming``

@@ -1,4 +1,4 @@
-"""What an image of a run is called, and where its heat map goes.
+"""Names of the images of a run, and paths of their heat maps.
 
 A name says where the image is and stays the same from run to run, so that a run can go on after a
 stop: ``photos/001.png``, ``monday.zip/line 3/001.png``, ``belt.mp4#frame=120``,
@@ -34,7 +34,7 @@ def is_video(source: str) -> bool:
 
 
 def member_name(archive: str, member: str) -> str:
-    """What a member is called in the results."""
+    """The name of an archive's member in the results."""
     return f"{archive}/{posixpath.normpath(member.lstrip('/'))}"
 
 
@@ -73,12 +73,12 @@ def version_of(path: str) -> Version:
 
 
 def version_digest(name: str, size: int, mtime_ns: int) -> bytes:
-    """What a version is known by."""
+    """Digest that identifies a version of a file."""
     return name_digest(f"{name}\0{size}\0{mtime_ns}")
 
 
 def map_path(name: str, root: str) -> str:
-    """Where the map of the image ``name`` goes inside ``maps/``, with slashes.
+    """Path of the map of the image ``name`` inside ``maps/``, with slashes.
 
     Local images keep their place below ``root``; others go under the scheme of their address or
     under ``elsewhere``, so that no two images share a map.

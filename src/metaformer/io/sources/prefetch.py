@@ -111,7 +111,7 @@ class Decoding:
 
     @property
     def next(self) -> Future[Held | None]:
-        """What ``take`` will return, to wait for."""
+        """The next item as a future."""
         return self._pending[0]
 
     def take(self) -> Held | None:
@@ -165,7 +165,7 @@ def work_ahead(
     *,
     pixel_budget: int = PIXEL_BUDGET,
 ) -> Generator[Result, None, None]:
-    """What ``work`` makes of each item, done by the threads of ``pool``, in order.
+    """Results of ``work`` on each item, computed by ``pool``, in order.
 
     An image counts against the budget until its result has been used.
     """

@@ -43,7 +43,7 @@ PIPE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Sources:
-    """What a run reads, as the user named it."""
+    """The sources of a run, as the user named them."""
 
     arguments: tuple[str, ...]
     """Images, folders, archives, videos, addresses, and lists as ``@FILE``."""
@@ -100,7 +100,7 @@ class Video:
 
 @dataclass(frozen=True)
 class NotScored:
-    """What was found and is not scored, with the reasons: read as so many failures."""
+    """Files that were found and are not scored, with reasons; each counts as a failure."""
 
     omissions: tuple[Omission, ...]
 
@@ -144,7 +144,7 @@ def shards(sources: Sources, size: int = SHARD_IMAGES) -> Iterator[Shard]:
 
 
 def count_images(sources: Sources) -> int | None:
-    """How many images there are, for a progress bar: exact but for videos, whose headers may err.
+    """Number of images, for a progress bar; exact except for videos, whose headers may be wrong.
 
     None where only reading everything can tell (tar archives). Raises: as ``shards``.
     """
@@ -156,7 +156,7 @@ def count_images(sources: Sources) -> int | None:
 
 
 def images_in(shard: Shard) -> int | None:
-    """How many images there are in a shard, as ``count_images`` tells it."""
+    """Number of images in a shard; see ``count_images``."""
     match shard:
         case Files(paths=names) | ZipMembers(members=names):
             return len(names)
@@ -175,7 +175,7 @@ def frames_of(video: Video) -> int | None:
 
 
 def frames_by_header(path: str) -> int:
-    """How many frames a video has by its header, all of them; 0 if it says nothing."""
+    """Number of frames of a video by its header; 0 if it has none."""
     if not Path(path).is_file():  # a pipe would be waited for
         return 0
     capture = cv2.VideoCapture(path)

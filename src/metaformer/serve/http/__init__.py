@@ -1,1 +1,1 @@
-"""What a request may hold and what an answer looks like."""
+"""Limits, security and schemas of requests and answers."""

@@ -1,4 +1,4 @@
-"""What clients may ask for at most, and the count of requests at work."""
+"""Limits on requests, and the count of requests in progress."""
 
 from __future__ import annotations
 

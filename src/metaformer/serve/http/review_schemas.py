@@ -10,7 +10,7 @@ from metaformer.serve.http.schemas import PictureFound, RegionFound
 
 
 class RateRequest(BaseModel):
-    """Another false-alarm rate: by its value, or by the score where the threshold shall be."""
+    """A new false-alarm rate, given as a rate or as the score to put the threshold at."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -210,7 +210,7 @@ class NotScored(BaseModel):
 
 
 class Predictions(BaseModel):
-    """What was found, in the order of the images of the request."""
+    """Predictions in the order of the request's images."""
 
     predictions: list[Scored | NotScored]
     threshold: float = Field(

@@ -141,7 +141,7 @@ def sort_parts(form: FormData, limits: Limits) -> tuple[dict[str, str], list[Upl
 
 
 def shown(name: str) -> str:
-    """A client's name fit to be shown: no folders, nothing unprintable, not endless."""
+    """A client's file name made safe to show: no folders, no control characters, cut if long."""
     name = name.replace("\\", "/").rpartition("/")[2]
     printable = "".join(c if c.isprintable() else "\ufffd" for c in name)
     return printable[:SHOWN_NAME]

@@ -1,4 +1,4 @@
-"""What a camera does to good and bad parts alike: light, colour, sharpness, noise.
+"""A camera model for good and bad parts alike: light, colour, sharpness, noise.
 
 A rig is drawn once for an episode: how much its shots differ. A shot is drawn for each image.
 Good parts photographed twice must differ, or a model learns to call every difference a defect.
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Rig:
-    """How much shots differ; standard deviations of relative changes unless said otherwise."""
+    """Variation between shots; standard deviations of relative changes unless stated otherwise."""
 
     gain: float
     cast: float

@@ -1,4 +1,4 @@
-"""Episodes of the transformer T: views that move by themselves, and anomalies that are changes.
+"""Episodes of the transformer: views that move by themselves, and anomalies that are changes.
 
 Half of the anomalies change objects (taken away, put in, of another kind, without a part), half are
 defects of texture and structure; a share are whole images of something else, blank frames and half
@@ -97,7 +97,7 @@ class ChangeConfig:
 
 @dataclass(frozen=True)
 class Pose:
-    """How much views of an episode move."""
+    """Range of the poses of an episode's views."""
 
     turn: float
     scale: tuple[float, float]
@@ -144,7 +144,7 @@ def varied_surface(pool: PhotoPool, rng: Generator, size: int) -> Product:
 
 @dataclass(frozen=True)
 class Marks:
-    """What all specimens of a product have at places of their own."""
+    """Marks that every specimen of a product has, each at another position."""
 
     config: DefectConfig
     donor: Image
@@ -173,7 +173,7 @@ def _with_marks(draw: Draw, marks: Marks) -> Draw:
 
 
 def is_visible(good: Image, bad: Image, mask: Mask) -> bool:
-    """False for an anomaly that moved out of the view, or that light too strong has washed out."""
+    """Whether the anomaly shows: False if it is out of view or overexposed."""
     difference = np.abs(bad[mask].astype(np.int16) - good[mask])
     return bool(mask.any() and difference.mean() >= LEAST_VISIBLE)
 

@@ -61,7 +61,7 @@ MOVES = ("cut_paste", "warp", "stripe")
 
 @dataclass(frozen=True)
 class EpisodeConfig:
-    """What episodes are made of. Shares and ranges are ours."""
+    """Composition of episodes. Shares and ranges are ours."""
 
     resolution: int = 128
     """Side of the square images, in pixels."""

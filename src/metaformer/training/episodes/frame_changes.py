@@ -56,7 +56,7 @@ def object_change(
 def removed(
     rng: Generator, image: Image, pixels: float, centre: tuple[float, float]
 ) -> tuple[Image, Mask]:
-    """A region filled from around it (inpainting), or with matter from another place."""
+    """Remove a region: inpaint it, or cover it with a patch from elsewhere in the image."""
     size = image.shape[0]
     shape = (blob, rectangle)[int(rng.integers(2))](rng, pixels, centre, (size, size))
     mask = np.zeros((size, size), bool)

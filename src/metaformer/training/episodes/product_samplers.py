@@ -73,7 +73,7 @@ def surface(pool: PhotoPool, rng: Generator, size: int, anchor: int | None = Non
 
 
 def goods(pool: PhotoPool, rng: Generator, size: int, anchor: int | None = None) -> Product:
-    """Different photos of one kind of goods that look alike, cropped to the middle."""
+    """Photos of similar goods of one kind, cropped to the centre: one photo a specimen."""
     if anchor is None:
         anchor = pick(rng, pool.similar_goods)
     photo = pool.photos[anchor]

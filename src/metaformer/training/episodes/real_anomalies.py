@@ -147,7 +147,7 @@ def _two_photos(pool: PhotoPool, rng: Generator, film: Film, kind: TaskKind) -> 
 
 
 def _are_relatives(one: str, other: str) -> bool:
-    """Of one family and yet not the same goods, filed twice under the same last name."""
+    """Whether two kinds belong to one family and are not the same goods under two names."""
     (root, _, first), (other_root, _, second) = one.partition("/"), other.partition("/")
     same_family = root == other_root and family(first) == family(second)
     return same_family and first.split("_")[-1] != second.split("_")[-1]

@@ -1,4 +1,4 @@
-"""What a training run of P depends on."""
+"""Configuration of the training of the prior."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PriorTrainingConfig:
     effect_folder: str | None = None
     """Folder with subfolders ``black``, ``colour``, ``defocus`` of photos that show the effect."""
     start_from: str | None = None
-    """Checkpoint of an earlier run, of any ``prior.side``, whose P this run begins with."""
+    """Checkpoint of an earlier run, of any ``prior.side``, whose prior this run begins with."""
     prior: PriorConfig = field(default_factory=lambda: PriorConfig(side=96))
     mix: PhotoMix = field(default_factory=PhotoMix)
     critic_width: int = 32
@@ -40,11 +40,12 @@ class PriorTrainingConfig:
     """Steps of the critic for one of the generator (WGAN-GP 5, VEGAN 1). By the critic alone
     (``imitation: 0``) take 3 or more: with 1, mattes turned inside out within 100 steps."""
     critic_every: int = 1
-    """The critic and its judgement of P's mattes take part in every so many steps; the others
-    are imitation alone, at a third of the cost."""
+    """The critic and its judgement of the prior's mattes take part in every so many steps; the
+    others are imitation alone, at a third of the cost."""
     imitation: float = 80.0
-    """Weight of ``imitation_gap``, the difference between effect photos made by software and P's
-    own edits of the photos they were made from; ours, not VEGAN's. 0 leaves the critic alone."""
+    """Weight of ``imitation_gap``, the difference between effect photos made by software and the
+    prior's own edits of the photos they were made from; ours, not VEGAN's. 0 leaves the critic
+    alone."""
     generator_lr: float = 3e-4
     critic_lr: float = 4e-4
     anneal_from: float = 0.4

@@ -1,8 +1,8 @@
-"""Photos for training P: natural ones (side A) and ones that show an effect (side B).
+"""Photos for training the prior: natural ones (side A) and ones that show an effect (side B).
 
 A keyed object gives an effect photo at once. Pasting keyed objects, or random shapes filled with
 material, onto other photos gives both sides objects of every size and place. The mattes of side B
-never reach P: training sees finished effect photos, and no matte of side A is used at all.
+never reach the prior: training sees finished effect photos, and no matte of side A is used at all.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Pixel = TypeVar("Pixel", np.uint8, np.float32)
 
 @dataclass(frozen=True)
 class PhotoMix:
-    """What share of a side's photos is what; the rest are photos as they were taken."""
+    """Shares of the kinds of photos on a side; the rest are photos as taken."""
 
     pasted_object: float = 0.35
     """A keyed object pasted onto another photo."""
@@ -203,7 +203,7 @@ def _wavering_ellipse(rng: Generator, aspect_spread: float) -> NDArray[np.float6
 
 
 def _finish(photo: Photo, rng: Generator) -> Photo:
-    """What every photo of either side goes through, so that neither side can be told by it."""
+    """Final processing of every photo of both sides, so that it tells nothing of the side."""
     gain = rng.uniform(0.85, 1.15, 3) * rng.uniform(0.8, 1.15)
     x = photo.astype(np.float32) * gain.astype(np.float32)
     if rng.random() < 0.3:  # hides the edge of a paste as a lens would

@@ -1,4 +1,4 @@
-"""From a training checkpoint to the two small files that P is loaded from.
+"""From a training checkpoint to the two small files that the prior is loaded from.
 
 python -m metaformer.training.prior.export CHECKPOINT FOLDER
 """
@@ -31,7 +31,7 @@ def export_prior(
     """Write the averaged (EMA) weights of ``checkpoint`` to ``folder``, in half precision.
 
     ``provenance`` goes into the JSON card, beside the steps, seconds and configuration of the run.
-    Returns P as a reader of the files will get it.
+    Returns the prior as a reader of the files will get it.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.

@@ -1,4 +1,4 @@
-"""Watching P learn: numbers on held-out photos, sample sheets, progress bar."""
+"""Watching the prior learn: numbers on held-out photos, sample sheets, progress bar."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SHEET_COLUMNS = 12
 class Watch:
     """A fixed set of held-out photos with mattes from chroma key.
 
-    Used to see whether a run is alive, and to choose between configurations. The sets that P is
-    evaluated on are others.
+    Used to see whether a run is alive, and to choose between configurations. The sets that the
+    prior is evaluated on are others.
     """
 
     def __init__(self, side: Side, size: int) -> None:
@@ -44,7 +44,7 @@ class Watch:
 
     @torch.no_grad()
     def response(self, prior: InstancePrior) -> Tensor:
-        """R of the watched photos, (N, 1, S, S), on the CPU."""
+        """The response map of the watched photos, (N, 1, S, S), on the CPU."""
         device = next(prior.parameters()).device
         parts = [prior(batch.to(device)).cpu() for batch in torch.split(self.images, 16)]
         return torch.cat(parts)
@@ -66,7 +66,7 @@ class Watch:
         }
 
     def sample_sheet(self, prior: InstancePrior, path: Path) -> None:
-        """PNG with rows of photo, R and edited photo."""
+        """PNG with rows of photo, response map and edited photo."""
         count = 2 * SHEET_COLUMNS
         images, response = self.images[:count], self.response(prior)[:count]
         effects = torch.arange(count) % len(EFFECTS)
@@ -87,7 +87,7 @@ class Progress:
     def __init__(self, quiet: bool) -> None:
         console = Console(stderr=True)
         self.bar = RichProgress(
-            TextColumn("training P, step {task.fields[step]}"),
+            TextColumn("training the prior, step {task.fields[step]}"),
             BarColumn(),
             TextColumn("{task.percentage:.1f} %"),
             TextColumn("loss {task.fields[loss]:.4g}"),

@@ -1,4 +1,4 @@
-"""The photos that P is trained on, dealt out to side A, side B and a held-out side.
+"""The photos that the prior is trained on, dealt out to side A, side B and a held-out side.
 
 No mask made by a person is read here. Objects on plain backdrops are cut out by colour alone
 (``chroma_key``). Objects and backgrounds of one side are other photos than those of another.
@@ -25,7 +25,7 @@ Matte = NDArray[np.float32]
 """(S, S) in [0, 1]."""
 
 STORED_SIDE = 224
-"""Photos wait in memory larger than P's 128 pixels: crops of a background stay sharp."""
+"""Photos wait in memory larger than the prior's 128 pixels: crops of a background stay sharp."""
 KEYING_SIDE = 144
 """Photos are keyed at this side, for which the thresholds of ``chroma_key`` were set."""
 

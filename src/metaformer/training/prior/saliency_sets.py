@@ -1,6 +1,6 @@
 """Reading sets of photos with object masks: MSRA10K, DUTS, ECSSD, HKU-IS.
 
-Training P takes the photos alone; the masks are for evaluation.
+Training the prior takes the photos alone; the masks are for evaluation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training of P: a matte generator and a critic against each other (VEGAN, WGAN-GP)."""
+"""Training of the prior: a matte generator and a critic against each other (VEGAN, WGAN-GP)."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class PriorTrainer:
         self.generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.critic.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
-        # Momentum for P, which imitation drives; none for the critic, as in WGAN-GP and VEGAN.
+        # Momentum for the prior, which imitation drives; none for the critic (WGAN-GP, VEGAN).
         self.optimiser_g = torch.optim.Adam(
             self.generator.parameters(), config.generator_lr, (0.9, 0.99)
         )
@@ -110,7 +110,7 @@ class PriorTrainer:
         # All randomness of a step comes from its number: resuming needs no generator state.
         rng = np.random.default_rng([config.seed, self.workers.rank, self.step])
         remaining = 1.0 - max(0.0, self.progress() - config.anneal_from) / (1 - config.anneal_from)
-        # Only P slows down: the critic's rate stays, so that it judges P better and better.
+        # Only the prior slows down: the critic keeps its rate and judges better and better.
         self.optimiser_g.param_groups[0]["lr"] = config.generator_lr * remaining
 
         judged = self.step % config.critic_every == 0
@@ -250,7 +250,7 @@ class PriorTrainer:
 
 
 def imitation_gap(shown: Tensor, mattes: Tensor, made_with: Tensor) -> Tensor:
-    """How far P's edits of photos are from the effect photos made of them by software.
+    """Distance of the prior's edits from the effect photos made of the same photos by software.
 
     Mean over all three effects of two measures, each free of how much the effect changes (defocus
     changes little and would not count beside black otherwise): the absolute difference against
@@ -259,7 +259,7 @@ def imitation_gap(shown: Tensor, mattes: Tensor, made_with: Tensor) -> Tensor:
 
     Args:
         shown: photos (B, 3, S, S) before their effect.
-        mattes: P's mattes for them (B, 1, S, S).
+        mattes: the prior's mattes for them (B, 1, S, S).
         made_with: mattes of the effect photos (B, 1, S, S).
 
     Returns:

@@ -1,1 +1,1 @@
-"""Meta-training of the transformer T on episodes of changed objects and defects."""
+"""Meta-training of the transformer on episodes of changed objects and defects."""

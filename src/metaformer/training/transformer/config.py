@@ -1,4 +1,4 @@
-"""Configuration of the training of T: one YAML key a field."""
+"""Configuration of the training of the transformer: one YAML key a field."""
 
 from __future__ import annotations
 

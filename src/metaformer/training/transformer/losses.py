@@ -1,4 +1,5 @@
-"""What T is asked for within an episode: pixels, the order of images, and little where all is good.
+"""What the transformer is asked for within an episode: pixels, the order of images, and little
+where all is good.
 
 Levels are relative to what the support shows of itself, since a product has no level of its own.
 """
@@ -67,5 +68,5 @@ def image_loss(log_scores: Tensor, is_clean: Tensor) -> Tensor:
 
 
 def image_scores(maps: Tensor) -> Tensor:
-    """(q, h, w) final maps -> (q,) maxima after the blur."""
+    """(q, h, w) maps -> (q,) image scores: the maximum of each blurred map."""
     return smooth(maps, SIGMA).flatten(1).amax(1)

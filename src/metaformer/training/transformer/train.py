@@ -1,8 +1,9 @@
-"""Meta-training of T: fresh episodes at every step, seen by the frozen backbone. Ours.
+"""Meta-training of the transformer: fresh episodes at every step, seen by the frozen backbone.
+Ours.
 
-The wrong yardstick for T is a synthetic task: the better it gets at those, the worse it can get on
-real defects. So nothing is chosen here; weights are kept along the way, and what is shipped is
-chosen on real products (``docs/decisions/11-transformer.md``).
+The wrong yardstick for the transformer is a synthetic task: the better it gets at those, the worse
+it can get on real defects. So nothing is chosen here; weights are kept along the way, and what is
+shipped is chosen on real products (``docs/decisions/11-transformer.md``).
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ MOST_LEFT_OUT = 3
 
 @dataclass
 class Run:
-    """What a training changes."""
+    """State of a training run."""
 
     transformer: GapTransformer
     average: GapTransformer
@@ -66,7 +67,7 @@ class Run:
 
 @dataclass(frozen=True)
 class SeenEpisode:
-    """An episode as T gets it; tensors on the training's device."""
+    """An episode as the transformer gets it; tensors on the training's device."""
 
     features: dict[int, Tensor]
     distances: Tensor
@@ -78,7 +79,7 @@ class SeenEpisode:
 
 
 def new_transformer() -> GapTransformer:
-    """T for EfficientNet-Lite0 and the readings of ``core``."""
+    """The transformer for EfficientNet-Lite0 and the readings of ``core``."""
     return GapTransformer(GapTransformerConfig({8: 40, 16: 112}, len(DISTANCES)))
 
 
@@ -120,7 +121,7 @@ def train_transformer(
     started = saved = time.monotonic()
     with (
         RunLog(config.output, from_step=first, active=True) as log,
-        TrainingBar("training T", steps, first=first, quiet=quiet) as bar,
+        TrainingBar("training the transformer", steps, first=first, quiet=quiet) as bar,
     ):
         for step in range(first, steps):
             batch = [next(episodes) for _ in range(config.meta_batch)]

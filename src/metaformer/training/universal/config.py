@@ -24,7 +24,7 @@ class MetaConfig:
     output: Path
     """Folder for the checkpoint, the log and the exported weights."""
     start: Path | None = None
-    """Weights of a plainly pre-trained A, or of an earlier model, to begin from."""
+    """Weights of a plainly pre-trained autoencoder, or of an earlier model, to begin from."""
     model: UniversalConfig = field(default_factory=UniversalConfig)
     losses: LossWeights = field(default_factory=LossWeights)
     side: int = 128
@@ -52,10 +52,12 @@ class MetaConfig:
     clip: float = 1.0
     ema: float = 0.995
     bfloat16: bool = False
-    """Convolutions of A in bfloat16 autocast; weights, T and optimiser stay float32. Half the time
-    on processors that have bfloat16 (AVX-512 BF16 or AMX), ten times as long on those without."""
+    """Convolutions of the autoencoder in bfloat16 autocast; weights, transformer and optimiser stay
+    float32. Half the time on processors that have bfloat16 (AVX-512 BF16 or AMX), ten times as long
+    on those without."""
     only_transformer: bool = False
-    """A, its rates and the map before T stay as they are; T alone learns."""
+    """The autoencoder, its rates and the map before the transformer stay as they are; the
+    transformer alone learns."""
     seed: int = 0
     threads: int = 1
     workers: int = 1
@@ -78,7 +80,7 @@ class MetaConfig:
             raise ValueError(f"novel_share: found {self.novel_share}; accepted are 0 to 1.")
 
     def episodes(self, step: int) -> EpisodeConfig:
-        """What the episodes of a step are made of."""
+        """Episode configuration of a step."""
         # Evenly spread, so that a resumed run has the same steps wide.
         if int((step + 1) * self.wide_share) > int(step * self.wide_share):
             few = tuple(shots for shots in self.shots if shots <= 2) or (2,)

@@ -1,4 +1,5 @@
-"""The outer loss of an episode: A rebuilds what is normal, T finds what is not. Ours.
+"""The outer loss of an episode: the autoencoder rebuilds what is normal, the transformer finds what
+is not. Ours.
 
 No human label is used: the defects are synthetic, and each defective query has a clean twin.
 """
@@ -28,16 +29,16 @@ from metaformer.training.universal.maml import Weights, adapt, reconstruct, run_
 
 @dataclass(frozen=True)
 class LossWeights:
-    """What counts how much. Ours; 0 leaves a part out."""
+    """Weights of the parts of the loss (ours); 0 leaves a part out."""
 
     rebuild: float = 1.0
-    """A's reconstruction of the good twin, mean squared error in [-1, 1]."""
+    """The autoencoder's reconstruction of the good twin, mean squared error in [-1, 1]."""
     refine: float = 0.5
-    """T's refined reconstruction of the good twin, mean absolute error."""
+    """The transformer's refined reconstruction of the good twin, mean absolute error."""
     locate: float = 1.0
     """Focal and dice loss of the map against the defects' mask."""
     first: float = 0.5
-    """The same for the map before T, which shapes A's features."""
+    """The same for the map before the transformer, which shapes the autoencoder's features."""
     rank: float = 0.5
     """Defective queries must score above clean ones."""
 
@@ -72,9 +73,10 @@ def episode_loss(
 
     Args:
         step_weights: of the reconstruction after each inner step (multi-step loss of MAML++);
-            T reads the state after the last one.
-        bfloat16: A's convolutions in bfloat16 autocast.
-        only_transformer: no gradient reaches A and the rates; a third of the time is saved.
+            the transformer reads the state after the last one.
+        bfloat16: the autoencoder's convolutions in bfloat16 autocast.
+        only_transformer: no gradient reaches the autoencoder and the rates; a third of the time is
+            saved.
     """
     # An image that is anomalous all over holds nothing of its good twin that could be rebuilt.
     twinned = task.masks.flatten(1).amin(1) == 0  # (Q,)
@@ -122,7 +124,7 @@ def encode_episode(
 def defect_losses(
     model: UniversalModel, output: Output, task: Task, loss_weights: LossWeights
 ) -> dict[str, Tensor]:
-    """Losses of the maps before and after T, weighted."""
+    """Losses of the maps before and after the transformer, weighted."""
     target = F.avg_pool2d(task.masks[:, None], FINE)[:, 0]  # (Q, H / 4, W / 4) in [0, 1]
     logits = model.logits(output.anomaly)
     is_defective = task.masks.flatten(1).amax(1) > 0  # (Q,)

@@ -1,4 +1,5 @@
-"""The inner loop of MAML: a few gradient steps of A on a support, themselves differentiable.
+"""The inner loop of MAML: a few gradient steps of the autoencoder on a support, themselves
+differentiable.
 
 Follows MAML (Finn et al. 2017) with the learned rates and the loss after every step of MAML++
 (Antoniou et al. 2019). The paper says that its meta-learner is MAML and its meta-task few-shot
@@ -20,7 +21,7 @@ from metaformer.detection.pixel.inner_rates import LARGEST_GRADIENT, InnerRates,
 from metaformer.networks.autoencoder import Autoencoder
 
 Weights = dict[str, Tensor]
-"""Parameter name of A -> tensor: the fast weights of one task."""
+"""Parameter name of the autoencoder -> tensor: the fast weights of one task."""
 
 
 class Reconstruction(nn.Module):
@@ -41,8 +42,8 @@ class Reconstruction(nn.Module):
 class ConstantStep(torch.autograd.Function):
     """``weight - rate * gradient`` where the gradient is a constant.
 
-    As the plain expression, without its four passes over tensors of the size of A's weights, which
-    took a third of a first-order task's time.
+    As the plain expression, without its four passes over tensors of the size of the autoencoder's
+    weights, which took a third of a first-order task's time.
     """
 
     @staticmethod
@@ -59,7 +60,7 @@ class ConstantStep(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What the inner loop went through."""
+    """Weights and losses of each step of the inner loop."""
 
     weights: list[Weights]
     """Fast weights before the first step and after each: steps + 1 of them."""
@@ -70,7 +71,8 @@ class Adaptation:
 def adapt(
     autoencoder: Autoencoder, rates: InnerRates, support: Tensor, *, second_order: bool
 ) -> Adaptation:
-    """Fit A to ``support`` (K, 3, H, W) in [-1, 1] without touching its own parameters.
+    """Fit the autoencoder to ``support`` (K, 3, H, W) in [-1, 1] without touching its own
+    parameters.
 
     Args:
         second_order: keep the graph of the gradients, so that the outer loss sees how a change of
@@ -100,7 +102,8 @@ def adapt(
 def reconstruct(
     autoencoder: Autoencoder, weights: Weights, support: Tensor, images: Tensor | None = None
 ) -> Tensor:
-    """Rebuild ``images``, or the support, by A with ``weights``; see ``Reconstruction``."""
+    """Rebuild ``images``, or the support, by the autoencoder with ``weights``; see
+    ``Reconstruction``."""
     named = {f"autoencoder.{name}": tensor for name, tensor in weights.items()}
     arguments = (support,) if images is None else (support, images)
     rebuilt = functional_call(Reconstruction(autoencoder), named, arguments)
@@ -110,7 +113,8 @@ def reconstruct(
 
 @dataclass(frozen=True)
 class TaskOutput:
-    """What A with fast weights says about a task: encoder stages and reconstructions."""
+    """What the autoencoder with fast weights says about a task: encoder stages and
+    reconstructions."""
 
     support_stages: list[Tensor]
     support_rebuilt: Tensor
@@ -119,7 +123,7 @@ class TaskOutput:
 
 
 class TaskPass(nn.Module):
-    """Support and query through A as one call, the query by the support's moments."""
+    """Support and query through the autoencoder as one call, the query by the support's moments."""
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__()
@@ -134,7 +138,7 @@ class TaskPass(nn.Module):
 def run_task(
     autoencoder: Autoencoder, weights: Weights, support: Tensor, query: Tensor
 ) -> TaskOutput:
-    """Support (K, 3, H, W) and query (Q, 3, H, W) through A with ``weights``."""
+    """Support (K, 3, H, W) and query (Q, 3, H, W) through the autoencoder with ``weights``."""
     named = {f"autoencoder.{name}": tensor for name, tensor in weights.items()}
     encoded = functional_call(TaskPass(autoencoder), named, (support, query))
     assert isinstance(encoded, TaskOutput)

@@ -1,8 +1,8 @@
-"""Plain pre-training of A: reconstruct unlabelled photos, nothing else.
+"""Plain pre-training of the autoencoder: reconstruct unlabelled photos, nothing else.
 
 Where meta-training starts from, and the baseline that it has to beat. Each step takes a few
 'products', each a photo in several views, and normalises every product by its own moments: that
-is how A is used on a support. Resumes exactly.
+is how the autoencoder is used on a support. Resumes exactly.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class PretrainConfig:
 def pretrain_autoencoder(
     config: PretrainConfig, *, resume: bool = False, quiet: bool = False, device: str = "cpu"
 ) -> Path:
-    """Train A on ``device`` and return the path of its weights (safetensors, half precision).
+    """Train the autoencoder on ``device`` and return the path of its weights (safetensors, half
+    precision).
 
     Raises:
         ImageError: a photo cannot be read.

@@ -1,9 +1,11 @@
-"""Meta-training of the universal model: MAML on A, and T beside it, from unlabelled photos.
+"""Meta-training of the universal model: MAML on the autoencoder, and the transformer beside it,
+from unlabelled photos.
 
-Every step takes a meta-batch of episodes. The inner loop fits A to each support; the outer loss
-asks that the good queries are then rebuilt well and synthetic defects found, and moves the start
-of A, the inner rates and T. P is frozen. Resumes exactly; under ``torchrun`` the processes share a
-meta-batch and come to the same weights as one alone.
+Every step takes a meta-batch of episodes. The inner loop fits the autoencoder to each support; the
+outer loss asks that the good queries are then rebuilt well and synthetic defects found, and moves
+the start of the autoencoder, the inner rates and the transformer. The prior is frozen. Resumes
+exactly; under ``torchrun`` the processes share a meta-batch and come to the same weights as one
+alone.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ VALIDATION_SEED = 1
 
 
 class MetaLearner(nn.Module):
-    """What meta-training learns: the start of A, the inner rates and T."""
+    """What meta-training learns: the start of the autoencoder, the inner rates and the
+    transformer."""
 
     def __init__(self, config: MetaConfig) -> None:
         super().__init__()
@@ -71,7 +74,8 @@ class MetaLearner(nn.Module):
                     f"is inner_steps: {rates.shape[1]}."
                 )
             self.rates.rates.data.copy_(rates)
-        # A's weights need their gradients for the inner steps; the outer loss then leaves them out.
+        # The autoencoder's weights need their gradients for the inner steps; the outer loss then
+        # leaves them out.
         self.model.mix.requires_grad_(not config.only_transformer)
 
 
@@ -125,7 +129,7 @@ def _meta_train(config: MetaConfig, workers: Workers, *, resume: bool, quiet: bo
         closing(batches(train, config, first, workers)) as drawn,
         RunLog(config.output, from_step=first, active=workers.is_first) as log,
         TrainingBar(
-            "meta-training A and T",
+            "meta-training the autoencoder and the transformer",
             config.steps,
             first=first,
             quiet=quiet or not workers.is_first,
@@ -184,7 +188,7 @@ def batches(
 
 
 def stretches(config: MetaConfig, first: int) -> Iterator[tuple[int, int, EpisodeConfig]]:
-    """Steps from ``first`` on, in runs (start, stop) of the same kind of episodes."""
+    """Ranges (start, stop) of steps from ``first`` on, each with one kind of episodes."""
     start = first
     for step in range(first + 1, config.steps + 1):
         if step == config.steps or config.episodes(step) != config.episodes(start):

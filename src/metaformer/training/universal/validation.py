@@ -1,4 +1,4 @@
-"""What held-out episodes say of a model in training."""
+"""Validation of a model in training on held-out episodes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def validate(
 
     The gain is the loss on clean queries before the inner steps minus after. AUROC is within an
     episode, so that scores need not be comparable between products; ``first`` is the map before
-    T. An episode without both kinds of queries, or of pixels, is left out of that mean, which is
-    None if none is left. Queries that are anomalous all over count for images only.
+    the transformer. An episode without both kinds of queries, or of pixels, is left out of that
+    mean, which is None if none is left. Queries that are anomalous all over count for images only.
     """
     gains, found = [], []
     for drawn in episodes:
