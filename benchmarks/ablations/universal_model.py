@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from metaformer.data.datasets.loading import Category, load_categories
 from metaformer.detection.adaptation import prepare
-from metaformer.detection.pixel.adapted import AdaptedPixel, PreparedImage
+from metaformer.detection.pixel.adapted import AdaptedPixel
 from metaformer.detection.pixel.config import PixelConfig
+from metaformer.detection.pixel.prepared_image import PreparedImage
 from metaformer.detection.pixel.preset import PixelPreset
 from metaformer.detection.pixel.universal_model import Output, UniversalConfig
 from metaformer.detection.scoring.anomaly_map import image_score, smooth, to_image_size

@@ -14,7 +14,6 @@ from typing import Any
 from benchmarks.accuracy.baselines import PaDiM, PatchCore, PerPixel, ScratchAutoencoder
 from benchmarks.accuracy.baselines.feature_cache import remembering
 from benchmarks.accuracy.peers.anomaly_dino import AnomalyDino
-from metaformer.detection.detector import Metaformer
 from metaformer.detection.feature.config import (
     ALIGNED as ALIGNED_SETTINGS,
 )
@@ -22,6 +21,7 @@ from metaformer.detection.feature.config import (
     FeatureConfig,
 )
 from metaformer.detection.feature.preset import FeaturePreset
+from metaformer.detection.metaformer import Metaformer
 from metaformer.evaluation.detector_method import DetectorMethod
 from metaformer.evaluation.protocol import Method
 from metaformer.networks.efficientnet import load_backbone

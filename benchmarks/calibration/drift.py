@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from metaformer.data.datasets.loading import draw_support, load_categories
-from metaformer.detection.detector import Metaformer
+from metaformer.detection.metaformer import Metaformer
 from metaformer.evaluation.aggregate import machine
 from metaformer.evaluation.protocol import save_results
 from metaformer.inference.drift import DriftTest

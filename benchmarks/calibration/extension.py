@@ -22,9 +22,10 @@ import torch
 
 from metaformer.data.datasets.loading import Sample, draw_support, load_categories
 from metaformer.detection.adaptation import prepare, scores_of
-from metaformer.detection.detector import Detector, Metaformer
+from metaformer.detection.detector import Detector
 from metaformer.detection.feature.config import FeatureConfig
 from metaformer.detection.feature.preset import FeaturePreset
+from metaformer.detection.metaformer import Metaformer
 from metaformer.evaluation.aggregate import machine
 from metaformer.evaluation.metrics import image_metrics
 from metaformer.evaluation.protocol import save_results

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from metaformer.data.datasets.loading import draw_support, load_categories
-from metaformer.detection.detector import Metaformer
+from metaformer.detection.metaformer import Metaformer
 from metaformer.evaluation.aggregate import machine
 from metaformer.evaluation.protocol import save_results
 from metaformer.io.images import read_image

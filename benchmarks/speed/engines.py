@@ -29,7 +29,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from metaformer.detection.detector import Detector, Metaformer
+from metaformer.detection.detector import Detector
+from metaformer.detection.metaformer import Metaformer
 from metaformer.detection.presets import PRESETS
 from metaformer.evaluation.aggregate import machine
 from metaformer.evaluation.protocol import save_results

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 from metaformer.data.datasets.loading import Category, Sample, draw_support, load_categories
-from metaformer.detection.detector import Detector, Metaformer
+from metaformer.detection.detector import Detector
+from metaformer.detection.metaformer import Metaformer
 from metaformer.evaluation.aggregate import machine
 from metaformer.evaluation.metrics import image_metrics
 from metaformer.evaluation.protocol import save_results

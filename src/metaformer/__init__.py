@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import metaformer.io.forking  # noqa: F401  # from now on forked workers can compute
 
 if TYPE_CHECKING:
-    from metaformer.detection.detector import Detector, Metaformer
+    from metaformer.detection.detector import Detector
     from metaformer.detection.detector_file import DetectorFileError
     from metaformer.detection.given_images import SkippedImageWarning
+    from metaformer.detection.metaformer import Metaformer
     from metaformer.detection.scoring.prediction import Prediction, Region, to_records
     from metaformer.detection.support_set import DuplicateSupportWarning, OddSupportWarning
     from metaformer.inference.allocator import keep_freed_memory
@@ -43,7 +44,7 @@ _MODULES = {
     "DetectorFileError": "metaformer.detection.detector_file",
     "DuplicateSupportWarning": "metaformer.detection.support_set",
     "ImageError": "metaformer.io.pixels",
-    "Metaformer": "metaformer.detection.detector",
+    "Metaformer": "metaformer.detection.metaformer",
     "OddSupportWarning": "metaformer.detection.support_set",
     "Prediction": "metaformer.detection.scoring.prediction",
     "Region": "metaformer.detection.scoring.prediction",

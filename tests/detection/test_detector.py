@@ -18,8 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import metaformer
-from metaformer.detection.detector import Detector, Metaformer
+from metaformer.detection.detector import Detector
 from metaformer.detection.detector_file import FORMAT_VERSION, DetectorFileError
+from metaformer.detection.metaformer import Metaformer
 from metaformer.detection.pixel.config import PixelConfig
 from metaformer.detection.pixel.preset import PixelPreset
 from metaformer.detection.scoring.prediction import Prediction

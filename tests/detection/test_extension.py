@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from metaformer.cli import app
 from metaformer.detection.adaptation import prepare
-from metaformer.detection.detector import Detector, Metaformer
+from metaformer.detection.detector import Detector
 from metaformer.detection.extension import shrinkage
 from metaformer.detection.feature.preset import FeaturePreset
+from metaformer.detection.metaformer import Metaformer
 from metaformer.detection.pixel.config import PixelConfig
 from metaformer.detection.pixel.preset import PixelPreset
 from metaformer.detection.scoring.anomaly_map import image_score

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import metaformer
-from metaformer.detection.detector import Detector, Metaformer
+from metaformer.detection.detector import Detector
+from metaformer.detection.metaformer import Metaformer
 from metaformer.io.images import read_image
 
 BOARDS = Path(metaformer.__file__).parent / "data" / "demo_images" / "circuit_board"

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from metaformer.detection.given_images import PassedOverWarning
-from metaformer.io.folders import Omission, list_images, walk
+from metaformer.io.folders import list_images, walk
 from metaformer.io.images import ImageError, guess_white_level, pixels_of, read_image
+from metaformer.io.omissions import Omission
 from metaformer.io.sources.readers import read_shard
 from metaformer.io.sources.shards import Sources, count_images, shards
 from tests.helpers import boards, trees
@@ -73,7 +74,7 @@ def test_a_list_from_a_pipe_is_read_once_and_whole(tmp_path, monkeypatch):
     writer.join()
     assert count_images(sources) == 5000
     assert list(categories(*sources.arguments)) == names
-    monkeypatch.setattr("metaformer.io.sources.shards.PIPE_SECONDS", 0.1)
+    monkeypatch.setattr("metaformer.io.sources.lists.PIPE_SECONDS", 0.1)
     with pytest.raises(ValueError, match="Nothing has been written"):
         Sources((f"@{pipe}",))
 

@@ -228,7 +228,7 @@ def test_a_name_is_text_in_a_spreadsheet_and_known_to_the_next_run(
 
 
 def boards_omission(name: str):
-    from metaformer.io.folders import UNREADABLE, Omission
+    from metaformer.io.omissions import UNREADABLE, Omission
 
     return Omission(name, "damaged", UNREADABLE)
 

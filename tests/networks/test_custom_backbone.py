@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from metaformer.detection.detector import Detector, Metaformer
+from metaformer.detection.detector import Detector
 from metaformer.detection.detector_file import DetectorFileError
+from metaformer.detection.metaformer import Metaformer
 from metaformer.networks.backbone_weights import BackboneError
 from metaformer.networks.efficientnet import INPUT_MEAN, INPUT_STD, load_backbone
 from metaformer.networks.placement import DeviceError, check_device

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch.utils.flop_counter import FlopCounterMode
 
-from metaformer.detection.detector import Metaformer
+from metaformer.detection.metaformer import Metaformer
 from metaformer.networks.instance_prior import (
     CARD,
     EFFECTS,

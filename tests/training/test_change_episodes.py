@@ -8,13 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from metaformer.training.episodes.arrangements import arrangement
-from metaformer.training.episodes.change_episodes import (
-    ChangeConfig,
-    Pose,
-    change_episode,
-    move,
-    move_mask,
-)
+from metaformer.training.episodes.change_episodes import ChangeConfig, change_episode
 from metaformer.training.episodes.episodes import Episode
 from metaformer.training.episodes.frame_changes import (
     blank_frame,
@@ -24,6 +18,7 @@ from metaformer.training.episodes.frame_changes import (
     removed,
 )
 from metaformer.training.episodes.photo_pool import PhotoPool
+from metaformer.training.episodes.pose import Pose, move, move_mask
 
 Picture = NDArray[np.uint8]
 SIDE = 96

@@ -33,15 +33,10 @@ from metaformer.training.checkpoints import (
 from metaformer.training.distributed import Workers
 from metaformer.training.prior.chroma_key import key_by_border
 from metaformer.training.prior.effect_photos import PhotoMix, draw_composed, draw_effect_batch
+from metaformer.training.prior.effect_pool import EffectPool
 from metaformer.training.prior.photo_bank import load_bank
 from metaformer.training.prior.saliency_sets import LAYOUTS, load_saliency_set
-from metaformer.training.prior.train import (
-    EffectPool,
-    PriorTrainer,
-    PriorTrainingConfig,
-    to_batch,
-    train_prior,
-)
+from metaformer.training.prior.train import PriorTrainer, PriorTrainingConfig, to_batch, train_prior
 from metaformer.training.run_log import LOG
 
 

@@ -104,9 +104,10 @@ def adapt(
             raise IsADirectoryError(
                 f"{output}: a folder. Give a file, {output / 'product.metaformer'} for example."
             )
-        from metaformer.detection.detector import Detector, Metaformer
+        from metaformer.detection.detector import Detector
         from metaformer.detection.given_images import list_support, warn_about_omissions
-        from metaformer.io.folders import SKIPPED
+        from metaformer.detection.metaformer import Metaformer
+        from metaformer.io.omissions import SKIPPED
         from metaformer.io.sources.shards import Sources
 
         support, omissions = list_support(Sources(tuple(images), recursive, every))

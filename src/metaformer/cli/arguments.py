@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+import typer
+
 from metaformer.cli.screen import command_line
 
 DETECTOR_SUFFIX = ".metaformer"
@@ -97,3 +99,40 @@ def check_detector_argument(command: str, detector: Path, others: Sequence[Path 
             f"make one: {command_line('adapt', detector, '-o', made)}, then "
             f"{command_line(command, made, *others)}"
         )
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Refuse a run whose every path is mistyped, before it makes a folder of results.
+
+    A missing file among others is a failure to list, like one that cannot be read.
+
+    Raises:
+        FileNotFoundError: nothing that was named is there.
+    """
+    missing = [
+        name
+        for name in arguments
+        if "://" not in name and not Path(name).exists() and not name.startswith("@")
+    ]
+    if len(missing) == len(arguments):
+        raise FileNotFoundError(f"{', '.join(missing)}: no such file or folder. Check the path.")
+
+
+def note_sub_folders(arguments: list[str]) -> None:
+    """Say which folders inside those named are not looked into."""
+    from metaformer.io.folders import is_results, list_folders, why_skipped
+
+    for name in arguments:
+        if "://" in name or not Path(name).is_dir():
+            continue
+        left = [
+            path.name
+            for path in list_folders(name)
+            if not why_skipped(path.name, str(path), name, is_results)
+        ]
+        if left:
+            listed = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+            count = f"{len(left)} sub-folder{'' if len(left) == 1 else 's'}"
+            typer.echo(
+                f"note: {name}: {count} not looked into ({listed}). Add --recursive.", err=True
+            )

@@ -10,7 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from metaformer.cli.arguments import check_detector_argument, usual_results
+from metaformer.cli.arguments import (
+    check_arguments,
+    check_detector_argument,
+    note_sub_folders,
+    usual_results,
+)
 from metaformer.cli.options import (
     INTERRUPTED,
     RARE,
@@ -125,22 +130,21 @@ def predict(
         if engine is EngineOption.ray:
             place, engine = Place.ray, EngineOption.auto
         if place is Place.ray:
-            if scores_format is ScoresFormatName.csv:
-                raise ValueError("a Ray job writes Parquet. Leave out --format csv.")
-            if as_json:
-                raise ValueError("a Ray job has no --json: its predictions are in scores/ only.")
-            if engine not in (EngineOption.auto, EngineOption.torch):
-                raise ValueError("a Ray job computes with PyTorch. Leave out --engine.")
-            if device != "cpu":
-                raise ValueError("a Ray job computes on processors. Leave out --device.")
-            if workers is not None:
-                raise ValueError("a Ray job has one image a processor. Leave out --workers.")
-            if labels is not None:
-                raise ValueError("a Ray job writes no report. Leave out --labels.")
-            if backbone_weights is not None:
-                raise ValueError(
-                    "a Ray job has no --backbone-weights: set METAFORMER_WEIGHTS on every machine."
-                )
+            refused = {
+                "writes Parquet. Leave out --format csv.": scores_format is ScoresFormatName.csv,
+                "has no --json: its predictions are in scores/ only.": as_json,
+                "computes with PyTorch. Leave out --engine.": engine
+                not in (EngineOption.auto, EngineOption.torch),
+                "computes on processors. Leave out --device.": device != "cpu",
+                "has one image a processor. Leave out --workers.": workers is not None,
+                "writes no report. Leave out --labels.": labels is not None,
+                "has no --backbone-weights: set METAFORMER_WEIGHTS on every machine.": (
+                    backbone_weights is not None
+                ),
+            }
+            for why, is_given in refused.items():
+                if is_given:
+                    raise ValueError(f"a Ray job {why}")
             scores_format, report = ScoresFormatName.parquet, False
         scores_format = scores_format or ScoresFormatName.csv
         arguments = [*(images or []), *(f"@{path}" for path in lists or [])]
@@ -296,40 +300,3 @@ def predict(
         raise typer.Exit(1)
     if result.failed:
         raise typer.Exit(SOME_UNREADABLE)
-
-
-def check_arguments(arguments: list[str]) -> None:
-    """Refuse a run whose every path is mistyped, before it makes a folder of results.
-
-    A missing file among others is a failure to list, like one that cannot be read.
-
-    Raises:
-        FileNotFoundError: nothing that was named is there.
-    """
-    missing = [
-        name
-        for name in arguments
-        if "://" not in name and not Path(name).exists() and not name.startswith("@")
-    ]
-    if len(missing) == len(arguments):
-        raise FileNotFoundError(f"{', '.join(missing)}: no such file or folder. Check the path.")
-
-
-def note_sub_folders(arguments: list[str]) -> None:
-    """Say which folders inside those named are not looked into."""
-    from metaformer.io.folders import is_results, list_folders, why_skipped
-
-    for name in arguments:
-        if "://" in name or not Path(name).is_dir():
-            continue
-        left = [
-            path.name
-            for path in list_folders(name)
-            if not why_skipped(path.name, str(path), name, is_results)
-        ]
-        if left:
-            listed = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
-            count = f"{len(left)} sub-folder{'' if len(left) == 1 else 's'}"
-            typer.echo(
-                f"note: {name}: {count} not looked into ({listed}). Add --recursive.", err=True
-            )

@@ -16,16 +16,15 @@ from metaformer.data.datasets.suggestion import (
     suggest_test_folder,
 )
 from metaformer.io.encoding import encode_picture
-from metaformer.io.folders import (
+from metaformer.io.folders import describe_omissions, walk
+from metaformer.io.images import IMAGE_SUFFIXES, ImageError, Source
+from metaformer.io.omissions import (
     NO_PERMISSION,
     NOT_A_FILE,
     NOT_READ,
     SKIPPED,
     Omission,
-    describe_omissions,
-    walk,
 )
-from metaformer.io.images import IMAGE_SUFFIXES, ImageError, Source
 from metaformer.io.sources.items import NamedBytes, items_of
 from metaformer.io.sources.shards import Sources
 from metaformer.io.tensors import TensorLike

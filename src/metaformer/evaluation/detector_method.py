@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metaformer.detection.detector import Detector, Metaformer
+from metaformer.detection.detector import Detector
 from metaformer.detection.feature.config import SHIPPED
+from metaformer.detection.metaformer import Metaformer
 from metaformer.detection.pixel.config import Mode
 from metaformer.detection.presets import PresetName
 from metaformer.detection.support_set import OddSupportWarning

@@ -32,8 +32,8 @@ from metaformer.inference.scores.parquet_scores import ParquetScores
 from metaformer.inference.scores.rows import ScoreRow, row_digest, score_row, truth_of, with_truth
 from metaformer.io.atomic_files import write_bytes
 from metaformer.io.encoding import encode_levels
-from metaformer.io.folders import SKIPPED, UNREADABLE, Omission
 from metaformer.io.images import ImageError
+from metaformer.io.omissions import SKIPPED, UNREADABLE, Omission
 from metaformer.io.sources.naming import (
     UNKNOWN,
     Version,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from metaformer.data.datasets.category import Sample
 from metaformer.data.datasets.truth import Outcomes
-from metaformer.detection.detector import Detector, Metaformer
+from metaformer.detection.detector import Detector
+from metaformer.detection.metaformer import Metaformer
 from metaformer.detection.scoring.prediction import Prediction
 from metaformer.inference.report.html import ReportBuilder
 from metaformer.io.images import list_images, read_image

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from metaformer.io.folders import Omission, check_folder, natural_key, walk
+from metaformer.io.folders import check_folder, natural_key, walk
+from metaformer.io.omissions import Omission
 from metaformer.io.sources.naming import version_digest
 
 

@@ -27,7 +27,7 @@ from metaformer.inference.scores.parquet_scores import (
     read_part,
 )
 from metaformer.inference.scores.rows import is_current
-from metaformer.io.folders import UNREADABLE, Omission
+from metaformer.io.omissions import UNREADABLE, Omission
 from metaformer.io.sources.naming import absolute, member_name, name_digest, version_of
 from metaformer.io.sources.shards import (
     SHARD_IMAGES,

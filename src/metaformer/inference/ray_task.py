@@ -19,8 +19,8 @@ from metaformer.inference.allocator import keep_freed_memory
 from metaformer.inference.batch import score_pixels
 from metaformer.inference.scores.parquet_scores import ParquetScores, read_part, write_part
 from metaformer.inference.scores.rows import is_current, with_truth
-from metaformer.io.folders import Omission
 from metaformer.io.images import ImageError
+from metaformer.io.omissions import Omission
 from metaformer.io.sources.naming import UNKNOWN, Version, version_of
 from metaformer.io.sources.prefetch import read_ahead
 from metaformer.io.sources.readers import read_shard

@@ -27,8 +27,8 @@ from metaformer.inference.drift import DriftTest
 from metaformer.inference.folder_poller import FileVersion, FolderPoller, current_version
 from metaformer.inference.scores.json_lines import Record
 from metaformer.inference.webhook import Webhook
-from metaformer.io.folders import SKIPPED, Omission
 from metaformer.io.images import ImageError, read_image
+from metaformer.io.omissions import SKIPPED, Omission
 from metaformer.io.sources.naming import version_digest
 
 LOOKING_SHARE = 0.2

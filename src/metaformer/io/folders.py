@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from metaformer.io.omissions import (
+    NO_PERMISSION,
+    NOT_READ,
+    SKIPPED,
+    Omission,
+    no_permission,
+    not_a_file,
+)
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib"}
@@ -51,25 +58,6 @@ _BINS = {
     "lost+found": "a folder of the system",
 }
 _TRUTH = frozenset({"ground_truth", "ground-truth", "groundtruth", "mask", "masks"})
-
-SKIPPED = "passed over"
-"""Category of what is no image to score, on purpose; it is said, and is no failure."""
-UNREADABLE = "unreadable"
-NOT_READ = "not read"
-"""Category of files that may hold images and are of a kind that is not read."""
-NO_PERMISSION = "no permission"
-NOT_A_FILE = "not a file"
-MISSING = "missing"
-CUT_SHORT = "cut short"
-
-
-@dataclass(frozen=True)
-class Omission:
-    """Something that was found and is not scored."""
-
-    path: str
-    reason: str
-    category: str
 
 
 def natural_key(path: Path | str) -> tuple[object, ...]:
@@ -223,23 +211,6 @@ def _folder_omission(parent: str, path: str, name: str) -> Omission | None:
         except OSError:
             return None
     return Omission(path, f"{why}; skipped.", SKIPPED)
-
-
-def no_permission(path: str) -> Omission:
-    return Omission(
-        path, "no permission to list this folder. Change its permissions.", NO_PERMISSION
-    )
-
-
-def not_a_file(path: str) -> Omission | None:
-    """Pipes, sockets and devices, which can make a reader wait for ever."""
-    try:
-        mode = os.stat(path).st_mode  # noqa: PTH116, a hot path
-    except (OSError, ValueError):
-        return None  # reading it says why
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-        return None
-    return Omission(path, "neither a file nor a link to one. Give an image file.", NOT_A_FILE)
 
 
 def list_images(folder: Path | str, *, recursive: bool = False) -> list[Path]:

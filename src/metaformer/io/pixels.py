@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from metaformer.io.folders import UNREADABLE
+from metaformer.io.omissions import UNREADABLE
 
 COPIED_ROWS = 256
 """Rows that leave Pillow at a time; bounds memory."""

@@ -12,7 +12,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from metaformer.detection.detector import Detector, Metaformer
+from metaformer.detection.detector import Detector
+from metaformer.detection.metaformer import Metaformer
 from metaformer.io.images import ImageError, read_image
 from metaformer.serve.http.limits import Limits
 from metaformer.serve.http.schemas import AdaptRequest, DetectorSummary, Job

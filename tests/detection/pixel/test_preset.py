@@ -11,7 +11,7 @@ from torch import Tensor
 
 import metaformer.detection.pixel.finetuning as pixel_long
 import metaformer.detection.pixel.fitting as pixel_fit
-from metaformer.detection.pixel.adapted import AdaptedPixel, PreparedImage, padded
+from metaformer.detection.pixel.adapted import AdaptedPixel
 from metaformer.detection.pixel.config import PixelConfig
 from metaformer.detection.pixel.fitting import (
     check_loss,
@@ -22,6 +22,7 @@ from metaformer.detection.pixel.fitting import (
     squeezed,
 )
 from metaformer.detection.pixel.inner_rates import InnerRates
+from metaformer.detection.pixel.prepared_image import PreparedImage, padded
 from metaformer.detection.pixel.preset import PixelPreset
 from metaformer.detection.pixel.universal_model import UniversalModel
 from metaformer.detection.pixel.universal_weights import UniversalWeightsError

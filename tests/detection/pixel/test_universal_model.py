@@ -11,22 +11,26 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from metaformer.detection.nearest_neighbors import as_columns, nearest_distance
-from metaformer.detection.pixel.universal_model import (
+from metaformer.detection.pixel.encoder_output import (
     CELL,
     FINE,
-    LEAST_SCALE,
     LEVELS,
     TOKEN_CHANNELS,
     EncoderOutput,
+    crop,
+    to_encoder_output,
+)
+from metaformer.detection.pixel.support_memory import (
+    LEAST_SCALE,
+    build_memory,
+    mean_distance_between,
+    spread,
+)
+from metaformer.detection.pixel.universal_model import (
     Output,
     UniversalConfig,
     UniversalModel,
-    build_memory,
-    crop,
-    mean_distance_between,
     respond,
-    spread,
-    to_encoder_output,
 )
 from metaformer.networks.autoencoder import Autoencoder, Moments
 from metaformer.networks.instance_prior import InstancePrior, load_prior

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -13,25 +13,22 @@ from torch import Tensor, nn
 
 from metaformer.detection.nearest_neighbors import merge_samples
 from metaformer.detection.pixel.config import PixelConfig
-from metaformer.detection.pixel.fitting import choose
-from metaformer.detection.pixel.reconstruction_error import template_gap
-from metaformer.detection.pixel.universal_model import (
+from metaformer.detection.pixel.encoder_output import (
     COMPARED_STAGES,
     FINE,
     EncoderOutput,
-    SupportMemory,
-    UniversalModel,
-    build_memory,
-    crop,
-    respond,
-    to_encoder_output,
 )
+from metaformer.detection.pixel.fitting import choose
+from metaformer.detection.pixel.prepared_image import PreparedImage, cropped_output, prepare
+from metaformer.detection.pixel.reconstruction_error import template_gap
+from metaformer.detection.pixel.support_memory import SupportMemory, build_memory
+from metaformer.detection.pixel.universal_model import UniversalModel
 from metaformer.detection.pixel.universal_weights import universal_config
 from metaformer.detection.preset import Extension
 from metaformer.detection.scoring.anomaly_map import smooth
 from metaformer.detection.scoring.frame_check import FrameCheck, Statistics, frame_statistics
 from metaformer.detection.support_set import make_folds
-from metaformer.networks.autoencoder import SIZE_MULTIPLE, Moments
+from metaformer.networks.autoencoder import Moments
 from metaformer.networks.instance_prior import InstancePrior, PriorConfig
 
 TEMPLATE_REACH = 1
@@ -46,55 +43,6 @@ FRAME_LIMITS = (0.48, 1e6)
 """Of the frame check. Features of unit length say little by their mean: the deviation decides."""
 MAX_FOLDS = 10
 """Folds that the support is left out in."""
-
-
-@dataclass(frozen=True)
-class PreparedImage:
-    """An image at working size with its response map."""
-
-    pixels: Tensor
-    """(1, 3, H, W) in [-1, 1]; where it is to be rebuilt padded to multiples of 128."""
-    response: Tensor | None
-    """(1, 1, H, W) in [0, 1]; None where the transformer has no say."""
-    height: int
-    """Rows that are image; the rest is padding, on the bottom."""
-    width: int
-
-    def with_pixels(self, image: Tensor) -> PreparedImage:
-        """Another image (1, 3, height, width) in [0, 1] of the same object: the response map
-        stays."""
-        return replace(self, pixels=padded(image * 2 - 1))
-
-
-def prepare(config: PixelConfig, prior: InstancePrior, image: Tensor) -> PreparedImage:
-    """Images (B, 3, H, W) in [0, 1], sides multiples of 16, as the autoencoder takes them; where
-    the transformer has its say, with the response map."""
-    pixels = image * 2 - 1
-    response = None
-    if config.corrects:
-        found = respond(prior, pixels) if config.response else torch.ones_like(pixels[:, :1])
-        response = padded(found)
-    if config.rebuilds:
-        pixels = padded(pixels)
-    pixels = pixels.contiguous(memory_format=torch.channels_last)
-    return PreparedImage(pixels, response, image.shape[2], image.shape[3])
-
-
-def padded(image: Tensor) -> Tensor:
-    """(1, C, H, W) with its last row and column repeated up to multiples of 128."""
-    bottom, right = (-side % SIZE_MULTIPLE for side in image.shape[2:])
-    image = F.pad(image, (0, right, 0, bottom), mode="replicate")
-    return image.contiguous(memory_format=torch.channels_last)
-
-
-def cropped_output(
-    config: PixelConfig, image: PreparedImage, stages: Sequence[Tensor], rebuilt: Tensor | None
-) -> EncoderOutput:
-    """What A's encoder stages and reconstruction say of one image, padding cut off."""
-    if rebuilt is not None and not config.reconstruction:
-        rebuilt = image.pixels
-    encoded = to_encoder_output(image.pixels, stages, rebuilt, image.response)
-    return crop(encoded, image.height, image.width)
 
 
 class AdaptedPixel:

@@ -19,16 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metaformer.data.synthetic.defects import draw_defect
-from metaformer.detection.pixel.adapted import AdaptedPixel, PreparedImage
+from metaformer.detection.pixel.adapted import AdaptedPixel
+from metaformer.detection.pixel.encoder_output import FINE, EncoderOutput
 from metaformer.detection.pixel.fitting import train_watched
 from metaformer.detection.pixel.losses import image_logits, location_loss, ranking_loss
-from metaformer.detection.pixel.universal_model import (
-    FINE,
-    EncoderOutput,
-    SupportMemory,
-    UniversalModel,
-    build_memory,
-)
+from metaformer.detection.pixel.prepared_image import PreparedImage
+from metaformer.detection.pixel.support_memory import SupportMemory, build_memory
+from metaformer.detection.pixel.universal_model import UniversalModel
 from metaformer.detection.preprocessing import to_tensor
 
 STEPS = 300

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metaformer.detection.pixel.encoder_output import COMPARED_STAGES
 from metaformer.detection.pixel.inner_rates import LARGEST_GRADIENT, InnerRates, total_norm
-from metaformer.detection.pixel.universal_model import COMPARED_STAGES, UniversalModel
+from metaformer.detection.pixel.universal_model import UniversalModel
 from metaformer.networks.autoencoder import SIZE_MULTIPLE, Autoencoder, Moments
 
 Item = TypeVar("Item")

@@ -16,19 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaformer.detection.pixel.adapted import (
-    FRAME_LIMITS,
-    MAX_FOLDS,
-    AdaptedPixel,
-    PreparedImage,
-    cropped_output,
-    prepare,
-    statistics_of,
-)
+from metaformer.detection.pixel.adapted import FRAME_LIMITS, MAX_FOLDS, AdaptedPixel, statistics_of
 from metaformer.detection.pixel.config import PixelConfig
 from metaformer.detection.pixel.finetuning import train_transformer
 from metaformer.detection.pixel.fitting import fit, fit_long, read_support, squeezed
 from metaformer.detection.pixel.inner_rates import InnerRates
+from metaformer.detection.pixel.prepared_image import PreparedImage, cropped_output, prepare
 from metaformer.detection.pixel.universal_model import UniversalModel
 from metaformer.detection.pixel.universal_weights import load_universal
 from metaformer.detection.preprocessing import working_size

@@ -12,7 +12,6 @@ transformer corrects it are ours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,8 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaformer.detection.nearest_neighbors import as_columns, nearest_distance
-from metaformer.detection.pixel.reconstruction_error import GAP_CHANNELS, gap_channels
-from metaformer.networks.autoencoder import ENCODER_CHANNELS, Autoencoder, AutoencoderConfig
+from metaformer.detection.pixel.encoder_output import (
+    CELL,
+    FINE,
+    LEVELS,
+    TOKEN_CHANNELS,
+    EncoderOutput,
+    main_gap,
+)
+from metaformer.detection.pixel.support_memory import SupportMemory
+from metaformer.networks.autoencoder import Autoencoder, AutoencoderConfig
 from metaformer.networks.instance_prior import InstancePrior
 from metaformer.networks.pixel_transformer import (
     GapTransformer,
@@ -30,27 +37,10 @@ from metaformer.networks.pixel_transformer import (
     grid_positions,
 )
 
-LEVELS = (4, 8, 16)
-"""Strides of the encoder stages that are compared with the support's."""
-STAGES = (2, 4, 8, 16, 32)
-"""Strides of the autoencoder's encoder stages."""
-CELL = 8
-"""Pixels along the side of a token of the transformer."""
-FINE = 4
-"""Pixels along the side of a value of the map."""
-COMPARED_STAGES = STAGES.index(max(LEVELS)) + 1
-"""Stages that the comparison with the support needs, from the first."""
-LEVEL_CHANNELS = dict(zip(STAGES, ENCODER_CHANNELS[1:], strict=True))
-TOKEN_CHANNELS = sum(LEVEL_CHANNELS[level] for level in LEVELS) + GAP_CHANNELS * (CELL // FINE) ** 2
 CUES = len(LEVELS) + 2
 """A token's log distance at each level, its log gap, and the log number of support images."""
-LEAST_SCALE = 0.01
-"""Added to the units that distance and gap are measured in, near zero on a flat support."""
 FLOOR = 0.05
 """Keeps the logarithm of a ratio finite where a token is the same as one of the support."""
-SCALE_QUERIES, SCALE_MEMORY = 320, 8192
-"""Where the support is compared with itself, this many tokens of an image stand for all of it, and
-this many for all other images together; evenly spread."""
 GAP_WEIGHT = 1 / 3
 """Weight of the gap in the first map, at the start of training; the levels share the rest."""
 
@@ -80,67 +70,6 @@ class UniversalConfig:
             support_attention=self.support_attention,
             response=self.response,
         )
-
-
-@dataclass(frozen=True)
-class EncoderOutput:
-    """Features, reconstruction gap and response map of B images of one size."""
-
-    features: dict[int, Tensor]
-    """Stride -> (B, C, h, w), unit length over C."""
-    gap: Tensor | None
-    """(B, GAP_CHANNELS, H / 4, W / 4), see ``gap_channels``; where the transformer is not to be
-    asked, the absolute difference alone, (B, 3, H / 4, W / 4); None where it has no share in the
-    map."""
-    rebuilt: Tensor | None
-    """(B, 3, H, W) in [-1, 1]; None where the gap is."""
-    response: Tensor | None
-    """(B, H / 8, W / 8): the response map in [0, 1]; None where the transformer is not to be
-    asked."""
-    images: Tensor | None = None
-    """(B, 3, H, W) in [-1, 1]: what was read."""
-
-    def tokens(self) -> Tensor:
-        """(B, N, TOKEN_CHANNELS), N = H / 8 * W / 8, row by row.
-
-        Raises:
-            ValueError: the images were read without the response map.
-        """
-        if self.response is None or self.gap is None:
-            raise ValueError(
-                "The transformer needs the response map and all of the gap: read the images with a "
-                "response."
-            )
-        size = self.response.shape[1:]
-        parts = [
-            F.interpolate(grid, size, mode="area" if level < CELL else "bilinear")
-            * grid.shape[1] ** 0.5  # entries about 1, whatever the number of channels
-            for level, grid in self.features.items()
-        ]
-        parts.append(F.pixel_unshuffle(self.gap, CELL // FINE))
-        return torch.cat(parts, dim=1).flatten(2).transpose(1, 2)
-
-
-@dataclass(frozen=True)
-class SupportMemory:
-    """What the model stores of the support images."""
-
-    tokens: Tensor
-    """(M, TOKEN_CHANNELS) for the transformer's attention; none, M = 0, where the transformer is
-    not to be asked."""
-    positions: Tensor
-    """(M, 2)."""
-    response: Tensor
-    """(M,)."""
-    features: dict[int, Tensor]
-    """Stride -> (N, C), unit length."""
-    distance_scale: Tensor
-    """(levels + 1,): mean distance of one support image to the others, and mean gap: the units
-    that distance and gap are measured in. (levels,) where the gap has no share in the map."""
-    images: int
-    """How many images the support has."""
-    templates: tuple[Tensor, ...] = ()
-    """Support images (3, H, W) in [-1, 1] to compare with pixel by pixel, where that is asked."""
 
 
 @dataclass(frozen=True)
@@ -224,126 +153,6 @@ class UniversalModel(nn.Module):
         if query.gap is not None:
             maps.append(main_gap(query) / memory.distance_scale[-1])
         return maps
-
-
-def to_encoder_output(
-    images: Tensor, stages: Sequence[Tensor], rebuilt: Tensor | None, response: Tensor | None
-) -> EncoderOutput:
-    """Put together what the autoencoder and the prior say; what only the transformer reads is left
-    out without ``response``.
-
-    Args:
-        images: (B, 3, H, W) in [-1, 1].
-        stages: the autoencoder's encoder stages, (B, C, H / 2^(i+1), W / 2^(i+1));
-            ``COMPARED_STAGES`` or more.
-        rebuilt: (B, 3, H, W), or None if the gap is to have no share.
-        response: the response map, (B, 1, H, W) in [0, 1], or None.
-    """
-    features = {
-        stride: F.normalize(stage.float(), dim=1)
-        for stride, stage in zip(STAGES, stages, strict=False)
-        if stride in LEVELS
-    }
-    if rebuilt is None:
-        return EncoderOutput(features, None, None, None, images)
-    rebuilt = rebuilt.float()
-    if response is None:
-        gap = F.avg_pool2d((images - rebuilt).abs(), FINE)
-        return EncoderOutput(features, gap, rebuilt, None, images)
-    gap = F.avg_pool2d(gap_channels(images, rebuilt), FINE)
-    return EncoderOutput(features, gap, rebuilt, F.avg_pool2d(response.float(), CELL)[:, 0], images)
-
-
-def crop(encoded: EncoderOutput, height: int, width: int) -> EncoderOutput:
-    """Without what was padded at the bottom and on the right; multiples of 16 are left."""
-    return EncoderOutput(
-        {
-            stride: grid[:, :, : height // stride, : width // stride]
-            for stride, grid in encoded.features.items()
-        },
-        None if encoded.gap is None else encoded.gap[:, :, : height // FINE, : width // FINE],
-        None if encoded.rebuilt is None else encoded.rebuilt[:, :, :height, :width],
-        None
-        if encoded.response is None
-        else encoded.response[:, : height // CELL, : width // CELL],
-        None if encoded.images is None else encoded.images[:, :, :height, :width],
-    )
-
-
-def build_memory(
-    support: Sequence[EncoderOutput], distance_scale: Tensor | None = None
-) -> SupportMemory:
-    """Keep a support, given as encoder outputs of one or more images each; differentiable.
-
-    Args:
-        distance_scale: units, as in ``SupportMemory``, where they are not to be this support's own.
-    """
-    features = {
-        level: [
-            image.flatten(1).T for encoded in support for image in encoded.features[level]
-        ]  # of (h * w, C)
-        for level in LEVELS
-    }
-    if distance_scale is None:
-        units = [mean_distance_between(features[level]) for level in LEVELS]
-        gaps = [main_gap(encoded).flatten() for encoded in support if encoded.gap is not None]
-        if gaps:
-            units.append(torch.cat(gaps).mean())
-        distance_scale = torch.stack(units) + LEAST_SCALE
-    tokens, positions, response = (
-        [distance_scale.new_zeros(0, TOKEN_CHANNELS)],
-        [distance_scale.new_zeros(0, 2)],
-        [],
-    )
-    for encoded in support:
-        if encoded.response is not None:
-            tokens.append(encoded.tokens().flatten(0, 1))
-            grid = grid_positions(*encoded.response.shape[1:]).to(distance_scale.device)
-            positions.append(grid.repeat(len(encoded.response), 1))
-            response.append(encoded.response.flatten())
-    return SupportMemory(
-        tokens=torch.cat(tokens),
-        positions=torch.cat(positions),
-        response=torch.cat([distance_scale.new_zeros(0), *response]),
-        features={level: torch.cat(images) for level, images in features.items()},
-        distance_scale=distance_scale,
-        images=sum(len(encoded.features[FINE]) for encoded in support),
-    )
-
-
-def mean_distance_between(images: Sequence[Tensor]) -> Tensor:
-    """Mean distance of each image's features (n, C) to the nearest of the others'.
-
-    One image is compared with itself, one half with the other.
-    """
-    if len(images) == 1:
-        half = len(images[0]) // 2
-        images = [images[0][:half], images[0][half:]]
-    distances, rows, start = [], torch.cat(list(images)), 0
-    for image in images:
-        others = spread(torch.arange(len(rows) - len(image)), SCALE_MEMORY)
-        others = others + len(image) * (others >= start)  # this image's own rows are skipped
-        distances.append(
-            nearest_distance(
-                spread(image, SCALE_QUERIES),
-                as_columns(rows[others], euclidean=False),
-                euclidean=False,
-            )
-        )
-        start += len(image)
-    return torch.cat(distances).mean()
-
-
-def spread(rows: Tensor, most: int) -> Tensor:
-    """At most ``most`` of the rows (n, C), evenly spread."""
-    return rows[:: -(-len(rows) // most)]
-
-
-def main_gap(encoded: EncoderOutput) -> Tensor:
-    """(B, H / 4, W / 4): mean absolute difference of image and reconstruction."""
-    assert encoded.gap is not None
-    difference = encoded.gap if encoded.response is None else encoded.gap[:, 6:9]
-    return difference.mean(1)
 
 
 def respond(prior: InstancePrior, images: Tensor) -> Tensor:

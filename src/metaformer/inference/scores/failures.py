@@ -7,7 +7,7 @@ from typing import Self, TextIO
 
 from metaformer.inference.scores.csv_scores import ODD_NAMES, csv_line
 from metaformer.inference.scores.rows import guarded
-from metaformer.io.folders import SKIPPED, Omission
+from metaformer.io.omissions import SKIPPED, Omission
 
 LISTED = 1000
 """Failures kept in memory to be shown; the file has them all."""

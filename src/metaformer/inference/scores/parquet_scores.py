@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from metaformer.inference.scores.rows import COLUMNS, OutputFolderError, ScoreRow
 from metaformer.io.atomic_files import atomic_path
-from metaformer.io.folders import SKIPPED, UNREADABLE, Omission
+from metaformer.io.omissions import SKIPPED, UNREADABLE, Omission
 from metaformer.io.sources.naming import as_text
 
 PART_ROWS = 5000

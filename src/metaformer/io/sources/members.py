@@ -5,15 +5,8 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterable
 
-from metaformer.io.folders import (
-    OUTPUT_FOLDERS,
-    OUTPUTS,
-    RUN_FILE,
-    SKIPPED,
-    Omission,
-    sort_file,
-    why_skipped,
-)
+from metaformer.io.folders import OUTPUT_FOLDERS, OUTPUTS, RUN_FILE, sort_file, why_skipped
+from metaformer.io.omissions import SKIPPED, Omission
 from metaformer.io.sources.naming import member_name, name_digest
 
 

@@ -20,8 +20,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from metaformer.io.folders import CUT_SHORT, MISSING, NOT_READ, Omission
 from metaformer.io.images import ImageError, read_image
+from metaformer.io.omissions import CUT_SHORT, MISSING, NOT_READ, Omission
 from metaformer.io.sources.members import Members
 from metaformer.io.sources.naming import is_address, member_name
 from metaformer.io.sources.remote import open_container

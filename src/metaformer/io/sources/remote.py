@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from metaformer.io.atomic_files import open_file
-from metaformer.io.folders import Omission, natural_key
+from metaformer.io.folders import natural_key
+from metaformer.io.omissions import Omission
 from metaformer.io.sources.members import Members
 from metaformer.io.sources.naming import is_address
 

@@ -8,9 +8,7 @@ a tar archive or a video can only be read from its start and is one shard.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import select
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,14 +16,9 @@ from pathlib import Path
 
 import cv2
 
-from metaformer.io.atomic_files import NotAFileError, open_file
-from metaformer.io.folders import (
-    IMAGE_SUFFIXES,
-    Omission,
-    no_permission,
-    not_a_file,
-    walk,
-)
+from metaformer.io.folders import IMAGE_SUFFIXES, walk
+from metaformer.io.omissions import Omission, no_permission, not_a_file
+from metaformer.io.sources.lists import is_list, lines_of, lines_of_pipe
 from metaformer.io.sources.members import Members
 from metaformer.io.sources.naming import (
     absolute,
@@ -37,8 +30,6 @@ from metaformer.io.sources.naming import (
 from metaformer.io.sources.remote import list_address, open_container
 
 SHARD_IMAGES = 1000
-PIPE_SECONDS = 10.0
-"""For the first line of a list from a pipe."""
 
 
 @dataclass(frozen=True)
@@ -230,57 +221,9 @@ def _named(sources: Sources) -> Iterator[str]:
     """The arguments, with the lines of lists in their place."""
     for argument in sources.arguments:
         if is_list(argument):
-            yield from _lines(Path(argument[1:]))
+            yield from lines_of(Path(argument[1:]))
         else:
             yield argument
-
-
-def is_list(argument: str) -> bool:
-    """``@FILE``, unless a file is called so."""
-    return argument.startswith("@") and not Path(argument).exists()
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a list that are not blank."""
-    try:
-        with open_file(path) as binary:
-            for line in io.TextIOWrapper(binary, encoding="utf-8-sig", newline=None):
-                if name := line.rstrip("\r\n"):
-                    yield name
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such list. Check the path.") from None
-    except NotAFileError:
-        raise ValueError(f"{path}: a folder, not a list of images. Give a file.") from None
-    except UnicodeDecodeError as error:
-        raise not_utf8(path, error) from error
-
-
-def lines_of_pipe(path: Path) -> list[str]:
-    """The lines of a list that another program writes, as ``<(find ...)`` in a shell.
-
-    Raises:
-        ValueError: it is no pipe, nothing comes out of it, or it is not UTF-8 text.
-    """
-    refusal = f"{path}: neither a file nor a pipe that a list of images comes out of. "
-    if not path.is_fifo():
-        raise ValueError(refusal + "Write the list to a file.")
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with os.fdopen(handle, "rb") as file:
-        if not select.select([handle], [], [], PIPE_SECONDS)[0]:
-            raise ValueError(refusal + "Nothing has been written to it.")
-        os.set_blocking(handle, True)
-        content = file.read()
-    try:
-        return [line for line in content.decode("utf-8-sig").splitlines() if line]
-    except UnicodeDecodeError as error:
-        raise not_utf8(path, error) from error
-
-
-def not_utf8(path: Path, error: UnicodeDecodeError) -> ValueError:
-    return ValueError(
-        f"{path}: not a list of images: the text is not UTF-8 ({error}). Write one path or "
-        f"address on each line."
-    )
 
 
 Found = str | Omission | ZipMembers | TarArchive | Video

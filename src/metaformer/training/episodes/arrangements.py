@@ -18,9 +18,9 @@ from metaformer.data.synthetic.defect_shapes import blob
 from metaformer.io.images import resize_image
 from metaformer.training.episodes.object_sampler import draw_ground, outline
 from metaformer.training.episodes.photo_pool import PhotoPool
+from metaformer.training.episodes.pose import Mask
 from metaformer.training.episodes.product_samplers import Image, Product, any_photo, pick
 
-Mask = NDArray[np.bool_]
 DISC = 0.33
 """Radius of the disc that is cut from a photo of a coin, as a share of its side: what the smallest
 of the kinds fills."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
@@ -29,6 +28,7 @@ from metaformer.training.episodes.episodes import (
 )
 from metaformer.training.episodes.frame_changes import blank_frame, half_lost, object_change
 from metaformer.training.episodes.photo_pool import PhotoPool
+from metaformer.training.episodes.pose import Mask, Pose, move, move_mask
 from metaformer.training.episodes.product_samplers import (
     Image,
     Product,
@@ -51,7 +51,6 @@ MARKS: tuple[DefectKind, ...] = (
 LEAST_VISIBLE = 2.0
 """Grey levels that an anomaly changes on average, or it is none."""
 
-Mask = NDArray[np.bool_]
 Draw = Callable[[Generator, int], tuple[Image, Mask | None]]
 """A good specimen with a number, and where its object is if that is known."""
 
@@ -93,33 +92,6 @@ class ChangeConfig:
         ("tiles", 0.08),
         ("goods", 0.06),
     )
-
-
-@dataclass(frozen=True)
-class Pose:
-    """Range of the poses of an episode's views."""
-
-    turn: float
-    scale: tuple[float, float]
-    shift: float
-
-    def draw(self, rng: Generator, size: int) -> NDArray[np.float64]:
-        middle = ((size - 1) / 2, (size - 1) / 2)
-        turn, scale = rng.uniform(-self.turn, self.turn), rng.uniform(*self.scale)
-        moved = np.asarray(cv2.getRotationMatrix2D(middle, turn, scale), np.float64)
-        moved[:, 2] += rng.uniform(-self.shift, self.shift, 2) * size
-        return moved
-
-
-def move(image: Image, pose: NDArray[np.float64]) -> Image:
-    """The image seen from another pose; what comes into view is mirrored."""
-    size = image.shape[0]
-    border = cv2.BORDER_REFLECT_101
-    return cv2.warpAffine(image, pose, (size, size), borderMode=border).astype(np.uint8, copy=False)
-
-
-def move_mask(mask: Mask, pose: NDArray[np.float64]) -> Mask:
-    return move((mask * np.uint8(255)).astype(np.uint8), pose) > 127
 
 
 def varied_surface(pool: PhotoPool, rng: Generator, size: int) -> Product:

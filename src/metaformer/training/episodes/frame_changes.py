@@ -5,13 +5,12 @@ from __future__ import annotations
 import cv2
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
 from metaformer.data.synthetic.defect_shapes import Shape, blob, cloud, rectangle
 from metaformer.training.episodes.object_sampler import outline
+from metaformer.training.episodes.pose import Mask
 from metaformer.training.episodes.product_samplers import Image
 
-Mask = NDArray[np.bool_]
 LEAST_CHANGE = 10
 """Mean change of a region, in grey levels, below which it is drawn again..."""
 LEAST_IN_PATTERN = 0.25

@@ -1,23 +1,18 @@
-"""Watching the prior learn: numbers on held-out photos, sample sheets, progress bar."""
+"""Watching the prior learn: numbers on held-out photos and sample sheets."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 
 import cv2
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
 from torch import Tensor
 
 from metaformer.io.atomic_files import write_bytes
 from metaformer.networks.instance_prior import EFFECTS, InstancePrior, apply_effects
 from metaformer.training.prior.effect_photos import PhotoMix, draw_composed, draw_for_effect
 from metaformer.training.prior.photo_bank import Side
-from metaformer.training.progress import RATE_SECONDS
 
 WATCHED = 96
 SHEET_COLUMNS = 12
@@ -79,38 +74,3 @@ class Watch:
         sheet = (torch.cat(rows, dim=1) * 255).byte().permute(1, 2, 0).numpy()
         _, png = cv2.imencode(".png", cv2.cvtColor(np.ascontiguousarray(sheet), cv2.COLOR_RGB2BGR))
         write_bytes(path, png.tobytes())
-
-
-class Progress:
-    """Progress bar on stderr, if that is a terminal: a run may end by hours, not by steps."""
-
-    def __init__(self, quiet: bool) -> None:
-        console = Console(stderr=True)
-        self.bar = RichProgress(
-            TextColumn("training the prior, step {task.fields[step]}"),
-            BarColumn(),
-            TextColumn("{task.percentage:.1f} %"),
-            TextColumn("loss {task.fields[loss]:.4g}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=quiet or not console.is_terminal,
-            speed_estimate_period=RATE_SECONDS,
-        )
-        self.task = self.bar.add_task("", total=1.0, step=0, loss=0.0)
-
-    def __enter__(self) -> Progress:
-        self.bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.bar.stop()
-
-    def show(self, done: float, step: int, loss: float) -> None:
-        self.bar.update(self.task, completed=done, step=step, loss=loss)

@@ -38,38 +38,17 @@ from metaformer.training.distributed import (
 )
 from metaformer.training.prior.config import PriorTrainingConfig
 from metaformer.training.prior.effect_photos import draw_effect_batch, draw_natural
+from metaformer.training.prior.effect_pool import EffectPool
 from metaformer.training.prior.export import export_prior
-from metaformer.training.prior.monitor import Progress, Watch
+from metaformer.training.prior.monitor import Watch
 from metaformer.training.prior.photo_bank import Photo, PhotoBank, load_bank
+from metaformer.training.progress import TrainingBar
 from metaformer.training.run_log import RunLog
 from metaformer.training.threads import restored_threads
 
 __all__ = ["CHECKPOINT", "EffectPool", "PriorTrainer", "PriorTrainingConfig", "train_prior"]
 
 CHECKPOINT = "checkpoint.safetensors"
-
-
-class EffectPool:
-    """Edited photos of earlier steps, so that the critic does not forget them (VEGAN)."""
-
-    def __init__(self, slots: int, side: int) -> None:
-        self.photos = torch.zeros(len(EFFECTS), slots, 3, side, side, dtype=torch.float16)
-        self.used = torch.zeros(len(EFFECTS), dtype=torch.int64)
-
-    def exchange(self, fakes: Tensor, effects: Tensor, rng: np.random.Generator) -> Tensor:
-        """``fakes`` with about half of them swapped for older ones of the same effect."""
-        out = fakes.clone()
-        for i, effect in enumerate(effects.tolist()):
-            slots = self.photos[effect]
-            used = int(self.used[effect])
-            if used < len(slots):
-                slots[used] = fakes[i]
-                self.used[effect] += 1
-            elif rng.random() < 0.5:
-                slot = int(rng.integers(len(slots)))
-                out[i] = slots[slot].to(out)
-                slots[slot] = fakes[i]
-        return out
 
 
 class PriorTrainer:
@@ -324,7 +303,9 @@ def train_prior(
             trainer.restore(path)
         watch = Watch(bank.held_out, config.prior.side)
         log = RunLog(config.output, from_step=trainer.step, active=workers.is_first)
-        with log, Progress(quiet or not workers.is_first) as progress:
+        is_quiet = quiet or not workers.is_first
+        bar = TrainingBar("training the prior", config.steps, first=trainer.step, quiet=is_quiet)
+        with log, bar:  # a run may end by hours: the bar shows the share of its steps
             while trainer.progress() < 1.0:
                 began = time.perf_counter()
                 values = trainer.train_step()
@@ -338,7 +319,8 @@ def train_prior(
                     watch.sample_sheet(trainer.ema, config.output / f"r-{trainer.step:06d}.png")
                 if trainer.step % config.checkpoint_every == 0 or last:
                     trainer.save(path)
-                progress.show(trainer.progress(), trainer.step, float(values["difference"]))
+                done = round(trainer.progress() * config.steps)
+                bar.show(done, float(values["difference"]))
         if workers.is_first:
             export_prior(path, config.output)
     return path

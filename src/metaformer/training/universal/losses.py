@@ -12,17 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metaformer.detection.pixel.encoder_output import FINE, EncoderOutput, to_encoder_output
 from metaformer.detection.pixel.inner_rates import InnerRates
 from metaformer.detection.pixel.losses import image_logits, location_loss, ranking_loss
-from metaformer.detection.pixel.universal_model import (
-    FINE,
-    EncoderOutput,
-    Output,
-    UniversalModel,
-    build_memory,
-    respond,
-    to_encoder_output,
-)
+from metaformer.detection.pixel.support_memory import build_memory
+from metaformer.detection.pixel.universal_model import Output, UniversalModel, respond
 from metaformer.networks.instance_prior import InstancePrior
 from metaformer.training.universal.maml import Weights, adapt, reconstruct, run_task
 

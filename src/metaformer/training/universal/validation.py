@@ -9,9 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metaformer.detection.pixel.encoder_output import FINE
 from metaformer.detection.pixel.inner_rates import InnerRates
 from metaformer.detection.pixel.losses import image_logits
-from metaformer.detection.pixel.universal_model import FINE, UniversalModel, build_memory
+from metaformer.detection.pixel.support_memory import build_memory
+from metaformer.detection.pixel.universal_model import UniversalModel
 from metaformer.networks.instance_prior import InstancePrior
 from metaformer.training.auroc import auroc
 from metaformer.training.episodes.episodes import Episode
