@@ -3,7 +3,7 @@
 import { make, pill, shownP, shownScore } from "./elements.js";
 import { paintOnScreen } from "./overlay.js";
 import { setMark } from "./review.js";
-import { OUTCOME_WORDS, outcomeOf } from "./truth.js";
+import { BAD_NAMES, OUTCOME_WORDS, outcomeOf } from "./truth.js";
 
 const entryOf = new WeakMap();  // card -> entry
 const near = new Set();  // cards on the screen or close to it; only those are painted
@@ -71,7 +71,7 @@ function showTruth(card, entry, limit) {
     const isRight = outcome === "caught" || outcome === "passed";
     line.replaceChildren(
       make("b", { className: `outcome ${isRight ? "right" : "wrong"}` }, OUTCOME_WORDS[outcome]),
-      ` truly ${entry.truth}${entry.kind ? `: ${entry.kind}` : ""}${entry.mark ? ", said by you" : ""}`,
+      ` truly ${entry.truth}${entry.kind && !BAD_NAMES.includes(entry.kind.toLowerCase()) ? `: ${entry.kind}` : ""}${entry.mark ? ", said by you" : ""}`,
     );
   }
   for (const button of card.querySelectorAll(".mark")) {
