@@ -118,7 +118,7 @@ def predict(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score images and mark their defects. Stopped and started again, it goes on."""
+    """Score images and mark their defects. A stopped run resumes when started again."""
     ending = Ending()
     with clear_errors():
         from metaformer.data.datasets.suggestion import suggest_test_folder

@@ -54,7 +54,7 @@ def adapt_to_support(
     """Adapt ``preset`` to normal images (H, W, 3) uint8 and calibrate it on them alone.
 
     Args:
-        support: gone through once; one image is held at a time.
+        support: iterated once; one image is held at a time.
         count: how many images ``support`` gives at most.
         on_step: called with (steps done, steps in all) for a progress bar.
 

@@ -289,7 +289,7 @@ def _fit(method: Method, paths: Sequence[Path], seed: int) -> tuple[FittedMethod
 
 @contextmanager
 def _progress(name: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Show a bar on stderr; yields the function that moves it on by so many images."""
+    """Show a progress bar on stderr; yields a function that advances it by a number of images."""
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:

@@ -47,7 +47,7 @@ def flag(labels: ArrayLike, scores: ArrayLike, flagged: ArrayLike | None) -> Fla
 
 
 def threshold_at(good_scores: ArrayLike, rate: float = FALSE_ALARM_RATE) -> float:
-    """The lowest score that at most ``rate`` of the good scores (N,), N >= 1, lie above.
+    """The lowest threshold that at most a share ``rate`` of the good scores (N,), N >= 1, exceed.
 
     With fewer than 1 / rate good images it is the highest of them.
     """
@@ -120,7 +120,7 @@ def interval(proportion: float | None, images: float) -> list[float] | None:
 
 
 def images_behind_mean(counts: Sequence[int]) -> float:
-    """How many images a mean over categories of so many images each is worth: as many as give a
+    """Effective number of images behind a mean over categories: as many as give a
     proportion that is the same in all the variance of that mean."""
     if not counts or 0 in counts:
         return 0

@@ -98,7 +98,7 @@ class DriftTest:
         self.restart()
 
     def restart(self) -> None:
-        """Forget all scores: what comes next is the new normal."""
+        """Forget all scores and take the next ones as the new reference."""
         self._scores = array("d")  # as they came; 16 bytes an image with the next line
         self._sorted = array("d")
         self._shares = [1 / len(BETS)] * len(BETS)

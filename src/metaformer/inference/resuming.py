@@ -75,7 +75,7 @@ class Highest:
         self._count = 0
 
     def add(self, row: ScoreRow) -> ScoreRow | None:
-        """Returns the line that had to go, this one or an earlier one."""
+        """Add a row; returns the row that was dropped, this one or an earlier one."""
         heap = self._heaps[row.is_anomalous]
         self._count += 1
         entry = (row.score, -self._count, row)

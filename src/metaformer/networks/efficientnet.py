@@ -204,7 +204,7 @@ def load_backbone(
 
 
 def padded_kernel(stored: Tensor, wanted: Tensor) -> Tensor:
-    """A kernel as published -> with the zeros above and to the left that ``SameConv`` wants."""
+    """Pad a published kernel with the zeros above and to the left that ``SameConv`` expects."""
     if stored.shape == wanted.shape:
         return stored
     return F.pad(stored, (1, 0, 1, 0))

@@ -130,7 +130,7 @@ def describe_support(
 
 
 def standardised(x: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
-    """(..., C) by the support's mean and deviation, within ``CLIP``."""
+    """(..., C) standardised by the support's mean and deviation, clipped to ``CLIP``."""
     return ((x - mean) / deviation).clamp(-CLIP, CLIP)
 
 

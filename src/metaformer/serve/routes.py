@@ -132,7 +132,7 @@ def read_fields(texts: dict[str, str], limits: Limits) -> AdaptRequest:
 
 
 def refuse_fields(texts: dict[str, str]) -> None:
-    """Raises: HTTPException: 422, where images alone are taken."""
+    """Refuse text fields where only images are accepted: raises HTTPException 422."""
     if texts:
         raise HTTPException(422, f'the field "{shown(min(texts))}" means nothing here.')
 

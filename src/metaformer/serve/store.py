@@ -180,7 +180,7 @@ class DetectorStore:
         return summary
 
     def take_in(self, path: Path) -> DetectorSummary:
-        """Keep a copy of a detector file, once: its id is made of its content.
+        """Copy a detector file into the store; its id is a hash of its content, so only once.
 
         Raises: as ``Detector.load`` and ``add``.
         """

@@ -49,7 +49,7 @@ MASK_NAMES = frozenset({"mask", "masks", "ground_truth"})
 
 
 class Layout(NamedTuple):
-    """A way of laying out one category, or a set that is one category."""
+    """The layout of one category on disk, or of a set that is one category."""
 
     name: str
     tree: str

@@ -23,7 +23,7 @@ Pixels = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Scene:
-    """The image under work, uint8 (H, W, 3), and another photo to take foreign matter from."""
+    """The image, uint8 (H, W, 3), and another photo as a source of foreign material."""
 
     image: NDArray[np.uint8]
     donor: NDArray[np.uint8] | None

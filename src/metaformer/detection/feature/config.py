@@ -34,7 +34,7 @@ class FeatureConfig:
     max_patches: int = 20_000
     """Most patch features that are stored, at each level, so that more images can be added."""
     mirrored_images: int = 10
-    """A support of at most so many images also enters the memory bank mirrored."""
+    """Largest support whose mirrored images also enter the memory bank."""
     score_share: float = 0.0
     """The image score is the mean of this share of the highest cells; 0 for the maximum."""
     sigma: float = 0.6

@@ -88,7 +88,7 @@ def from_images(config: FeatureConfig, support: dict[int, FeatureImage], count: 
 
 
 class NoBackbone:
-    """Stands where a backbone would, while a memory bank is made of stored features."""
+    """Stands in for a backbone while a memory bank is built from stored features."""
 
     channels: dict[int, int] = {}  # noqa: RUF012 - empty, and never written
 
@@ -187,7 +187,7 @@ def restore_version_1(tensors: dict[str, Tensor], settings: dict[str, Any]) -> R
 
 
 def image_count(settings: dict[str, Any]) -> int:
-    """Raises: ValueError: it is no number of images."""
+    """The number of support images by the settings. Raises: ValueError: it is not a number."""
     count = settings.get("images", 1)
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"images is {count!r}, needed is a number of 1 or more")

@@ -193,7 +193,7 @@ class AdaptedPixel:
         return maps if self.frame is None else self.frame(maps, encoded.features)
 
     def map_of(self, encoded: EncoderOutput, memory: SupportMemory) -> Tensor:
-        """(B, h, w) blurred."""
+        """Blurred anomaly maps (B, h, w)."""
         grids = self.universal(encoded, memory).anomaly
         if memory.templates:
             assert encoded.images is not None

@@ -21,19 +21,20 @@ class PixelConfig:
     long_steps: int = 100
     """Steps of the autoencoder in the long mode beyond the meta-learned ones, at most."""
     gap: bool = False
-    """Whether the gap of image and reconstruction has its share in the map of the fast mode. After
+    """Whether the reconstruction gap contributes to the map of the fast mode. After
     the few steps of that mode the autoencoder rebuilds too little of an image for it to help
     (``docs/decisions/08-pixel-preset.md``). The long mode always reads it."""
     transformer: bool = True
-    """Whether T has its say in the long mode. This and the next three are False to see what a part
-    is worth."""
+    """Whether the transformer corrects the map in the long mode. This and the next three are False
+    to see what a part is worth."""
     response: bool = True
-    """Whether T knows R; otherwise it takes the object to be everywhere."""
+    """Whether the transformer knows the response map; otherwise it takes the object to be
+    everywhere."""
     reconstruction: bool = True
     """Whether the long mode reads the gap; otherwise the image stands for its reconstruction."""
     adaptation: bool = True
-    """Whether steps of A, and of T in the long mode, are taken on the support. Without, it is in
-    the memory alone and sets A's moments."""
+    """Whether steps of the autoencoder, and of the transformer in the long mode, are taken on the
+    support. Without, it is in the memory alone and sets the autoencoder's moments."""
     aligned: bool = False
     """Every image shows the part in the same place: the map is multiplied by the gap to the likest
     of the support images, pixel by pixel. Of the fast mode."""
@@ -55,7 +56,7 @@ class PixelConfig:
 
     @property
     def corrects(self) -> bool:
-        """Whether T has its say."""
+        """Whether the transformer corrects the map."""
         return self.mode == "long" and self.transformer
 
     @property

@@ -27,7 +27,7 @@ class PreparedImage:
     pixels: Tensor
     """(1, 3, H, W) in [-1, 1]; where it is to be rebuilt padded to multiples of 128."""
     response: Tensor | None
-    """(1, 1, H, W) in [0, 1]; None where the transformer has no say."""
+    """(1, 1, H, W) in [0, 1]; None where the transformer is not used."""
     height: int
     """Rows that are image; the rest is padding, on the bottom."""
     width: int
@@ -39,8 +39,8 @@ class PreparedImage:
 
 
 def prepare(config: PixelConfig, prior: InstancePrior, image: Tensor) -> PreparedImage:
-    """Images (B, 3, H, W) in [0, 1], sides multiples of 16, as the autoencoder takes them; where
-    the transformer has its say, with the response map."""
+    """Images (B, 3, H, W) in [0, 1], sides multiples of 16, as the autoencoder takes them; with the
+    response map where the transformer is used."""
     pixels = image * 2 - 1
     response = None
     if config.corrects:
@@ -62,7 +62,8 @@ def padded(image: Tensor) -> Tensor:
 def cropped_output(
     config: PixelConfig, image: PreparedImage, stages: Sequence[Tensor], rebuilt: Tensor | None
 ) -> EncoderOutput:
-    """What A's encoder stages and reconstruction say of one image, padding cut off."""
+    """What the autoencoder's encoder stages and reconstruction say of one image, padding cut
+    off."""
     if rebuilt is not None and not config.reconstruction:
         rebuilt = image.pixels
     encoded = to_encoder_output(image.pixels, stages, rebuilt, image.response)

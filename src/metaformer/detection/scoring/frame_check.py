@@ -47,7 +47,7 @@ def frame_statistics(features: Mapping[int, Tensor], strides: Sequence[int]) -> 
 
 
 class FrameCheck(nn.Module):
-    """Raises the map of a frame that does not show the product.
+    """Raises the anomaly map where a frame does not show the product.
 
     Args:
         references: statistics of K support images.

@@ -145,7 +145,7 @@ class ReportBuilder:
         is_anomalous: bool,
         truth: Sample | None = None,
     ) -> None:
-        """Add an image scored earlier, of which only the line is known.
+        """Add an image of an earlier run, of which only the row of scores is left.
 
         Raises:
             ValueError: the score is not in [0, 1].

@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 
 
 class PixelBudget:
-    """Lets images in one after the other, in their order, as long as there is room."""
+    """A budget of decoded pixels in memory; images are admitted in order while there is room."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -86,7 +86,7 @@ class PixelBudget:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Wake whoever waits, to give up."""
+        """Wake all waiting threads so that they stop."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()

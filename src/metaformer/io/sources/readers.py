@@ -1,7 +1,7 @@
 """Opening a shard: its images one after the other, encoded as they are stored.
 
 Members of archives are read into memory and never written anywhere. What cannot be read becomes
-an item that says why, and the run goes on.
+an item that says why, and the run continues.
 """
 
 from __future__ import annotations

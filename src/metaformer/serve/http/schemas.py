@@ -148,7 +148,7 @@ class PictureFound(BaseModel):
 
 
 class Scored(BaseModel):
-    """The verdict on one image."""
+    """The result for one image."""
 
     index: int = Field(description="Place among the images of the request, from 0.")
     name: str = Field(description="The file's name as sent, without folders.")

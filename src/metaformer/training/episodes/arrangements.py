@@ -136,7 +136,7 @@ def place_sprite(
     scale: float,
     degrees: float,
 ) -> Placed:
-    """The sprite turned and scaled, in a box of the frame around ``place`` (x, y)."""
+    """Turn and scale a sprite, and give it in its box of the frame around ``place`` (x, y)."""
     side = sprite.face.shape[0]
     reach = int(np.ceil(side * scale * 0.72)) + 1
     left, top = (int(np.floor(place[i])) - reach for i in (0, 1))

@@ -127,7 +127,7 @@ def scene(pool: PhotoPool, rng: Generator, size: int) -> Product:
 
 
 def tiles(pool: PhotoPool, rng: Generator, size: int) -> Product:
-    """A motif or pieces of a material in rows and columns, each tile a little different."""
+    """A grid of tiles with slight differences, each a motif or a piece of one material."""
     count = int(rng.integers(2, 7))
     cell = -(-size // count)
     resampled = bool(pool.of_domain["material"]) and rng.random() < 0.5

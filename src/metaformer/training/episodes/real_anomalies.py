@@ -40,7 +40,7 @@ _ATTEMPTS = 200
 def real_anomaly_tasks(
     pool: PhotoPool, config: EpisodeConfig, seed: int, count: int
 ) -> Iterator[Episode]:
-    """``count`` tasks, by turns of kind ``novel_region`` and ``novel_image``.
+    """``count`` tasks, alternating between the kinds ``novel_region`` and ``novel_image``.
 
     Half of the queries are clean, the odd one too. In ``novel_image`` the mask of an anomalous
     query is True everywhere: such tasks count for image metrics, not for pixel metrics. Task i is

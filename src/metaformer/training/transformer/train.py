@@ -91,7 +91,7 @@ def train_transformer(
     quiet: bool = False,
     device: str = "cpu",
 ) -> Path:
-    """Train T on ``device`` and return the path of the last weights (safetensors).
+    """Train the transformer on ``device`` and return the path of the last weights (safetensors).
 
     Raises:
         ImageError: a photo cannot be read.

@@ -103,7 +103,8 @@ def episode_loss(
 def encode_episode(
     model: UniversalModel, prior: InstancePrior, weights: Weights, task: Task, *, bfloat16: bool
 ) -> tuple[EncoderOutput, EncoderOutput]:
-    """Support and queries of a task, as A with fast ``weights`` and P say of them."""
+    """Support and queries of a task, as the autoencoder with fast ``weights`` and the prior say of
+    them."""
     with torch.autocast(task.support.device.type, torch.bfloat16, enabled=bfloat16):
         passes = run_task(model.autoencoder, weights, task.support, task.query)
         responses = [respond(prior, images).float() for images in (task.support, task.query)]

@@ -254,7 +254,7 @@ def fill_gradients(parameters: list[nn.Parameter]) -> None:
 
 
 def validation(pool: PhotoPool, config: MetaConfig) -> dict[str, Iterator[Episode]]:
-    """Held-out kinds of photos: synthetic defects, and novel real material."""
+    """Validation tasks of held-out kinds of photos: synthetic defects and real anomalies."""
     episodes = EpisodeConfig(resolution=config.side, shots=config.shots, queries=(6, 6))
     seed, count = config.seed + VALIDATION_SEED, config.validation_episodes
     return {

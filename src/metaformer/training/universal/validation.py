@@ -66,7 +66,7 @@ def find_defects(
     *,
     bfloat16: bool,
 ) -> dict[str, float]:
-    """AUROC of images and pixels in one task, after T and before."""
+    """AUROC of images and pixels in one task, after the transformer and before."""
     with torch.autocast(task.support.device.type, torch.bfloat16, enabled=bfloat16):
         fast = adapt(model.autoencoder, rates, task.support, second_order=False).weights[-1]
     with torch.no_grad():
