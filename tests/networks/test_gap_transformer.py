@@ -195,8 +195,8 @@ def test_many_support_images_cost_no_more_than_the_keys_allow() -> None:
     known = features(20, 0)
     images = [{s: x[i] for s, x in known.items()} for i in range(20)]
     described = describe_support(images, [torch.rand(3, 8, 8)] * 20, [torch.rand(1, 8, 8)] * 20)
-    assert described.keys[8].shape[:2].numel() <= 512
-    assert described.keys[16].shape[:2].numel() <= 512
+    assert described.keys[8].shape[:2].numel() <= 256
+    assert described.keys[16].shape[:2].numel() <= 256
 
 
 class ForExport(nn.Module):

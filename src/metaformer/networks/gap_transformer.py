@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 FINE, COARSE = 8, 16
 """Strides that are rebuilt and read; the tokens of attention are those of ``COARSE``."""
-MOST_KEYS = {FINE: 256, COARSE: 512}
+MOST_KEYS = {FINE: 128, COARSE: 256}
 """Support patches that a query is rebuilt from, of all support images together."""
 FLOOR = 1e-3
 """Added to distances before their logarithm."""

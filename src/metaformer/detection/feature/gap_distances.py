@@ -20,7 +20,7 @@ DISTANCES = ("p", "c8", "c16", "e8", "e16", "e32", "c32")
 """p: Euclidean of strides 8 and 16 joined and pooled over 3 x 3; e: Euclidean; c: 1 - cosine."""
 SCALE = {"p": 50.0, "e8": 42.0, "e16": 60.0, "e32": 44.0}
 """Euclidean distances are divided by these, about their size on photos."""
-MOST_PATCHES = 512
+MOST_PATCHES = 256
 """Support patches that are compared with, at one stride."""
 OWN_REACH = 32
 """Pixels: a lone support image is compared with its own patches farther away than this."""
