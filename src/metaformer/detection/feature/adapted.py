@@ -39,6 +39,7 @@ FRAME_LIMITS = (0.45, 0.65)
 image; frames without the product exceed one of the two (``benchmarks/robustness``)."""
 AT_ONCE = 64
 """Images whose patches are in memory at once while a bank of many images is drawn."""
+EPS = 1e-6
 STATE_VERSION = 2
 """Of what ``AdaptedFeature.state`` gives. Version 1 had no number."""
 
@@ -67,7 +68,8 @@ class AdaptedFeature(nn.Module):
     """(B, 3, H, W) in [0, 1] -> (B, M, h, w) maps.
 
     Without a transformer there is one map, on the grid of the finest level. With one there are two
-    on a grid twice as fine: the map that scores the image, and the corrected one that marks pixels.
+    on a grid twice as fine: the map that scores the image, scaled as the transformer sees it, and
+    the corrected one that marks pixels.
 
     Args:
         bank: descriptors of the support; None if aligned.
@@ -133,9 +135,13 @@ class AdaptedFeature(nn.Module):
         scored = smooth(core, config.sigma)[:, None]
         if self.correction is None:
             return scored
-        marked = self.correction(core, features, distances, view)  # (B, 2 h, 2 w)
-        scored = F.interpolate(scored, scale_factor=2)
-        return torch.cat([scored, smooth(marked, 2 * config.sigma)[:, None]], dim=1)
+        marked = smooth(self.correction(core, features, distances, view), 2 * config.sigma)[:, None]
+        # The score is the geometric mean of both maps' maxima.
+        louder = marked.amax((2, 3), keepdim=True) / scored.amax((2, 3), keepdim=True).clamp_min(
+            EPS
+        )
+        scored = F.interpolate(scored * louder.sqrt(), scale_factor=2)  # (B, 1, 2 h, 2 w)
+        return torch.cat([scored, marked], dim=1)
 
     def distances(self, descriptors: Descriptors, without: int | None = None) -> dict[str, Tensor]:
         """Name -> (B, h, w) distance to the nearest descriptor of the support."""

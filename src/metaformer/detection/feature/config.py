@@ -89,7 +89,6 @@ ALIGNED: dict[str, Any] = {
     "cosine_share": 1.0,
     "cosine_floor": 0.0,
     "sigma": 1.0,
-    "score_share": 0.01,
 }
 """Settings for parts that stand in the same place: fine levels, compared by direction, since the
 place tells apart what looks alike (``docs/decisions/06-position.md``)."""
