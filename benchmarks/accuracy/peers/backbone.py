@@ -42,7 +42,7 @@ def load_shipped_weights(network: nn.Module, strides: tuple[int, ...]) -> None:
     state: dict[str, Tensor] = {}
     for conv, norm, source in _names():
         bias = published[f"{source}.conv.bias"]
-        state[f"{conv}.weight"] = published[f"{source}.conv.weight"]
+        state[f"{conv}.weight"] = unpadded(published[f"{source}.conv.weight"])
         state[f"{norm}.weight"] = torch.ones_like(bias)
         state[f"{norm}.bias"] = bias
         state[f"{norm}.running_mean"] = torch.zeros_like(bias)
@@ -54,6 +54,12 @@ def load_shipped_weights(network: nn.Module, strides: tuple[int, ...]) -> None:
     network.load_state_dict(kept, strict=False)
     network.eval().requires_grad_(False)
     _refuse_other_features(network, strides, ours)
+
+
+def unpadded(kernel: Tensor) -> Tensor:
+    """Without the row and column of zeros that ours have where a kernel is applied at stride 2."""
+    is_padded = kernel.shape[2] > 1 and kernel.shape[2] % 2 == 0
+    return kernel[:, :, 1:, 1:] if is_padded else kernel
 
 
 def _names() -> list[tuple[str, str, str]]:

@@ -43,8 +43,9 @@ class FeatureConfig:
     """Compare each patch with support patches around the same place only: for a fixed camera and a
     fixed part, or a test image with its golden sample."""
     transformer: bool = True
-    """Let the transformer correct the map that marks pixels. It was trained on the shipped
-    backbone; other backbones and aligned detectors go without."""
+    """Let the transformer correct the map. The corrected map marks pixels and has half of the
+    image score. The transformer was trained on the shipped backbone; other backbones and aligned
+    detectors go without."""
     gap: bool = True
     """Whether the transformer reads where features differ from what is rebuilt of them; False to
     see what that is worth."""

@@ -1,4 +1,4 @@
-"""The transformer beside a memory bank: it corrects the map that marks pixels."""
+"""The transformer beside a memory bank: it corrects the anomaly map."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ class TransformerTrainingConfig:
     """Folder of photos as ``PhotoPool`` reads it."""
     output: Path
     """Folder for the checkpoint, the log and the exported weights."""
-    pairs: int = 300_000
+    pairs: int = 50_000
     """Queries, each with its support, to train on; every one is new."""
-    exports: tuple[int, ...] = (5_000, 20_000, 50_000, 100_000, 200_000, 300_000)
+    exports: tuple[int, ...] = (5_000, 20_000, 50_000, 100_000, 200_000)
     """Numbers of pairs after which the weights are kept."""
     meta_batch: int = 2
     """Episodes of one step."""
