@@ -198,7 +198,8 @@ def test_a_whole_bank_without_its_images_is_extended_by_estimate(tmp_path):
     for name, rows in whole.adapted.bank.rows.items():
         assert torch.equal(extended.adapted.bank.rows[name], rows)
     estimated, recomputed = support_scores(extended), support_scores(whole)
-    assert estimated[3:] == pytest.approx(recomputed[3:], rel=1e-4)
+    # What the transformer standardises by is of the earlier images.
+    assert estimated[3:] == pytest.approx(recomputed[3:], rel=0.02)
     assert np.mean(estimated[:3]) < np.mean(support_scores(boards.detector()))
 
 

@@ -64,11 +64,13 @@ def test_a_part_left_out_shows_in_the_map_and_stays_left_out_in_a_file(kind, par
     assert torch.equal(again.anomaly_maps(prepare(preset, boards.defective(50))), found)
 
 
-def test_the_feature_preset_is_scored_by_the_same_map_without_its_gap_or_transformer():
+def test_the_score_is_the_geometric_mean_of_the_maximum_with_and_without_the_transformer():
     full, no_gap, core = (maps_without("feature", *parts) for parts in ((), ("gap",), TRANSFORMER))
     assert len(full) == len(no_gap) == 2 and len(core) == 1
-    assert torch.equal(full[0], no_gap[0])
-    assert torch.equal(full[0, ::2, ::2], core[0])
+    ratio = full[0, ::2, ::2] / core[0]
+    torch.testing.assert_close(ratio, torch.full_like(ratio, float(ratio.mean())))
+    expected = (core[0].max() * full[1].max()).sqrt()
+    torch.testing.assert_close(full[0].max(), expected)
     assert not torch.equal(full[1], no_gap[1])
 
 
