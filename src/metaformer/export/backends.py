@@ -35,7 +35,7 @@ MOST_MAP_DIFFERENCE = 0.01
 """The same of each cell of its map; 0.005 of a calibrated map."""
 LEAST_IMAGES = 50
 """Images from which on ONNX Runtime pays: tracing a detector takes a second, and an image is scored
-in about 15 ms less (``benchmarks/results/roofline.md``)."""
+in about 10 ms less (``benchmarks/results/roofline.md``)."""
 MOST_PIXELS = 24_000_000
 """Of photos above it decoding is most of the work, and the library of another engine would bring
 ``predict`` above 1 GB."""
