@@ -96,7 +96,7 @@ def measure_tests(
         left_out = []
         if shots > 1:
             left_out = [adapted.left_out_distances(image, i) for i, image in enumerate(support)]
-        view = build_correction(first, features, left_out)[0].view
+        view = build_correction(first, features.__getitem__, shots, left_out)[0].view
         maps: dict[str, list[torch.Tensor]] = {}
         for image in tests.images:
             described = describe(image.features, config.levels, config.cosine_share)

@@ -317,3 +317,15 @@ def test_aligned_support_images_are_bounded_and_drawn_by_seed(backbone):
     assert list(first.support) == list(again.support)
     assert torch.equal(first.grids["4"], again.grids["4"])
     assert list(first.support) != list(other.support)
+
+
+def test_features_of_a_very_large_support_take_half_the_memory(backbone):
+    model = preset(backbone)
+    image = to_tensor(boards.good(0), model.working_size(*boards.good(0).shape[:2]))
+    few, many = (model.prepare(image, support_size=count) for count in (100, 2_000))
+    for stride, grid in many.kept.items():
+        assert grid.dtype == torch.float16 and few.kept[stride].dtype == torch.float32
+        largest = float(few.features[stride].abs().max())
+        torch.testing.assert_close(
+            many.features[stride], few.features[stride], rtol=0, atol=1e-3 * largest
+        )

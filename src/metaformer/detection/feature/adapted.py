@@ -58,10 +58,15 @@ class Backbone(Protocol):
 class FeatureImage:
     """Features of one image, and of its mirrored copy where the preset uses one."""
 
-    features: Features
-    """Of a batch of one."""
+    kept: Features
+    """Of a batch of one, float32, or float16 where there are very many images."""
     mirrored: Rows = field(default_factory=dict)
     """Some descriptors of its mirror images, where it belongs to a small support."""
+
+    @property
+    def features(self) -> Features:
+        """(1, C, H / stride, W / stride) float32 by stride."""
+        return {stride: grid.float() for stride, grid in self.kept.items()}
 
 
 class AdaptedFeature(nn.Module):
@@ -299,7 +304,7 @@ def adapt(
 ) -> Adaptation[FeatureImage]:
     """Build the memory bank, and the map of each support image by the others alone."""
     if len(support) > config.mirrored_images:  # more images show enough by themselves
-        support = [FeatureImage(image.features) for image in support]
+        support = [FeatureImage(image.kept) for image in support]
     adapted = from_support(config, backbone, support, seed=seed)
     distances, maps = [], []
     if len(support) > 1:
@@ -308,8 +313,9 @@ def adapt(
             on_step(i + 1, len(support))
     views: dict[int, SupportView] = {}
     if network is not None:
-        features = [image.features for image in support]
-        adapted.correction, views = build_correction(network, features, distances)
+        adapted.correction, views = build_correction(
+            network, lambda i: support[i].features, len(support), distances
+        )
     with torch.inference_mode():
         for i, found in enumerate(distances):
             maps.append(adapted.maps_of(support[i].features, found, views.get(i))[0])

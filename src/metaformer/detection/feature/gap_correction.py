@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -134,21 +134,24 @@ class GapCorrection(nn.Module):
 @torch.inference_mode()
 def build_correction(
     network: GapTransformer,
-    support: Sequence[Features],
+    features_of: Callable[[int], Features],
+    count: int,
     left_out: Sequence[Mapping[str, Tensor]],
 ) -> tuple[GapCorrection, dict[int, SupportView]]:
     """Describe a support to the transformer.
 
     Args:
-        support: features of each image, a batch of one.
+        features_of: index of a support image -> its features, a batch of one.
+        count: number of support images; at most ``MOST_IMAGES`` of them are looked at.
         left_out: distances of each image to the others, by descriptor; not read for a lone image.
 
     Returns:
         The correction, and by index the view without each image looked at; none for one image.
     """
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randperm(len(support), generator=generator)[:MOST_IMAGES].sort().values.tolist()
-    images = [{stride: support[i][stride] for stride in STRIDES} for i in drawn]
+    drawn = torch.randperm(count, generator=generator)[:MOST_IMAGES].sort().values.tolist()
+    looked_at = [features_of(i) for i in drawn]
+    images = [{stride: features[stride] for stride in STRIDES} for features in looked_at]
     described = [stride_grids(image) for image in images]
     others: list[dict[str, Tensor]] = []
     measured = []

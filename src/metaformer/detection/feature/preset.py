@@ -41,6 +41,9 @@ from metaformer.networks.timm_backbone import level_settings, load_timm_backbone
 VIEW_FACTOR, COSINE_VIEW_FACTOR = 1.4, 1.3
 """How many times a changed view's score another good part scores; the second where patches are
 compared by direction alone (``docs/decisions/01-threshold.md``)."""
+HALF_FROM = 1_000
+"""Features of a support of more images are kept in float16 while it is adapted to: 4,000 images
+would take more than 2 GB."""
 KEPT_OF_MIRRORED = 3
 """One in so many patches of each of the three mirror images is kept: together as many as the image
 itself has."""
@@ -192,6 +195,8 @@ class FeaturePreset:
     @torch.inference_mode()
     def prepare(self, image: Tensor, *, support_size: int | None = None) -> FeatureImage:
         features = self.features(image)
+        if support_size is not None and support_size > HALF_FROM:
+            return FeatureImage({stride: grid.half() for stride, grid in features.items()})
         if support_size is None or support_size > self.config.mirrored_images:
             return FeatureImage(features)
         return FeatureImage(features, {} if self.config.aligned else self.mirrored_rows(image))
