@@ -142,10 +142,9 @@ class AdaptedFeature(nn.Module):
             return scored
         marked = smooth(self.correction(core, features, distances, view), 2 * config.sigma)[:, None]
         # The score is the geometric mean of both maps' maxima.
-        louder = marked.amax((2, 3), keepdim=True) / scored.amax((2, 3), keepdim=True).clamp_min(
-            EPS
-        )
-        scored = F.interpolate(scored * louder.sqrt(), scale_factor=2)  # (B, 1, 2 h, 2 w)
+        highest = scored.amax((2, 3), keepdim=True).clamp_min(EPS)  # (B, 1, 1, 1)
+        factor = (marked.amax((2, 3), keepdim=True) / highest).sqrt()
+        scored = F.interpolate(factor * scored, scale_factor=2)  # (B, 1, 2 h, 2 w)
         return torch.cat([scored, marked], dim=1)
 
     def distances(self, descriptors: Descriptors, without: int | None = None) -> dict[str, Tensor]:
@@ -310,7 +309,7 @@ def adapt(
     if len(support) > 1:
         for i, image in enumerate(support):
             distances.append(adapted.left_out_distances(image, i))
-            on_step(i + 1, len(support))
+            on_step(i + 1, 2 * len(support))
     views: dict[int, SupportView] = {}
     if network is not None:
         adapted.correction, views = build_correction(
@@ -319,6 +318,7 @@ def adapt(
     with torch.inference_mode():
         for i, found in enumerate(distances):
             maps.append(adapted.maps_of(support[i].features, found, views.get(i))[0])
+            on_step(len(support) + i + 1, 2 * len(support))
     return Adaptation(adapted, maps)
 
 
