@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from benchmarks.accuracy.methods import CONTROL, NEAREST_PATCH
 from metaformer.data.datasets.loading import load_categories
 from metaformer.detection.adaptation import prepare
 from metaformer.detection.feature.adapted import FeatureImage, from_support, fuse
@@ -50,7 +51,6 @@ from metaformer.evaluation.samples import load_mask
 from metaformer.io.atomic_files import write_text
 from metaformer.io.images import read_image
 
-CONTROL = "nearest-patch"
 SETS = (
     "cookie",
     "mvtec_bottle",
@@ -68,15 +68,6 @@ MOST_TESTED = 100
 METRICS = ("image_auroc", "caught_at_5", "pixel_ap", "aupro")
 NEAR = 0.001
 """Gains closer than this are a tie."""
-ALL_PATCHES = 2**14
-"""More than ten images have."""
-BASE = FeatureConfig(
-    transformer=False,
-    cosine_share=0.0,
-    mirrored_images=0,
-    coreset_size=ALL_PATCHES,
-    principal_directions=0,
-)
 MIRRORED = FeatureConfig(
     transformer=False,
     mirrored_images=max(SHOTS),
@@ -84,10 +75,10 @@ MIRRORED = FeatureConfig(
     principal_directions=0,
 )
 CANDIDATES: dict[str, FeatureConfig] = {
-    CONTROL: BASE,
-    "top 1 %": replace(BASE, score_share=0.01),
-    "cosine 0.2": replace(BASE, cosine_share=0.2),
-    "cosine 0.5": replace(BASE, cosine_share=0.5),
+    CONTROL: NEAREST_PATCH,
+    "top 1 %": replace(NEAREST_PATCH, score_share=0.01),
+    "cosine 0.2": replace(NEAREST_PATCH, cosine_share=0.2),
+    "cosine 0.5": replace(NEAREST_PATCH, cosine_share=0.5),
     "mirrored": replace(MIRRORED, cosine_share=0.0),
     "cosine 0.2, mirrored": MIRRORED,
     "cosine 0.2, mirrored, 2,048 patches, 64 directions": replace(
@@ -282,6 +273,13 @@ def tables(results: Results, judged: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def save(output: Path, content: dict[str, Any], text: str) -> None:
+    """Write the JSON, and the tables beside it as Markdown; print the tables."""
+    write_text(output, json.dumps(content, indent=1) + "\n")
+    write_text(output.with_suffix(".md"), text)
+    print(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("data", type=Path, help="folder that holds the eight sets")
@@ -291,7 +289,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    preset = FeaturePreset.of(BASE)
+    preset = FeaturePreset.of(NEAREST_PATCH)
     results: Results = {}
     for name in options.sets:
         with torch.inference_mode():
@@ -311,10 +309,7 @@ def main() -> None:
         "judged": judged,
         "results": results,
     }
-    write_text(options.output, json.dumps(content, indent=1) + "\n")
-    text = tables(results, judged)
-    write_text(options.output.with_suffix(".md"), text)
-    print(text)
+    save(options.output, content, tables(results, judged))
 
 
 if __name__ == "__main__":

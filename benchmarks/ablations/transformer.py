@@ -22,7 +22,6 @@ The rule, for the map that marks pixels and for the score of an image separately
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -46,6 +45,7 @@ from benchmarks.ablations.leave_one_product_out import (
     core_of,
     drawn_support,
     means,
+    save,
     spreads,
 )
 from metaformer.detection.adaptation import prepare
@@ -61,7 +61,6 @@ from metaformer.detection.feature.memory_bank import describe
 from metaformer.detection.feature.preset import FeaturePreset
 from metaformer.detection.scoring.anomaly_map import image_score, smooth
 from metaformer.evaluation.aggregate import machine
-from metaformer.io.atomic_files import write_text
 from metaformer.io.images import read_image
 from metaformer.networks.gap_transformer import GapTransformer, corrected
 
@@ -290,10 +289,7 @@ def main() -> None:
         "decided": decided,
         "results": results,
     }
-    write_text(options.output, json.dumps(content, indent=1) + "\n")
-    text = tables(results, decided)
-    write_text(options.output.with_suffix(".md"), text)
-    print(text)
+    save(options.output, content, tables(results, decided))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from metaformer.detection.detector import Detector
 from metaformer.export.backends import engine_name
 from metaformer.inference.batch import write_map
 from metaformer.io.images import ImageError
+from metaformer.serve.store import computed_by
 from tests.helpers import boards, service, trees
 
 
@@ -241,6 +242,16 @@ def test_many_at_once_get_what_each_would_get_alone(http, made, detector):
 
     with ThreadPoolExecutor(12) as pool:
         assert list(pool.map(ask, range(12))) == alone
+
+
+def test_a_broken_onnxruntime_leaves_the_service_to_pytorch(monkeypatch):
+    def broken(*_: object) -> None:
+        raise OSError("a library is damaged")
+
+    monkeypatch.setattr("metaformer.export.backends.make_engine", broken)
+    detector = boards.detector()
+    with pytest.warns(UserWarning, match="onnxruntime cannot be used: a library is damaged"):
+        assert computed_by(detector, "auto").engine is None
 
 
 def test_another_engine_says_the_same_also_after_a_restart(tmp_path, made, http):

@@ -48,7 +48,7 @@ def command(name: str, example: str, next_step: Callable[[Path], str]) -> Callab
 
 @command("prior", "prior.yaml", lambda path: f"look at the sample sheets in {path.parent}")
 def prior(config: Path, **options: Any) -> Path:
-    """Train the instance-prior generator P from unlabelled photos."""
+    """Train the instance-prior generator from unlabelled photos."""
     from metaformer.training.prior.train import PriorTrainingConfig, train_prior
 
     return train_prior(PriorTrainingConfig.from_yaml(config), **options)
@@ -60,7 +60,7 @@ def prior(config: Path, **options: Any) -> Path:
     lambda path: f"meta-train from it: start: {path} in configs/universal_pixel.yaml",
 )
 def autoencoder(config: Path, **options: Any) -> Path:
-    """Train A to reconstruct unlabelled photos, the start of the pixel preset."""
+    """Train the autoencoder to reconstruct unlabelled photos, the start of the pixel preset."""
     from metaformer.training.universal.pretrain_autoencoder import (
         PretrainConfig,
         pretrain_autoencoder,
@@ -77,7 +77,7 @@ def autoencoder(config: Path, **options: Any) -> Path:
     ),
 )
 def universal(config: Path, **options: Any) -> Path:
-    """Meta-train A (MAML) and T on tasks made from unlabelled photos."""
+    """Meta-train the autoencoder (MAML) and the transformer on tasks made from photos."""
     from metaformer.training.universal.config import MetaConfig
     from metaformer.training.universal.train import meta_train
 
@@ -90,7 +90,7 @@ def universal(config: Path, **options: Any) -> Path:
     lambda path: f"the weights at several numbers of pairs are in {path.parent}",
 )
 def transformer(config: Path, **options: Any) -> Path:
-    """Meta-train the transformer T, which corrects the anomaly map, on tasks made from photos."""
+    """Meta-train the transformer, which corrects the anomaly map, on tasks made from photos."""
     from metaformer.training.transformer.config import TransformerTrainingConfig
     from metaformer.training.transformer.train import train_transformer
 

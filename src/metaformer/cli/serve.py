@@ -16,6 +16,7 @@ from metaformer.cli.screen import Ending, command_line, warn
 
 
 class ServeEngineOption(StrEnum):
+    auto = "auto"
     torch = "torch"
     onnxruntime = "onnxruntime"
 
@@ -49,8 +50,8 @@ def serve(
     ] = None,
     engine: Annotated[
         ServeEngineOption,
-        typer.Option(help="What computes; onnxruntime is faster."),
-    ] = ServeEngineOption.onnxruntime,
+        typer.Option(help="What computes; auto: onnxruntime, or torch if that differs."),
+    ] = ServeEngineOption.auto,
     max_body: Annotated[int, typer.Option(help="Largest request body, in megabytes.", min=1)] = 256,
     max_megapixels: Annotated[
         float, typer.Option(help="Largest image, in millions of pixels.", min=0.001, max=100)

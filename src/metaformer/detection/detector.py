@@ -28,9 +28,7 @@ from metaformer.detection.given_images import (
     support_sources,
 )
 from metaformer.detection.preset import Adapted, Preset
-from metaformer.detection.presets import (
-    restore_preset,
-)
+from metaformer.detection.presets import restore_preset
 from metaformer.detection.scoring.anomaly_map import image_score, to_image_size
 from metaformer.detection.scoring.calibration import Calibration, check_rate, guarantee_of
 from metaformer.detection.scoring.prediction import Prediction

@@ -26,7 +26,7 @@ from metaformer.io.atomic_files import force_to_disk
 from metaformer.io.locking import one_writer
 from metaformer.serve.http.schemas import DetectorSummary
 
-ServeEngine = Literal["torch", "onnxruntime"]
+ServeEngine = Literal["auto", "torch", "onnxruntime"]
 ID = re.compile(r"[0-9a-f]{32}")
 SUFFIX = ".metaformer"
 INCOMING = ".incoming-"
@@ -266,6 +266,8 @@ class DetectorStore:
 
 def computed_by(detector: Detector, engine: ServeEngine) -> Detector:
     """The same detector, computed by ``engine``, or by PyTorch if it cannot leave it.
+
+    ``auto`` is ONNX Runtime, and PyTorch whatever goes wrong with it.
 
     OpenVINO is not offered: it would score one image at a time, whatever the number of workers.
 

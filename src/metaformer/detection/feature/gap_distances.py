@@ -43,7 +43,7 @@ def stride_grids(features: Features) -> dict[str, Tensor]:
 
 
 def of_core(distances: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The readings that the core has measured already; (B, h, w) by descriptor."""
+    """The distances that the core has measured already, from its (B, h, w) by descriptor."""
     pooled, fine, coarse = distances["pooled"], distances["8"], distances["16"]
     return {POOLED: pooled / SCALE[POOLED], "c8": fine, "c16": coarse}
 
@@ -75,7 +75,7 @@ def measure_to(
     memory: Mapping[str, Tensor],
     known: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``measure`` to rows (M, C) by name; ``known`` readings are taken as they are."""
+    """``measure`` to rows (M, C) by name; ``known`` distances are not measured again."""
     found = {} if known is None else dict(known)
     for name, grid in query.items():
         rows = grid.flatten(2).transpose(1, 2).flatten(0, 1)
@@ -112,7 +112,8 @@ def nearest(
         direction: False leaves out the second.
         barred: (N, M) pairs that do not count, for both distances.
     """
-    unit_rows, unit_memory = F.normalize(rows, dim=1), F.normalize(memory, dim=1)
+    if direction:
+        unit_rows, unit_memory = F.normalize(rows, dim=1), F.normalize(memory, dim=1)
     if barred is not None:
         products = (rows @ memory.T).masked_fill(barred, -torch.inf)
         best = (products - memory.square().sum(1) / 2).amax(1)

@@ -175,16 +175,15 @@ class FeaturePreset:
         return cls(config, placed(shipped, device))
 
     def with_config(self, **changes: Any) -> FeaturePreset:
-        """The same backbone with other settings."""
-        return FeaturePreset(replace(self.config, **changes), self.backbone, self.network)
+        """The same backbone with other settings; the transformer is a copy."""
+        config = replace(self.config, **changes)
+        return FeaturePreset(config, self.backbone, copy.deepcopy(self.network))
 
     def without(self, parts: Sequence[str]) -> FeaturePreset:
         """``transformer`` and ``gap``. Nothing is fitted to the support: it is the memory bank."""
         has = {"transformer": "transformer", "gap": "gap"} if self.config.corrects else {}
         name = "the feature preset" if has else "the feature preset without a transformer"
-        changes = changes_without(parts, has, name)
-        config = replace(self.config, **changes)
-        same = FeaturePreset(config, self.backbone, copy.deepcopy(self.network))
+        same = self.with_config(**changes_without(parts, has, name))
         same.size_multiple = self.size_multiple  # the same grids are compared
         return same
 

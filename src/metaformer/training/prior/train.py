@@ -237,7 +237,7 @@ def to_batch(photos: Sequence[Photo]) -> Tensor:
 def train_prior(
     config: PriorTrainingConfig, *, resume: bool = False, quiet: bool = False, device: str = "cpu"
 ) -> Path:
-    """Train P on ``device`` and return the path of its checkpoint
+    """Train the prior on ``device`` and return the path of its checkpoint
     (``output/checkpoint.safetensors``).
 
     Runs alone or under ``torchrun``. Writes ``log.jsonl``, sample
