@@ -70,11 +70,16 @@ def adapt_to_support(
         on_step(i + 1, 2 * count)
     if not prepared:
         raise ValueError("the support is empty: give at least one normal image.")
-    done = preset.adapt(
-        prepared,
-        seed=seed,
-        on_step=lambda step, steps: on_step(count + count * step // max(1, steps), 2 * count),
-    )
+    told = len(prepared)
+
+    def on_part(step: int, steps: int) -> None:
+        nonlocal told
+        reached = count + count * step // max(1, steps)
+        if reached > told:  # a preset may take several steps an image
+            told = reached
+            on_step(reached, 2 * count)
+
+    done = preset.adapt(prepared, seed=seed, on_step=on_part)
     if len(prepared) > 1:
         return calibrated(done.adapted, done.left_out, false_alarm_rate)
     # Another part differs from this one by more than a changed view of it does.
