@@ -45,6 +45,8 @@ class GapTransformerConfig:
     """Channels of the feature maps at strides 8 and 16."""
     distances: int
     """Number of distance maps beside the core's map."""
+    gaps: int = 0
+    """Number of maps of the gap between an image and its reconstruction, behind the distances."""
     width: int = 96
     heads: int = 4
     fine_width: int = 40
@@ -201,8 +203,8 @@ class GapTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.reads_gap = True
-        """Set to False, the network knows how large the gap is on average over the image, and not
-        where: to see what the gap is worth."""
+        """Set to False, the network does not know where features differ from what is rebuilt of
+        them, nor where an image differs from its reconstruction: to see what the gap is worth."""
         width, fine = config.width, config.fine_width
         strides = (FINE, COARSE)
         self.rebuild = nn.ModuleDict({str(s): Rebuild() for s in strides})
@@ -212,7 +214,7 @@ class GapTransformer(nn.Module):
         self.appearance = nn.ModuleDict(
             {str(s): nn.Linear(config.channels[s], config.appearance_width) for s in strides}
         )
-        maps = config.distances + 1
+        maps = config.distances + config.gaps + 1
         of_patch = config.gap_width + 1 + config.appearance_width
         self.fine_in = nn.Conv2d(maps + of_patch + 1, fine, 1)
         self.coarse_in = nn.Conv2d(2 * maps + of_patch + 2, width, 1)
@@ -239,8 +241,8 @@ class GapTransformer(nn.Module):
 
         Args:
             features: stride -> (B, C, h_s, w_s) of the query images.
-            distances: (B, D, h, w) to the nearest support patch, not negative, on the grid of
-                stride 8.
+            distances: (B, D, h, w) to the nearest support patch, then the gaps, not negative, on
+                the grid of stride 8.
             core: (B, 1, h, w) the core's map, positive.
             support: of ``describe_support``.
             response: (B, 1, any, any) response map in [0, 1], 1 on the object; None biases nothing.
@@ -251,6 +253,10 @@ class GapTransformer(nn.Module):
         logs = torch.cat([(distances.clamp_min(0) + FLOOR).log(), log_core], dim=1)
         centre, spread = support.log_mean[:, None, None], support.log_deviation[:, None, None]
         logs = ((logs - centre) / spread).clamp(-CLIP, CLIP) / 2  # (B, D + 1, h, w)
+        if self.config.gaps and not self.reads_gap:
+            distances_only = self.config.distances
+            gaps = torch.zeros_like(logs[:, distances_only:-1])
+            logs = torch.cat([logs[:, :distances_only], gaps, logs[:, -1:]], dim=1)
         if response is None:
             fine_response = torch.zeros_like(core)
             coarse_response = torch.zeros_like(features[COARSE][:, :1])

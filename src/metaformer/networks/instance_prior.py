@@ -113,7 +113,7 @@ class InstancePrior(nn.Module):
         height, width = images.shape[2:]
         side = self.config.side
 
-        x = (_shrink(images, side) - 0.5) / 0.25  # (B, 3, side, side), about unit variance
+        x = (shrink(images, side) - 0.5) / 0.25  # (B, 3, side, side), about unit variance
         d1 = self.down1(x)  # (B, w, side / 2, side / 2)
         d2 = self.down2(d1)  # (B, 2w, side / 4, ...)
         d3 = self.down3(d2)  # (B, 4w, side / 8, ...)
@@ -131,15 +131,26 @@ class InstancePrior(nn.Module):
         return logits
 
 
-def _shrink(images: Tensor, side: int) -> Tensor:
-    """Resize to (side, side): averaged down by a whole factor first, so nothing aliases."""
-    height, width = images.shape[2:]
-    factors = (max(1, height // side), max(1, width // side))
-    if factors != (1, 1):
-        images = F.avg_pool2d(images, factors)
-    if images.shape[2:] != (side, side):
-        images = F.interpolate(images, (side, side), mode="bilinear", align_corners=False)
-    return images
+def shrink(images: Tensor, side: int) -> Tensor:
+    """(B, C, H, W) -> (B, C, side, side): each pixel the mean of the area that it covers."""
+    down = area_weights(images, images.shape[2], side)  # (side, H)
+    across = area_weights(images, images.shape[3], side)  # (side, W)
+    return down @ images @ across.T
+
+
+def area_weights(like: Tensor, length: int, side: int) -> Tensor:
+    """(side, length) share of each of ``length`` pixels in each of ``side``; rows add up to 1.
+
+    Where there are fewer pixels than asked for, those between pixel centres are interpolated.
+    """
+    step = torch.ones_like(like[0, 0, 0, 0]) * length / side
+    start = torch.arange(side, device=like.device)[:, None] * step  # (side, 1)
+    wide = step.clamp_min(1.0)  # where it enlarges, as wide as a pixel: linear interpolation
+    start = start + (step - wide) / 2
+    pixel = torch.arange(length, device=like.device)  # (length,)
+    overlap = torch.minimum(start + wide, pixel + 1.0) - torch.maximum(start, pixel + 0.0)
+    weights = overlap.clamp_min(0)
+    return weights / weights.sum(1, keepdim=True)
 
 
 def _double(x: Tensor) -> Tensor:

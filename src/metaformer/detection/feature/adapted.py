@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -34,9 +34,6 @@ from metaformer.detection.scoring.frame_check import FrameCheck, Statistics, fra
 from metaformer.networks.custom_backbone import CUSTOM
 from metaformer.networks.gap_transformer import GapTransformer
 
-FRAME_LIMITS = (0.45, 0.65)
-"""Of the frame check. Good test images of eight sets come to 0.36 and 0.58 at most with one support
-image; frames without the product exceed one of the two (``benchmarks/robustness``)."""
 AT_ONCE = 64
 """Images whose patches are in memory at once while a bank of many images is drawn."""
 EPS = 1e-6
@@ -300,8 +297,14 @@ def adapt(
     network: GapTransformer | None,
     seed: int,
     on_step: OnStep = lambda done, total: None,
+    refine: Callable[[AdaptedFeature, Mapping[int, SupportView]], None] | None = None,
 ) -> Adaptation[FeatureImage]:
-    """Build the memory bank, and the map of each support image by the others alone."""
+    """Build the memory bank, and the map of each support image by the others alone.
+
+    Args:
+        refine: changes the adapted model before these maps are made; it is also given what the
+            transformer knows of the support without each image.
+    """
     if len(support) > config.mirrored_images:  # more images show enough by themselves
         support = [FeatureImage(image.kept) for image in support]
     adapted = from_support(config, backbone, support, seed=seed)
@@ -311,10 +314,12 @@ def adapt(
             distances.append(adapted.left_out_distances(image, i))
             on_step(i + 1, 2 * len(support))
     views: dict[int, SupportView] = {}
-    if network is not None:
+    if network is not None and config.readings is not None:
         adapted.correction, views = build_correction(
-            network, lambda i: support[i].features, len(support), distances
+            network, config.readings, lambda i: support[i].features, len(support), distances
         )
+    if refine is not None:
+        refine(adapted, views)
     with torch.inference_mode():
         for i, found in enumerate(distances):
             maps.append(adapted.maps_of(support[i].features, found, views.get(i))[0])
@@ -330,7 +335,7 @@ def from_support(
     count = len(support)
     patches = [image.features[config.levels[0]][0, 0].numel() for image in support]
     generator = torch.Generator().manual_seed(seed)
-    frame = FrameCheck.of([statistics_of(image, config) for image in support], FRAME_LIMITS)
+    frame = FrameCheck.of([statistics_of(image, config) for image in support], config.frame_limits)
     if config.aligned:
         most = max(1, config.max_patches // patches[0])
         kept = torch.randperm(count, generator=generator)[:most].sort().values.tolist()

@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from metaformer.detection.feature.gap_distances import OF_AUTOENCODER, OF_BACKBONE, Readings
 from metaformer.networks.efficientnet import INPUT_MEAN, INPUT_STD, Colours
 
 SHIPPED = "efficientnet_lite0"
 """The backbone inside the package."""
+AUTOENCODER = "autoencoder"
+"""The backbone of the ``pixel`` preset: its autoencoder, fitted to the product."""
+TRAINED_ON = {SHIPPED: OF_BACKBONE, AUTOENCODER: OF_AUTOENCODER}
+"""Backbones that a transformer was trained on."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +49,21 @@ class FeatureConfig:
     fixed part, or a test image with its golden sample."""
     transformer: bool = True
     """Let the transformer correct the map. The corrected map marks pixels and has half of the
-    image score. The transformer was trained on the shipped backbone; other backbones and aligned
+    image score. The transformer was trained on the backbones inside the package; others and aligned
     detectors go without."""
     gap: bool = True
-    """Whether the transformer reads where features differ from what is rebuilt of them; False to
-    see what that is worth."""
+    """Whether the transformer reads where features, and the image, differ from what is rebuilt of
+    them; False to see what that is worth."""
     reach: int = 8
     """Pixels that an aligned part may be out of place, at the working resolution."""
     backbone: str = SHIPPED
     """The backbone inside the package, or timm's name of another (``docs/backbones.md``)."""
     backbone_sha256: str | None = None
     """Of the weights of a backbone of timm; they stay outside detector files."""
+    frame_limits: tuple[float, float] = (0.45, 0.65)
+    """Of the frame check, for deviations and means. Good test images of eight sets come to 0.36 and
+    0.58 at most with one support image; frames without the product exceed one of the two
+    (``benchmarks/robustness``)."""
     input_mean: Colours = INPUT_MEAN
     input_std: Colours = INPUT_STD
     """Of each colour in [0, 1]: what the shipped backbone's pixels are standardised by. A backbone
@@ -72,12 +81,22 @@ class FeatureConfig:
                 )
 
     @property
+    def readings(self) -> Readings | None:
+        """What the transformer reads; None where it has no say."""
+        is_trained_on = self.levels == (8, 16) and 0 < self.cosine_share < 1
+        if not self.transformer or self.aligned or not is_trained_on:
+            return None
+        return TRAINED_ON.get(self.backbone)
+
+    @property
     def corrects(self) -> bool:
         """Whether the transformer has a say."""
-        is_trained_on = (
-            self.backbone == SHIPPED and self.levels == (8, 16) and 0 < self.cosine_share < 1
-        )
-        return self.transformer and is_trained_on and not self.aligned
+        return self.readings is not None
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Strides of the backbone that are read."""
+        return self.levels if self.readings is None else self.readings.strides
 
     def reach_cells(self, level: int) -> int:
         """``reach`` in cells of ``level``, at least one."""

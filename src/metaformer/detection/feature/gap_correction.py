@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.detection.feature.gap_distances import (
-    DISTANCES,
-    grids,
+    GAP,
+    OF_BACKBONE,
+    RESPONSE,
+    Features,
+    Readings,
     measure_alone,
     measure_to,
     of_core,
     some_patches,
-    stride_grids,
 )
 from metaformer.networks.gap_transformer import (
     GapTransformer,
@@ -26,33 +28,39 @@ from metaformer.networks.gap_transformer import (
 )
 from metaformer.networks.weight_files import load_weights, refuse_not_finite
 
-STRIDES = (8, 16, 32)
-"""Of the shipped backbone, the only one that the transformer was trained on."""
 MOST_IMAGES = 16
 """Support images that the transformer looks at; bounds time and memory."""
-SIZE = 0.25
-"""Share of the correction that is made (``docs/decisions/11-transformer.md``)."""
-WEIGHTS = "gap_transformer.safetensors"
-Features = Mapping[int, Tensor]
 
 
 class TransformerWeightsError(ValueError):
     """Weights that cannot be used; the message says which and why."""
 
 
-def load_transformer() -> GapTransformer:
+def load_transformer(readings: Readings = OF_BACKBONE) -> GapTransformer:
     """The transformer with the weights inside the package, frozen.
 
     Raises:
         TransformerWeightsError: the file is missing or damaged, or holds something else.
     """
-    return load_weights("transformer", WEIGHTS, from_tensors, TransformerWeightsError, None)
+    return load_weights(
+        "transformer",
+        readings.weights,
+        lambda tensors: from_tensors(tensors, readings),
+        TransformerWeightsError,
+        None,
+    )
 
 
-def from_tensors(tensors: Mapping[str, Tensor]) -> GapTransformer:
+def new_transformer(readings: Readings = OF_BACKBONE) -> GapTransformer:
+    """The network for these readings, not trained."""
+    distances = len(readings.distances)
+    return GapTransformer(GapTransformerConfig(readings.channels, distances, readings.gaps))
+
+
+def from_tensors(tensors: Mapping[str, Tensor], readings: Readings = OF_BACKBONE) -> GapTransformer:
     """Raises: ValueError, RuntimeError: names, shapes or values are not those of the network."""
     refuse_not_finite(tensors)
-    network = GapTransformer(GapTransformerConfig({8: 40, 16: 112}, len(DISTANCES)))
+    network = new_transformer(readings)
     network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return network.requires_grad_(False).eval()
 
@@ -69,9 +77,10 @@ class SupportView:
 class GapCorrection(nn.Module):
     """Corrects maps of images by their features."""
 
-    def __init__(self, network: GapTransformer, view: SupportView) -> None:
+    def __init__(self, network: GapTransformer, view: SupportView, readings: Readings) -> None:
         super().__init__()
         self.network = network
+        self.readings = readings
         # In the layout that a detector file has, so that sums round alike after loading.
         self.view = replace(view, patches={n: t.contiguous() for n, t in view.patches.items()})
 
@@ -89,9 +98,11 @@ class GapCorrection(nn.Module):
             view: what is known of the support without the image itself; None for all of it.
         """
         known = self.view if view is None else view
-        found, core = measure_to(stride_grids(features), known.patches, of_core(distances))
-        correction = self.network(features, found, core, known.description)
-        return corrected(maps[:, None], correction, SIZE)[:, 0]
+        readings = self.readings
+        own = measure_to(readings.stride_grids(features), known.patches, of_core(distances))
+        found, core = readings.together(own, features)
+        correction = self.network(features, found, core, known.description, features.get(RESPONSE))
+        return corrected(maps[:, None], correction, readings.size)[:, 0]
 
     def state(self) -> dict[str, Tensor]:
         """Tensors for a detector file."""
@@ -110,7 +121,7 @@ class GapCorrection(nn.Module):
         return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
     @classmethod
-    def from_state(cls, tensors: Mapping[str, Tensor]) -> GapCorrection:
+    def from_state(cls, tensors: Mapping[str, Tensor], readings: Readings) -> GapCorrection:
         """Raises: KeyError, ValueError, RuntimeError: something is missing or does not fit."""
 
         def under(start: str) -> dict[str, Tensor]:
@@ -128,12 +139,13 @@ class GapCorrection(nn.Module):
             tensors["seen.loudest"],
         )
         view = SupportView(under("seen.patches."), description)
-        return cls(from_tensors(under("transformer.")), view)
+        return cls(from_tensors(under("transformer."), readings), view, readings)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def build_correction(
     network: GapTransformer,
+    readings: Readings,
     features_of: Callable[[int], Features],
     count: int,
     left_out: Sequence[Mapping[str, Tensor]],
@@ -150,21 +162,25 @@ def build_correction(
     """
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randperm(count, generator=generator)[:MOST_IMAGES].sort().values.tolist()
-    looked_at = [features_of(i) for i in drawn]
-    images = [{stride: features[stride] for stride in STRIDES} for features in looked_at]
-    described = [stride_grids(image) for image in images]
+    images = []
+    for index in drawn:
+        features = features_of(index)
+        kept = [name for name in (*readings.strides, GAP) if name in features]
+        images.append({name: features[name] for name in kept})
+    described = [readings.stride_grids(image) for image in images]
     others: list[dict[str, Tensor]] = []
     measured = []
     if len(images) == 1:
-        measured.append(measure_alone(grids(images[0])))
+        measured.append(readings.together(measure_alone(readings.grids(images[0])), images[0]))
     else:
         for i, own in enumerate(described):
             rest = [grid for j, grid in enumerate(described) if j != i]
             others.append(some_patches(joined(rest), generator))
-            measured.append(measure_to(own, others[-1], of_core(left_out[drawn[i]])))
+            found = measure_to(own, others[-1], of_core(left_out[drawn[i]]))
+            measured.append(readings.together(found, images[i]))
     patches = some_patches(joined(described), generator)
     description = describe_support(
-        [{stride: x[0] for stride, x in image.items()} for image in images],
+        [{stride: image[stride][0] for stride in (8, 16)} for image in images],
         [distances[0] for distances, _ in measured],
         [core[0] for _, core in measured],
     )
@@ -172,7 +188,7 @@ def build_correction(
         index: SupportView(other, without_image(description, position))
         for position, (index, other) in enumerate(zip(drawn, others, strict=False))
     }
-    return GapCorrection(network, SupportView(patches, description)), without
+    return GapCorrection(network, SupportView(patches, description), readings), without
 
 
 def joined(images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

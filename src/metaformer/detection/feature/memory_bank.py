@@ -21,7 +21,7 @@ POOL = 3
 """Side of the neighbourhood whose mean is a pooled descriptor, in cells (PatchCore)."""
 
 Features = dict[int, Tensor]
-"""Stride -> (B, C, H / stride, W / stride)."""
+"""Stride -> (B, C, H / stride, W / stride); and what else a backbone gives, by negative keys."""
 Descriptors = dict[str, Tensor]
 """Name -> (B, C, h, w): ``POOLED``, and the strides as strings."""
 Rows = dict[str, Tensor]

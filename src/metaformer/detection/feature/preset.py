@@ -22,12 +22,8 @@ from metaformer.detection.feature.config import (
     SHIPPED,
     FeatureConfig,
 )
-from metaformer.detection.feature.gap_correction import (
-    STRIDES,
-    GapCorrection,
-    load_transformer,
-)
-from metaformer.detection.feature.memory_bank import Rows, describe, to_rows
+from metaformer.detection.feature.gap_correction import load_transformer
+from metaformer.detection.feature.memory_bank import Features, Rows, describe, to_rows
 from metaformer.detection.feature.state import restore
 from metaformer.detection.preprocessing import working_size
 from metaformer.detection.preset import Adaptation, OnStep, changes_without
@@ -64,8 +60,7 @@ class FeaturePreset:
         self.network = (network or load_transformer()) if config.corrects else None
         if self.network is not None:
             self.network.reads_gap = config.gap
-        self.strides = STRIDES if config.corrects else config.levels
-        self.size_multiple = max(self.strides)
+        self.size_multiple = max(config.strides)
 
     @classmethod
     def from_pretrained(
@@ -200,10 +195,10 @@ class FeaturePreset:
             return FeatureImage(features)
         return FeatureImage(features, {} if self.config.aligned else self.mirrored_rows(image))
 
-    def features(self, image: Tensor) -> dict[int, Tensor]:
+    def features(self, image: Tensor) -> Features:
         """Of one image (1, 3, H, W): the strides that are read."""
         found = self.backbone(image)
-        return {stride: found[stride] for stride in self.strides}
+        return {stride: found[stride] for stride in self.config.strides}
 
     def mirrored_rows(self, image: Tensor) -> Rows:
         """Some descriptors of the image mirrored along either side and along both."""
@@ -249,18 +244,7 @@ class FeaturePreset:
         """
         restored = restore(tensors, settings)
         preset = cls.of(restored.config, backbone_weights, backbone=backbone, device=device)
-        correction = GapCorrection.from_state(tensors) if restored.config.corrects else None
-        if correction is not None:
-            preset.network = correction.network
-            correction.network.reads_gap = restored.config.gap
-        restored.check(preset.backbone.channels)
-        adapted = AdaptedFeature(
-            restored.config,
-            preset.backbone,
-            restored.bank,
-            restored.support,
-            restored.count,
-            restored.frame,
-            correction,
-        )
+        adapted = restored.adapted(tensors, preset.backbone)
+        if adapted.correction is not None:
+            preset.network = adapted.correction.network
         return preset, adapted

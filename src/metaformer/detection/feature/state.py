@@ -10,15 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaformer.detection.feature.adapted import STATE_VERSION, FeatureImage, from_support
-from metaformer.detection.feature.config import SHIPPED, FeatureConfig
-from metaformer.detection.feature.gap_correction import STRIDES
+from metaformer.detection.feature.adapted import (
+    STATE_VERSION,
+    AdaptedFeature,
+    Backbone,
+    FeatureImage,
+    from_support,
+)
+from metaformer.detection.feature.config import AUTOENCODER, SHIPPED, FeatureConfig
+from metaformer.detection.feature.gap_correction import GapCorrection
+from metaformer.detection.feature.gap_distances import GAP, RESPONSE
 from metaformer.detection.feature.memory_bank import POOLED, MemoryBank
 from metaformer.detection.scoring.frame_check import FrameCheck
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """What version 1 standardised pixels by. The shipped backbone was trained on other values, which
 version 2 takes."""
+
+
+EXTRA = (GAP, RESPONSE)
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,20 @@ class Restored:
     support: dict[int, FeatureImage]
     count: int
     frame: FrameCheck | None = None
+
+    def adapted(self, tensors: Mapping[str, Tensor], backbone: Backbone) -> AdaptedFeature:
+        """The model on its backbone, with the transformer that ``tensors`` hold.
+
+        Raises: KeyError, ValueError, RuntimeError: something is missing or does not fit.
+        """
+        self.check(backbone.channels)
+        readings = self.config.readings
+        correction = None if readings is None else GapCorrection.from_state(tensors, readings)
+        if correction is not None:
+            correction.network.reads_gap = self.config.gap
+        return AdaptedFeature(
+            self.config, backbone, self.bank, self.support, self.count, self.frame, correction
+        )
 
     def check(self, channels: Mapping[int, int]) -> None:
         """Raises: ValueError: shapes do not fit a backbone with these channels by stride."""
@@ -63,7 +87,8 @@ def restore(tensors: dict[str, Tensor], settings: dict[str, Any]) -> Restored:
     if version != STATE_VERSION:
         raise ValueError(f"version {version} of the feature preset is not known here")
     config = FeatureConfig(**with_tuples(settings["config"]))
-    if config.backbone != SHIPPED and not isinstance(config.backbone_sha256, str):
+    is_inside = config.backbone in (SHIPPED, AUTOENCODER)
+    if not is_inside and not isinstance(config.backbone_sha256, str):
         raise ValueError(f"no SHA-256 of the weights of {config.backbone}")
     count = image_count(settings)
     support = support_of(tensors, config)
@@ -101,11 +126,11 @@ NO_BACKBONE = NoBackbone()
 
 def support_of(tensors: dict[str, Tensor], config: FeatureConfig) -> dict[int, FeatureImage]:
     """Raises: KeyError: a stride of an image is missing."""
-    strides = STRIDES if config.corrects else config.levels
     indices = {int(found[1]) for name in tensors if (found := re.match(r"support\.(\d+)\.", name))}
     return {
         i: FeatureImage(
-            {stride: in_backbone_layout(tensors[f"support.{i}.{stride}"]) for stride in strides},
+            {s: in_backbone_layout(tensors[f"support.{i}.{s}"]) for s in config.strides}
+            | {k: tensors[f"support.{i}.{k}"] for k in EXTRA if f"support.{i}.{k}" in tensors},
             under(f"mirrored.{i}.", tensors),
         )
         for i in sorted(indices)

@@ -1,15 +1,15 @@
 """The ``long`` mode of the pixel preset: the transformer trained on synthetic defects of the
 support images.
 
-Each support image in turn is the query, with a defect drawn into it, and the others are its
-support; a lone image is its own support. The autoencoder and the prior stay as they are. Training
-stops when defects that it was not trained on are found no better, and keeps the transformer as it
-was at its best; only support images are ever seen. Ours.
+Each support image in turn is the query, with a defect drawn into it, and is compared with the
+others; a lone image is compared with itself. The autoencoder and the prior stay as they are.
+Training stops when defects that it was not trained on are found no better, and keeps the
+transformer as it was at its best; only support images are ever seen. Ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,13 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metaformer.data.synthetic.defects import draw_defect
-from metaformer.detection.pixel.adapted import AdaptedPixel
-from metaformer.detection.pixel.encoder_output import FINE, EncoderOutput
+from metaformer.detection.feature.adapted import AdaptedFeature, fuse
+from metaformer.detection.feature.gap_correction import SupportView
+from metaformer.detection.feature.memory_bank import Features, describe
 from metaformer.detection.pixel.fitting import train_watched
 from metaformer.detection.pixel.losses import image_logits, location_loss, ranking_loss
-from metaformer.detection.pixel.prepared_image import PreparedImage
-from metaformer.detection.pixel.support_memory import SupportMemory, build_memory
-from metaformer.detection.pixel.universal_model import UniversalModel
 from metaformer.detection.preprocessing import to_tensor
 
 STEPS = 300
@@ -35,98 +33,111 @@ PATIENCE = 3
 """Checks without a gain before training stops."""
 CHECK_QUERIES = 8
 RANK_WEIGHT = 0.5
-MEMORY_IMAGES = 8
-"""Support images in memory at a step; bounds time and memory."""
+MAP_STRIDE = 4
+STEEPNESS = 4.0
+"""From the logarithm of the map over the support's loudest to the logit of a defect."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A support image, with or without a defect, as the transformer gets it."""
+
+    features: Features
+    distances: dict[str, Tensor]
+    core: Tensor
+    """(1, h, w) map before the correction."""
+    view: SupportView | None
 
 
 @dataclass(frozen=True)
 class Example:
-    """A support image with a defect, as the autoencoder reads it, and without."""
+    """A support image with a defect, and without."""
 
-    defective: EncoderOutput
-    good: EncoderOutput
+    defective: Query
+    good: Query
     target: Tensor
     """(1, h, w) in [0, 1] at the map's stride."""
-    index: int
-    """Which support image it was made from."""
 
 
-def train_transformer(
-    adapted: AdaptedPixel, support: Sequence[PreparedImage], *, seed: int
-) -> list[float]:
-    """Train the transformer and the mix of ``adapted`` in place; the losses of the checks, the
-    first untrained.
+class Finetuning:
+    """Draws examples from a support, and trains the transformer of ``adapted`` on them in place.
 
-    Nothing is trained where the model has no transformer.
+    Args:
+        support: images (1, 3, H, W) in [0, 1].
+        views: what the transformer knows of the support without each image.
     """
-    model = adapted.universal
-    if model.transformer is None:
-        return []
-    rng = np.random.default_rng(seed)
-    good = adapted.encoded_images
-    checks = [example(adapted, support, good, rng) for _ in range(CHECK_QUERIES)]
-    trained = [*model.transformer.parameters(), model.mix, model.slope, model.offset]
 
-    def backward() -> None:
-        drawn = example(adapted, support, good, rng)
-        torch.autograd.backward(example_loss(model, drawn, memory_without(drawn, good, rng)))
+    def __init__(
+        self,
+        adapted: AdaptedFeature,
+        support: Sequence[Tensor],
+        views: Mapping[int, SupportView],
+        *,
+        seed: int,
+    ) -> None:
+        assert adapted.correction is not None
+        self.adapted = adapted
+        self.correction = adapted.correction
+        self.support = support
+        self.views = views
+        self.rng = np.random.default_rng(seed)
 
-    return train_watched(
-        trained,
-        backward,
-        lambda: check(model, checks, good),
-        steps=STEPS,
-        rate=LEARNING_RATE,
-        check_every=CHECK_EVERY,
-        patience=PATIENCE,
-    )
+    def train(self) -> list[float]:
+        """The losses of the checks, the first untrained."""
+        checks = [self.example() for _ in range(CHECK_QUERIES)]
+
+        def check() -> float:
+            with torch.no_grad():
+                return float(torch.stack([self.loss(drawn) for drawn in checks]).mean())
+
+        return train_watched(
+            [*self.correction.network.parameters()],
+            lambda: torch.autograd.backward(self.loss(self.example())),
+            check,
+            steps=STEPS,
+            rate=LEARNING_RATE,
+            check_every=CHECK_EVERY,
+            patience=PATIENCE,
+        )
+
+    @torch.no_grad()
+    def example(self) -> Example:
+        """A random support image with a random defect."""
+        index, other = (int(self.rng.integers(len(self.support))) for _ in range(2))
+        pixels, donor = to_uint8(self.support[index]), to_uint8(self.support[other])
+        defective, mask = draw_defect(pixels, self.rng, donor=donor)
+        changed = to_tensor(defective, mask.shape)
+        target = torch.from_numpy(mask)[None, None].float()
+        return Example(
+            self.query(changed, index),
+            self.query(self.support[index], index),
+            F.avg_pool2d(target, MAP_STRIDE)[:, 0],
+        )
+
+    def query(self, image: Tensor, index: int) -> Query:
+        """An image compared with the support but for image ``index``."""
+        adapted, config = self.adapted, self.adapted.config
+        features = adapted.backbone(image)
+        described = describe(features, config.levels, config.cosine_share)
+        distances = adapted.distances(described, index if len(self.support) > 1 else None)
+        size = features[config.levels[0]].shape[2:]
+        core = fuse(distances, config, (size[0], size[1]))
+        return Query(features, distances, core, self.views.get(index))
+
+    def loss(self, drawn: Example) -> Tensor:
+        """The defect is to be located, and to score above the image without it."""
+        loudest = self.correction.view.description.loudest
+        logits = []
+        for query in (drawn.defective, drawn.good):
+            marked = self.correction(query.core, query.features, query.distances, query.view)
+            logits.append(STEEPNESS * (marked.log() - loudest))
+        both = torch.cat(logits)
+        located = location_loss(both, torch.cat([drawn.target, torch.zeros_like(drawn.target)]))
+        ranked = ranking_loss(image_logits(both), torch.tensor([True, False]))
+        return located + RANK_WEIGHT * ranked
 
 
-def example(
-    adapted: AdaptedPixel,
-    support: Sequence[PreparedImage],
-    good: Sequence[EncoderOutput],
-    rng: np.random.Generator,
-) -> Example:
-    """A random support image with a random defect."""
-    index = int(rng.integers(len(support)))
-    image = support[index]
-    pixels, donor = to_uint8(image), to_uint8(support[int(rng.integers(len(support)))])
-    defective, mask = draw_defect(pixels, rng, donor=donor)
-    changed = image.with_pixels(to_tensor(defective, mask.shape))
-    target = torch.from_numpy(mask)[None, None].float()
-    return Example(adapted.encode(changed), good[index], F.avg_pool2d(target, FINE)[:, 0], index)
-
-
-def to_uint8(image: PreparedImage) -> NDArray[np.uint8]:
-    """The image without its padding, (H, W, 3)."""
-    pixels = image.pixels[0, :, : image.height, : image.width].permute(1, 2, 0)
-    return np.asarray(((pixels + 1) * 127.5).round().clamp(0, 255).numpy(), np.uint8)
-
-
-def memory_without(
-    drawn: Example, good: Sequence[EncoderOutput], rng: np.random.Generator | None
-) -> SupportMemory:
-    """Memory of the other support images, of a random few if there are many."""
-    others = [encoded for i, encoded in enumerate(good) if i != drawn.index] or list(good)
-    if rng is not None and len(others) > MEMORY_IMAGES:
-        kept = rng.permutation(len(others))[:MEMORY_IMAGES]
-        others = [others[i] for i in sorted(kept.tolist())]
-    return build_memory(others[:MEMORY_IMAGES])
-
-
-def example_loss(model: UniversalModel, drawn: Example, memory: SupportMemory) -> Tensor:
-    """The defect is to be located, and to score above the image without it."""
-    bad = model.logits(model(drawn.defective, memory).anomaly)
-    good = model.logits(model(drawn.good, memory).anomaly)
-    located = location_loss(torch.cat([bad, good]), torch.cat([drawn.target, 0 * drawn.target]))
-    scores = image_logits(torch.cat([bad, good]))
-    ranked = ranking_loss(scores, torch.tensor([True, False]))
-    return located + RANK_WEIGHT * ranked
-
-
-@torch.no_grad()
-def check(model: UniversalModel, checks: Sequence[Example], good: Sequence[EncoderOutput]) -> float:
-    """Mean loss on defects that are never trained on."""
-    losses = [example_loss(model, drawn, memory_without(drawn, good, None)) for drawn in checks]
-    return float(torch.stack(losses).mean())
+def to_uint8(image: Tensor) -> NDArray[np.uint8]:
+    """(1, 3, H, W) in [0, 1] -> (H, W, 3)."""
+    pixels = image[0].permute(1, 2, 0) * 255
+    return np.asarray(pixels.round().clamp(0, 255).numpy(), np.uint8)

@@ -1,14 +1,16 @@
 """The ``pixel`` preset: autoencoder, prior and transformer, nothing pretrained by others.
 
-Adapting takes the meta-learned gradient steps of the autoencoder on the support and keeps what its
-encoder says of the support. The ``long`` mode takes a hundred more steps, and then trains the
-transformer on synthetic defects of the support images.
+Adapting takes the meta-learned gradient steps of the autoencoder on the support. The fitted
+autoencoder is then the backbone of a memory bank, as in the ``feature`` preset, and the transformer
+corrects the map: it also reads the gap between image and reconstruction, and the response map of
+the prior. The ``long`` mode fits the autoencoder further, and trains the transformer on synthetic
+defects of the support images.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,18 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaformer.detection.pixel.adapted import FRAME_LIMITS, MAX_FOLDS, AdaptedPixel, statistics_of
+from metaformer.detection.feature.adapted import AdaptedFeature, FeatureImage, adapt
+from metaformer.detection.feature.gap_correction import SupportView, load_transformer
+from metaformer.detection.feature.gap_distances import OF_AUTOENCODER
+from metaformer.detection.pixel.adapted import AdaptedPixel
+from metaformer.detection.pixel.autoencoder_backbone import MOMENT_IMAGES, fit_moments, small
 from metaformer.detection.pixel.config import PixelConfig
-from metaformer.detection.pixel.finetuning import train_transformer
-from metaformer.detection.pixel.fitting import fit, fit_long, read_support, squeezed
+from metaformer.detection.pixel.finetuning import Finetuning
+from metaformer.detection.pixel.fitting import choose, fit, fit_long
 from metaformer.detection.pixel.inner_rates import InnerRates
-from metaformer.detection.pixel.prepared_image import PreparedImage, cropped_output, prepare
-from metaformer.detection.pixel.universal_model import UniversalModel
 from metaformer.detection.pixel.universal_weights import load_universal
 from metaformer.detection.preprocessing import working_size
 from metaformer.detection.preset import Adaptation, OnStep, changes_without
-from metaformer.detection.scoring.frame_check import FrameCheck
-from metaformer.detection.support_set import make_folds
+from metaformer.networks.autoencoder import Autoencoder
+from metaformer.networks.gap_transformer import GapTransformer
 from metaformer.networks.instance_prior import InstancePrior, load_prior
 
 
@@ -41,88 +45,100 @@ class PixelPreset:
     def __init__(
         self,
         config: PixelConfig,
-        universal: UniversalModel,
+        autoencoder: Autoencoder,
         rates: InnerRates,
         prior: InstancePrior,
+        network: GapTransformer,
     ) -> None:
         self.config = config
-        self.universal = universal.eval()
+        self.autoencoder = autoencoder.eval()
         self.rates = rates
         self.prior = prior
+        self.network = network
 
     @classmethod
     def from_pretrained(
         cls, config: PixelConfig | None = None, folder: Path | None = None
     ) -> PixelPreset:
-        """With the package's weights, or those in ``folder``."""
-        universal, rates = load_universal(folder)
-        return cls(config or PixelConfig(), universal, rates, load_prior())
+        """With the package's weights; those of the autoencoder from ``folder`` if given."""
+        autoencoder, rates = load_universal(folder)
+        network = load_transformer(OF_AUTOENCODER)
+        return cls(config or PixelConfig(), autoencoder, rates, load_prior(), network)
 
     def without(self, parts: Sequence[str]) -> PixelPreset:
-        """``adaptation``; in the long mode also ``transformer``, ``response`` and ``gap``."""
-        name = f"the {self.config.mode} mode of the pixel preset"
+        """``transformer``, ``response``, ``gap`` and ``adaptation``."""
+        kind = "aligned" if self.config.aligned else self.config.mode
+        name = f"the {kind} mode of the pixel preset"
         changes = changes_without(parts, self.config.parts, name)
+        return self.with_config(**changes)
+
+    def with_config(self, **changes: Any) -> PixelPreset:
+        """The same weights with other settings."""
         config = replace(self.config, **changes)
-        return PixelPreset(config, self.universal, self.rates, self.prior)
+        return PixelPreset(config, self.autoencoder, self.rates, self.prior, self.network)
 
     def working_size(self, height: int, width: int) -> tuple[int, int]:
         """Sides (H, W) that an image is resized to, multiples of ``size_multiple``."""
         return working_size(height, width, self.config.resolution, self.size_multiple)
 
-    def prepare(self, image: Tensor, *, support_size: int | None = None) -> PreparedImage:
-        return prepare(self.config, self.prior, image)
+    def prepare(self, image: Tensor, *, support_size: int | None = None) -> Tensor:
+        """The image itself: its features depend on the support."""
+        return image
 
-    def adapt(
-        self, support: Sequence[PreparedImage], *, seed: int, on_step: OnStep
-    ) -> Adaptation[PreparedImage]:
-        """The meta-learned steps of a copy of the autoencoder on the support, then the memory of
-        the support. In the long mode more steps of the autoencoder, then the transformer is trained
-        on synthetic defects of the support."""
-        generator = torch.Generator().manual_seed(seed)
-        images = [image.pixels for image in support]
-        whole = [image.pixels[:, :, : image.height, : image.width] for image in support]
-        adapts = self.config.adaptation
-        if adapts:
-            fitted = fit(self.universal, self.rates, whole, generator)
-        else:
-            fitted = copy.deepcopy(self.universal).requires_grad_(False)
-        if adapts and self.config.mode == "long":
-            watched = [squeezed(image) for image in whole]
-            fit_long(fitted.autoencoder, watched, self.config.long_steps, generator)
-        moments, passes = read_support(
-            fitted.autoencoder, images, generator, rebuild=self.config.rebuilds
+    def adapt(self, support: Sequence[Tensor], *, seed: int, on_step: OnStep) -> Adaptation[Tensor]:
+        """The meta-learned steps of a copy of the autoencoder on the support, then the memory bank.
+        In the long mode more steps of the autoencoder, and steps of a copy of the transformer on
+        synthetic defects of the support."""
+        config, generator = self.config, torch.Generator().manual_seed(seed)
+        is_long = config.adaptation and config.mode == "long"
+        fitted = self.autoencoder
+        if config.adaptation:
+            copies = [small(image) for image in support]
+            fitted = fit(fitted, self.rates, copies, generator)
+            if is_long:
+                fit_long(fitted, copies, config.long_steps, generator)
+        chosen = choose(range(len(support)), MOMENT_IMAGES, generator)
+        prior = self.prior if config.corrects else None
+        backbone, of_chosen = fit_moments(
+            fitted, prior, [support[i] for i in chosen], responds=config.response
         )
-        adapted = AdaptedPixel(self.config, fitted, self.prior, moments, None)
-        adapted.encoded_images = [
-            adapted.encode(image)
-            if i not in passes
-            else cropped_output(self.config, image, *passes.pop(i))
-            for i, image in enumerate(support)
-        ]
-        adapted.memory = adapted.build_memory(adapted.encoded_images, generator)
-        adapted.frame = FrameCheck.of(
-            [statistics_of(r) for r in adapted.encoded_images], FRAME_LIMITS
+        known = dict(zip(chosen, of_chosen, strict=True))
+        with torch.no_grad():
+            images = [
+                FeatureImage(known[i] if i in known else backbone(image))
+                for i, image in enumerate(support)
+            ]
+
+        def refine(adapted: AdaptedFeature, views: Mapping[int, SupportView]) -> None:
+            if is_long and config.corrects:
+                Finetuning(adapted, support, views, seed=seed).train()
+
+        network = copy.deepcopy(self.network)
+        network.reads_gap = config.gap
+        done = adapt(
+            config.comparison,
+            backbone,
+            images,
+            network=network if config.corrects else None,
+            seed=seed,
+            on_step=on_step,
+            refine=refine,
         )
-        if adapts and self.config.corrects:
-            train_transformer(adapted, support, seed=seed)
-        folds = make_folds(len(support), MAX_FOLDS)
-        on_step(1, len(folds) + 1)
-        maps: dict[int, Tensor] = {}
-        for number, fold in enumerate(folds):
-            maps |= adapted.left_out_maps(fold, seed=seed)
-            on_step(number + 2, len(folds) + 1)
-        adapted.encoded_images = []
-        return Adaptation(adapted, [maps[i] for i in range(len(maps))])
+        assert isinstance(done.adapted, AdaptedFeature)
+        return Adaptation(AdaptedPixel(config, done.adapted), done.left_out)
 
     @classmethod
     def from_state(
         cls, tensors: dict[str, Tensor], settings: dict[str, Any]
     ) -> tuple[PixelPreset, AdaptedPixel]:
-        """What ``AdaptedPixel.state`` gave.
+        """What ``AdaptedPixel.state`` gave; the preset has the weights of the detector.
 
         Raises:
-            ValueError, KeyError, TypeError: something is missing or does not fit.
+            ValueError, KeyError, TypeError, RuntimeError: something is missing or does not fit.
         """
         adapted = AdaptedPixel.from_state(tensors, settings)
-        rates = InnerRates(adapted.universal.autoencoder, 1, 0.0)
-        return cls(adapted.config, adapted.universal, rates, adapted.prior), adapted
+        backbone, correction = adapted.backbone, adapted.model.correction
+        rates = InnerRates(backbone.autoencoder, 1, 0.0)
+        prior = backbone.prior or load_prior()
+        network = load_transformer(OF_AUTOENCODER) if correction is None else correction.network
+        return cls(adapted.config, backbone.autoencoder, rates, prior, network), adapted

@@ -1,4 +1,4 @@
-"""The shipped weights of the universal model: found, checked, loaded."""
+"""The shipped weights of the autoencoder: found, checked, loaded."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from metaformer.detection.pixel.inner_rates import InnerRates
-from metaformer.detection.pixel.universal_model import UniversalConfig, UniversalModel
-from metaformer.networks.autoencoder import AutoencoderConfig
+from metaformer.networks.autoencoder import Autoencoder, AutoencoderConfig
 
 WEIGHTS, CARD = "universal.safetensors", "universal.json"
+START, RATES = "autoencoder.", "inner_rates"
+"""Names of the tensors. Files of earlier versions hold more, of parts that are gone."""
 
 
 class UniversalWeightsError(ValueError):
     """Weights that cannot be used; the message says which and why."""
 
 
-def load_universal(folder: Path | None = None) -> tuple[UniversalModel, InnerRates]:
-    """The autoencoder and the transformer with their weights, and the learned inner rates.
+def load_universal(folder: Path | None = None) -> tuple[Autoencoder, InnerRates]:
+    """The autoencoder with its weights, and the learned inner rates.
 
     Args:
         folder: what ``metaformer pretrain universal`` wrote; None for the package's own.
@@ -45,26 +46,20 @@ def load_universal(folder: Path | None = None) -> tuple[UniversalModel, InnerRat
 
 def universal_from_tensors(
     weights: dict[str, Tensor], config: dict[str, Any]
-) -> tuple[UniversalModel, InnerRates]:
-    """The model and its inner rates, as meta-training exports them.
+) -> tuple[Autoencoder, InnerRates]:
+    """The autoencoder and its inner rates, as meta-training exports them.
 
     Raises:
         ValueError: a value is not finite.
     """
-    state = {name: tensor.float() for name, tensor in weights.items()}
-    for name, tensor in state.items():
+    state = {n[len(START) :]: t.float() for n, t in weights.items() if n.startswith(START)}
+    rates = weights[RATES]  # (names, steps)
+    for name, tensor in {**state, RATES: rates}.items():
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"universal weights: {name} holds values that are not finite.")
-    rates = state.pop("inner_rates")  # (names, steps)
-    universal = UniversalModel(universal_config(config))
-    universal.load_state_dict(state)
-    universal.autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    inner = InnerRates(universal.autoencoder, rates.shape[1], 0.0)
+    autoencoder = Autoencoder(AutoencoderConfig(**config["autoencoder"]))
+    autoencoder.load_state_dict(state)
+    autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    inner = InnerRates(autoencoder, rates.shape[1], 0.0)
     inner.rates.data.copy_(rates)
-    return universal.requires_grad_(False).eval(), inner.requires_grad_(False)
-
-
-def universal_config(content: dict[str, Any]) -> UniversalConfig:
-    return UniversalConfig(
-        **{**content, "autoencoder": AutoencoderConfig(**content["autoencoder"])}
-    )
+    return autoencoder.requires_grad_(False).eval(), inner.requires_grad_(False)

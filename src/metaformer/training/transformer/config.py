@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from metaformer.training.config_file import read_config
 
@@ -15,6 +15,10 @@ class TransformerTrainingConfig:
     """Folder of photos as ``PhotoPool`` reads it."""
     output: Path
     """Folder for the checkpoint, the log and the exported weights."""
+    preset: Literal["feature", "pixel"] = "feature"
+    """Whose backbone sees the episodes."""
+    start: Path | None = None
+    """Weights to begin from, as far as they fit."""
     pairs: int = 50_000
     """Queries, each with its support, to train on; every one is new."""
     exports: tuple[int, ...] = (5_000, 20_000, 50_000, 100_000, 200_000)
@@ -46,6 +50,8 @@ class TransformerTrainingConfig:
                 f"pairs, meta_batch, threads, log_every: found {self.pairs}, {self.meta_batch}, "
                 f"{self.threads}, {self.log_every}; accepted are 1 and more."
             )
+        if self.preset not in ("feature", "pixel"):
+            raise ValueError(f"preset: found {self.preset!r}; accepted are feature and pixel.")
         if not 0 <= self.average < 1:
             raise ValueError(f"average: found {self.average}; accepted are 0 to below 1.")
 
@@ -53,7 +59,9 @@ class TransformerTrainingConfig:
     def from_yaml(path: Path | str) -> TransformerTrainingConfig:
         """Raises ValueError that names an unknown or missing key."""
         content = read_config(path, TransformerTrainingConfig, needed=("data", "output"))
-        content |= {name: Path(content[name]) for name in ("data", "output")}
+        for name in ("data", "output", "start"):
+            if content.get(name) is not None:
+                content[name] = Path(content[name])
         if "exports" in content:
             content["exports"] = tuple(content["exports"])
         return TransformerTrainingConfig(**content)
@@ -63,4 +71,5 @@ def describe(config: TransformerTrainingConfig) -> dict[str, Any]:
     """JSON-able, without the folders of the machine it runs on."""
     content = asdict(config)
     del content["data"], content["output"]
+    content["start"] = None if config.start is None else config.start.name
     return content

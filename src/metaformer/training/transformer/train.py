@@ -10,26 +10,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import torch
-import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from metaformer.detection.feature.gap_distances import DISTANCES, grids, measure, measure_alone
+from metaformer.detection.feature.gap_correction import new_transformer
+from metaformer.detection.feature.gap_distances import Readings
 from metaformer.io.atomic_files import atomic_path, write_text
-from metaformer.networks.efficientnet import EfficientNetLite0, load_backbone
-from metaformer.networks.gap_transformer import (
-    GapTransformer,
-    GapTransformerConfig,
-    SupportDescription,
-    corrected,
-    describe_support,
-)
+from metaformer.networks.gap_transformer import GapTransformer, corrected
 from metaformer.networks.placement import check_device
 from metaformer.training.checkpoints import (
     load_checkpoint,
@@ -47,12 +40,9 @@ from metaformer.training.run_log import RunLog
 from metaformer.training.threads import restored_threads
 from metaformer.training.transformer.config import TransformerTrainingConfig, describe
 from metaformer.training.transformer.losses import LevelLogit, image_loss, image_scores, pixel_loss
+from metaformer.training.transformer.reading import EpisodeReader, SeenEpisode, reader_of
 
 WEIGHTS, CARD = "gap_transformer.safetensors", "gap_transformer.json"
-BACKBONE_BATCH = 2
-"""Images seen at once: on a CPU more take longer each."""
-MOST_LEFT_OUT = 3
-"""Support images that are left out in turn, in training; an adapted model leaves out each."""
 
 
 @dataclass
@@ -63,24 +53,6 @@ class Run:
     average: GapTransformer
     level: LevelLogit
     optimiser: torch.optim.Optimizer
-
-
-@dataclass(frozen=True)
-class SeenEpisode:
-    """An episode as the transformer gets it; tensors on the training's device."""
-
-    features: dict[int, Tensor]
-    distances: Tensor
-    core: Tensor
-    support: SupportDescription
-    shares: Tensor
-    """(q, H/4, W/4) share of each cell that is anomalous."""
-    is_clean: Tensor
-
-
-def new_transformer() -> GapTransformer:
-    """The transformer for EfficientNet-Lite0 and the readings of ``core``."""
-    return GapTransformer(GapTransformerConfig({8: 40, 16: 112}, len(DISTANCES)))
 
 
 @restored_threads()
@@ -103,9 +75,9 @@ def train_transformer(
     cv2.setNumThreads(1)
     torch.manual_seed(config.seed)
     config.output.mkdir(parents=True, exist_ok=True)
-    backbone = load_backbone(16, ahead=True).to(place)
+    reader = reader_of(config.preset, place)
     pool = PhotoPool.load(config.data, split="train", quiet=quiet)
-    run = start_run(config, place)
+    run = start_run(config, reader.readings, place)
     checkpoint, first = config.output / "checkpoint.safetensors", 0
     if resume:
         tensors, record = load_checkpoint(checkpoint)
@@ -125,7 +97,7 @@ def train_transformer(
     ):
         for step in range(first, steps):
             batch = [next(episodes) for _ in range(config.meta_batch)]
-            losses = train_step(run, backbone, batch, config, step, place)
+            losses = train_step(run, reader, batch, config, step)
             log.add(losses)
             done = step + 1
             bar.show(done, losses["pixel"])
@@ -143,8 +115,10 @@ def train_transformer(
     return config.output / WEIGHTS
 
 
-def start_run(config: TransformerTrainingConfig, device: torch.device) -> Run:
-    transformer, average = new_transformer(), new_transformer()
+def start_run(config: TransformerTrainingConfig, readings: Readings, device: torch.device) -> Run:
+    transformer, average = new_transformer(readings), new_transformer(readings)
+    if config.start is not None:
+        start_from(transformer, load_file(config.start))
     average.load_state_dict(transformer.state_dict())
     average.requires_grad_(False).eval()
     level = LevelLogit()
@@ -160,6 +134,18 @@ def start_run(config: TransformerTrainingConfig, device: torch.device) -> Run:
         lr=config.lr,
     )
     return Run(transformer, average, level, optimiser)
+
+
+def start_from(transformer: GapTransformer, tensors: Mapping[str, Tensor]) -> None:
+    """Take those weights that fit, and begin with a correction of zero: the inputs of another
+    backbone do not fit, and the rest has to get used to new ones."""
+    own = transformer.state_dict()
+    fitting = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if own[name].shape == tensor.shape and not name.startswith("out.")
+    }
+    transformer.load_state_dict(own | fitting)
 
 
 def stream(
@@ -183,11 +169,10 @@ def stream(
 
 def train_step(
     run: Run,
-    backbone: EfficientNetLite0,
+    reader: EpisodeReader,
     batch: list[Episode],
     config: TransformerTrainingConfig,
     step: int,
-    device: torch.device,
 ) -> dict[str, float]:
     """One step on a batch of episodes; a pure function of weights, batch, seed and step."""
     torch.manual_seed((config.seed << 32) + step)  # of dropout
@@ -198,7 +183,7 @@ def train_step(
     run.optimiser.zero_grad(set_to_none=True)
     sums: dict[str, float] = {}
     for episode in batch:
-        losses = losses_of(run, see(backbone, episode, generator, device))
+        losses = losses_of(run, reader.see(episode, generator))
         total = (
             config.pixel_weight * losses["pixel"]
             + config.image_weight * losses["image"]
@@ -216,55 +201,10 @@ def train_step(
     return sums
 
 
-@torch.no_grad()
-def see(
-    backbone: EfficientNetLite0, episode: Episode, generator: torch.Generator, device: torch.device
-) -> SeenEpisode:
-    """The episode's features, distances and support, as an adapted model makes them."""
-    images = torch.from_numpy(episode.query).to(device)
-    known = torch.from_numpy(episode.support).to(device)
-    query, support = features_of(backbone, images), features_of(backbone, known)
-    shots = len(known)
-    grids_of_support = grids(support)
-    distances, core = measure(grids(query), grids_of_support, generator)
-    alone, alone_cores = [], []
-    for i in range(min(shots, MOST_LEFT_OUT)):
-        one = {name: grid[i : i + 1] for name, grid in grids_of_support.items()}
-        if shots == 1:
-            found = measure_alone(one)
-        else:
-            rest = [j for j in range(shots) if j != i]
-            others = {name: grid[rest] for name, grid in grids_of_support.items()}
-            found = measure(one, others, generator)
-        alone.append(found[0][0])
-        alone_cores.append(found[1][0])
-    described = describe_support(
-        [{stride: x[i] for stride, x in support.items()} for i in range(shots)], alone, alone_cores
-    )
-    masks = torch.from_numpy(episode.masks).to(device).float()[:, None]
-    return SeenEpisode(
-        features=query,
-        distances=distances,
-        core=core,
-        support=described,
-        shares=F.avg_pool2d(masks, 4)[:, 0],
-        is_clean=torch.from_numpy(episode.is_clean).to(device),
-    )
-
-
-def features_of(backbone: EfficientNetLite0, images: Tensor) -> dict[int, Tensor]:
-    """uint8 (n, S, S, 3) -> stride -> (n, C, h, w)."""
-    size = len(images) if images.is_cuda else BACKBONE_BATCH
-    parts = [backbone(some.permute(0, 3, 1, 2).float() / 255) for some in images.split(size)]
-    return {
-        stride: torch.cat([part[stride] for part in parts]).contiguous()
-        for stride in parts[0]
-        if stride >= 8
-    }
-
-
 def losses_of(run: Run, seen: SeenEpisode) -> dict[str, Tensor]:
-    correction = run.transformer(seen.features, seen.distances, seen.core, seen.support)
+    correction = run.transformer(
+        seen.features, seen.distances, seen.core, seen.support, seen.response
+    )
     final = corrected(seen.core, correction)[:, 0]  # (q, H/4, W/4)
     logits = run.level(final.log() - seen.support.loudest)
     before = image_scores(corrected(seen.core, torch.zeros_like(correction))[:, 0]).log()

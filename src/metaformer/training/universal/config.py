@@ -6,13 +6,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from metaformer.detection.pixel.universal_model import UniversalConfig
 from metaformer.networks.autoencoder import AutoencoderConfig
 from metaformer.training.config_file import check_keys, read_config
 from metaformer.training.episodes.episodes import EpisodeConfig
 from metaformer.training.universal.losses import LossWeights
 
-NESTED = {"model": UniversalConfig, "losses": LossWeights}
+NESTED = {"autoencoder": AutoencoderConfig, "losses": LossWeights}
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,9 @@ class MetaConfig:
     output: Path
     """Folder for the checkpoint, the log and the exported weights."""
     start: Path | None = None
-    """Weights of a plainly pre-trained autoencoder, or of an earlier model, to begin from."""
-    model: UniversalConfig = field(default_factory=UniversalConfig)
+    """Weights of a plainly pre-trained autoencoder, or of an earlier meta-training, to begin
+    from."""
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     losses: LossWeights = field(default_factory=LossWeights)
     side: int = 128
     """Side of the episodes' images, a multiple of 128."""
@@ -52,12 +52,9 @@ class MetaConfig:
     clip: float = 1.0
     ema: float = 0.995
     bfloat16: bool = False
-    """Convolutions of the autoencoder in bfloat16 autocast; weights, transformer and optimiser stay
-    float32. Half the time on processors that have bfloat16 (AVX-512 BF16 or AMX), ten times as long
-    on those without."""
-    only_transformer: bool = False
-    """The autoencoder, its rates and the map before the transformer stay as they are; the
-    transformer alone learns."""
+    """Convolutions of the autoencoder in bfloat16 autocast; weights and optimiser stay float32.
+    Half the time on processors that have bfloat16 (AVX-512 BF16 or AMX), ten times as long on those
+    without."""
     seed: int = 0
     threads: int = 1
     workers: int = 1
@@ -99,16 +96,8 @@ class MetaConfig:
                 content[name] = tuple(content[name])
         for name, kind in NESTED.items():
             if name in content:
-                content[name] = _nested(kind, content[name], path)
+                content[name] = kind(**check_keys(f"{path}, {name}", content[name], kind))
         return MetaConfig(**content)
-
-
-def _nested(kind: type[Any], content: Any, path: Path | str) -> Any:
-    content = check_keys(f"{path}, {kind.__name__}", content, kind)
-    if "autoencoder" in content:
-        inner = _nested(AutoencoderConfig, content["autoencoder"], path)
-        content = {**content, "autoencoder": inner}
-    return kind(**content)
 
 
 def describe(config: MetaConfig) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""The outer loss of an episode: the autoencoder rebuilds what is normal, the transformer finds what
-is not. Ours.
+"""The outer loss of an episode: the autoencoder rebuilds what is normal, and its features are far
+from the support's where something is not. Ours.
 
 No human label is used: the defects are synthetic, and each defective query has a clean twin.
 """
@@ -12,13 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metaformer.detection.pixel.encoder_output import FINE, EncoderOutput, to_encoder_output
 from metaformer.detection.pixel.inner_rates import InnerRates
 from metaformer.detection.pixel.losses import image_logits, location_loss, ranking_loss
-from metaformer.detection.pixel.support_memory import build_memory
-from metaformer.detection.pixel.universal_model import Output, UniversalModel, respond
-from metaformer.networks.instance_prior import InstancePrior
-from metaformer.training.universal.maml import Weights, adapt, reconstruct, run_task
+from metaformer.networks.autoencoder import Autoencoder
+from metaformer.training.universal.distance_map import STRIDE, DefectLogit, distance_map
+from metaformer.training.universal.maml import adapt, reconstruct, run_task
 
 
 @dataclass(frozen=True)
@@ -27,12 +25,8 @@ class LossWeights:
 
     rebuild: float = 1.0
     """The autoencoder's reconstruction of the good twin, mean squared error in [-1, 1]."""
-    refine: float = 0.5
-    """The transformer's refined reconstruction of the good twin, mean absolute error."""
-    locate: float = 1.0
-    """Focal and dice loss of the map against the defects' mask."""
-    first: float = 0.5
-    """The same for the map before the transformer, which shapes the autoencoder's features."""
+    locate: float = 0.5
+    """Focal and dice loss of the distance map against the defects' mask."""
     rank: float = 0.5
     """Defective queries must score above clean ones."""
 
@@ -52,8 +46,8 @@ class Task:
 
 
 def episode_loss(
-    model: UniversalModel,
-    prior: InstancePrior,
+    autoencoder: Autoencoder,
+    to_logit: DefectLogit,
     rates: InnerRates,
     task: Task,
     *,
@@ -61,70 +55,35 @@ def episode_loss(
     step_weights: list[float],
     second_order: bool,
     bfloat16: bool,
-    only_transformer: bool = False,
 ) -> dict[str, Tensor]:
     """Parts of the outer loss of one task, each weighted; their sum is the loss.
 
     Args:
         step_weights: of the reconstruction after each inner step (multi-step loss of MAML++);
-            the transformer reads the state after the last one.
+            features are compared after the last one.
         bfloat16: the autoencoder's convolutions in bfloat16 autocast.
-        only_transformer: no gradient reaches the autoencoder and the rates; a third of the time is
-            saved.
     """
     # An image that is anomalous all over holds nothing of its good twin that could be rebuilt.
     twinned = task.masks.flatten(1).amin(1) == 0  # (Q,)
     good = task.clean_query[twinned]
     with torch.autocast(task.support.device.type, torch.bfloat16, enabled=bfloat16):
-        history = adapt(model.autoencoder, rates, task.support, second_order=second_order).weights
+        history = adapt(autoencoder, rates, task.support, second_order=second_order).weights
         early = [
             weight
             * F.mse_loss(
-                reconstruct(model.autoencoder, fast, task.support, task.query[twinned]).float(),
-                good,
+                reconstruct(autoencoder, fast, task.support, task.query[twinned]).float(), good
             )
             for weight, fast in zip(step_weights[:-1], history[1:-1], strict=True)
-            if weight and not only_transformer
+            if weight
         ]
-    with torch.set_grad_enabled(not only_transformer):
-        support, query = encode_episode(model, prior, history[-1], task, bfloat16=bfloat16)
-    assert query.rebuilt is not None
-    rebuild = step_weights[-1] * F.mse_loss(query.rebuilt[twinned], good)
+        passes = run_task(autoencoder, history[-1], task.support, task.query)
+    rebuilt = passes.query_rebuilt.float()[twinned]
+    rebuild = step_weights[-1] * F.mse_loss(rebuilt, good)
     losses = {"rebuild": loss_weights.rebuild * (rebuild + sum(early))}
-    if loss_weights != LossWeights(loss_weights.rebuild, 0, 0, 0, 0):
-        output = model(query, build_memory([support]))
-        assert output.refined is not None
-        refined = F.l1_loss(output.refined[twinned], good)
-        losses["refine"] = loss_weights.refine * refined
-        losses |= defect_losses(model, output, task, loss_weights)
+    if loss_weights.locate or loss_weights.rank:
+        logits = to_logit(distance_map(passes.query_stages, passes.support_stages))
+        target = F.avg_pool2d(task.masks[:, None], STRIDE)[:, 0]  # (Q, H / 4, W / 4) in [0, 1]
+        is_defective = task.masks.flatten(1).amax(1) > 0  # (Q,)
+        losses["locate"] = loss_weights.locate * location_loss(logits, target)
+        losses["rank"] = loss_weights.rank * ranking_loss(image_logits(logits), is_defective)
     return losses
-
-
-def encode_episode(
-    model: UniversalModel, prior: InstancePrior, weights: Weights, task: Task, *, bfloat16: bool
-) -> tuple[EncoderOutput, EncoderOutput]:
-    """Support and queries of a task, as the autoencoder with fast ``weights`` and the prior say of
-    them."""
-    with torch.autocast(task.support.device.type, torch.bfloat16, enabled=bfloat16):
-        passes = run_task(model.autoencoder, weights, task.support, task.query)
-        responses = [respond(prior, images).float() for images in (task.support, task.query)]
-    return (
-        to_encoder_output(
-            task.support, passes.support_stages, passes.support_rebuilt, responses[0]
-        ),
-        to_encoder_output(task.query, passes.query_stages, passes.query_rebuilt, responses[1]),
-    )
-
-
-def defect_losses(
-    model: UniversalModel, output: Output, task: Task, loss_weights: LossWeights
-) -> dict[str, Tensor]:
-    """Losses of the maps before and after the transformer, weighted."""
-    target = F.avg_pool2d(task.masks[:, None], FINE)[:, 0]  # (Q, H / 4, W / 4) in [0, 1]
-    logits = model.logits(output.anomaly)
-    is_defective = task.masks.flatten(1).amax(1) > 0  # (Q,)
-    return {
-        "locate": loss_weights.locate * location_loss(logits, target),
-        "first": loss_weights.first * location_loss(model.logits(output.first), target),
-        "rank": loss_weights.rank * ranking_loss(image_logits(logits), is_defective),
-    }

@@ -1,11 +1,9 @@
-"""Meta-training of the universal model: MAML on the autoencoder, and the transformer beside it,
-from unlabelled photos.
+"""Meta-training of the autoencoder by MAML, from unlabelled photos.
 
 Every step takes a meta-batch of episodes. The inner loop fits the autoencoder to each support; the
 outer loss asks that the good queries are then rebuilt well and synthetic defects found, and moves
-the start of the autoencoder, the inner rates and the transformer. The prior is frozen. Resumes
-exactly; under ``torchrun`` the processes share a meta-batch and come to the same weights as one
-alone.
+the start of the autoencoder and the inner rates. Resumes exactly; under ``torchrun`` the processes
+share a meta-batch and come to the same weights as one alone.
 """
 
 from __future__ import annotations
@@ -24,10 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from metaformer.detection.pixel.inner_rates import InnerRates
-from metaformer.detection.pixel.universal_model import UniversalModel
-from metaformer.detection.pixel.universal_weights import CARD, WEIGHTS
+from metaformer.detection.pixel.universal_weights import CARD, RATES, START, WEIGHTS
 from metaformer.io.atomic_files import atomic_path, write_text
-from metaformer.networks.instance_prior import InstancePrior, load_prior
+from metaformer.networks.autoencoder import Autoencoder
 from metaformer.training.checkpoints import (
     load_checkpoint,
     module_tensors,
@@ -44,6 +41,7 @@ from metaformer.training.progress import TrainingBar
 from metaformer.training.run_log import RunLog
 from metaformer.training.threads import restored_threads
 from metaformer.training.universal.config import MetaConfig, describe
+from metaformer.training.universal.distance_map import DefectLogit
 from metaformer.training.universal.losses import Task, episode_loss
 from metaformer.training.universal.maml import step_weights
 from metaformer.training.universal.validation import to_task, validate
@@ -53,30 +51,29 @@ VALIDATION_SEED = 1
 
 
 class MetaLearner(nn.Module):
-    """What meta-training learns: the start of the autoencoder, the inner rates and the
-    transformer."""
+    """What meta-training learns: the start of the autoencoder and the inner rates; and from which
+    distance on a cell counts as defective."""
 
     def __init__(self, config: MetaConfig) -> None:
         super().__init__()
-        self.model = UniversalModel(config.model)
+        self.autoencoder = Autoencoder(config.autoencoder)
+        rates = None
         if config.start is not None:
             weights = {name: t.float() for name, t in load_file(config.start).items()}
-            rates = weights.pop("inner_rates", None)
-            whole = any(name.startswith("autoencoder.") for name in weights)
-            (self.model if whole else self.model.autoencoder).load_state_dict(weights)
+            rates = weights.get(RATES)
+            own = {n.removeprefix(START): t for n, t in weights.items() if n.startswith(START)}
+            self.autoencoder.load_state_dict(own or weights)
         # A tenth faster on CPUs.
-        self.model.autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.rates = InnerRates(self.model.autoencoder, config.inner_steps, config.inner_lr)
-        if config.start is not None and rates is not None:
+        self.autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.rates = InnerRates(self.autoencoder, config.inner_steps, config.inner_lr)
+        if rates is not None:
             if rates.shape != self.rates.rates.shape:
                 raise ValueError(
                     f"{config.start}: has rates for {rates.shape[1]} inner steps; accepted with it "
                     f"is inner_steps: {rates.shape[1]}."
                 )
             self.rates.rates.data.copy_(rates)
-        # The autoencoder's weights need their gradients for the inner steps; the outer loss then
-        # leaves them out.
-        self.model.mix.requires_grad_(not config.only_transformer)
+        self.to_logit = DefectLogit()
 
 
 @restored_threads()
@@ -108,11 +105,13 @@ def _meta_train(config: MetaConfig, workers: Workers, *, resume: bool, quiet: bo
     config.output.mkdir(parents=True, exist_ok=True)
     train = PhotoPool.load(config.data, split="train", seed=config.seed, quiet=quiet)
     held_out = PhotoPool.load(config.data, split="validation", seed=config.seed, quiet=quiet)
-    prior = load_prior().to(workers.device)
     learner, average = (MetaLearner(config).to(workers.device) for _ in range(2))
     optimiser = torch.optim.Adam(
         [
-            {"params": learner.model.parameters(), "lr": config.outer_lr},
+            {
+                "params": [*learner.autoencoder.parameters(), *learner.to_logit.parameters()],
+                "lr": config.outer_lr,
+            },
             {"params": learner.rates.parameters(), "lr": config.rate_lr},
         ]
     )
@@ -129,7 +128,7 @@ def _meta_train(config: MetaConfig, workers: Workers, *, resume: bool, quiet: bo
         closing(batches(train, config, first, workers)) as drawn,
         RunLog(config.output, from_step=first, active=workers.is_first) as log,
         TrainingBar(
-            "meta-training the autoencoder and the transformer",
+            "meta-training the autoencoder",
             config.steps,
             first=first,
             quiet=quiet or not workers.is_first,
@@ -144,7 +143,7 @@ def _meta_train(config: MetaConfig, workers: Workers, *, resume: bool, quiet: bo
             asked = time.monotonic()
             tasks = next(drawn)
             waited += time.monotonic() - asked
-            parts = meta_step(learner, average, prior, optimiser, tasks, config, step, workers)
+            parts = meta_step(learner, average, optimiser, tasks, config, step, workers)
             done, last = step + 1, step + 1 == config.steps
             if not workers.is_first:
                 continue
@@ -155,7 +154,7 @@ def _meta_train(config: MetaConfig, workers: Workers, *, resume: bool, quiet: bo
             if done % config.validate_every == 0 or last:
                 for kind, episodes in validation(held_out, config).items():
                     found = validate(
-                        average.model, prior, average.rates, episodes, bfloat16=config.bfloat16
+                        average.autoencoder, average.rates, episodes, bfloat16=config.bfloat16
                     )
                     log.write_watch(done, seconds, found, validation=kind)
             if done % config.checkpoint_every == 0 or last:
@@ -199,7 +198,6 @@ def stretches(config: MetaConfig, first: int) -> Iterator[tuple[int, int, Episod
 def meta_step(
     learner: MetaLearner,
     average: MetaLearner,
-    prior: InstancePrior,
     optimiser: torch.optim.Optimizer,
     tasks: list[Task],
     config: MetaConfig,
@@ -220,15 +218,14 @@ def meta_step(
     sums: dict[str, float] = {}
     for task in tasks:
         parts = episode_loss(
-            learner.model,
-            prior,
+            learner.autoencoder,
+            learner.to_logit,
             learner.rates,
             task,
             loss_weights=config.losses,
             step_weights=weights,
             second_order=step >= config.first_order_share * config.steps,
             bfloat16=config.bfloat16,
-            only_transformer=config.only_transformer,
         )
         torch.autograd.backward(torch.stack(list(parts.values())).sum() / len(tasks))
         for name, part in parts.items():
@@ -264,13 +261,15 @@ def validation(pool: PhotoPool, config: MetaConfig) -> dict[str, Iterator[Episod
 
 
 def export(average: MetaLearner, config: MetaConfig, step: int) -> None:
-    """What the package ships: the averaged model in half precision with its inner rates, and a card
-    that says how they were made."""
-    tensors: dict[str, Tensor] = {n: t.half() for n, t in average.model.state_dict().items()}
-    tensors["inner_rates"] = average.rates.rates.detach()
+    """What the package ships: the averaged autoencoder in half precision with its inner rates, and
+    a card that says how they were made."""
+    weights = average.autoencoder.state_dict()
+    tensors: dict[str, Tensor] = {f"{START}{n}": t.half() for n, t in weights.items()}
+    tensors[RATES] = average.rates.rates.detach()
     plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with atomic_path(config.output / WEIGHTS) as temporary:
         save_file(plain, temporary)
     training = describe(config)
-    card = {"config": training.pop("model"), "step": step, "training": training}
+    made = {"autoencoder": training.pop("autoencoder")}
+    card = {"config": made, "step": step, "training": training}
     write_text(config.output / CARD, json.dumps(card, indent=2) + "\n")

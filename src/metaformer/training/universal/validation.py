@@ -9,21 +9,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metaformer.detection.pixel.encoder_output import FINE
 from metaformer.detection.pixel.inner_rates import InnerRates
 from metaformer.detection.pixel.losses import image_logits
-from metaformer.detection.pixel.support_memory import build_memory
-from metaformer.detection.pixel.universal_model import UniversalModel
-from metaformer.networks.instance_prior import InstancePrior
+from metaformer.networks.autoencoder import Autoencoder
 from metaformer.training.auroc import auroc
 from metaformer.training.episodes.episodes import Episode
-from metaformer.training.universal.losses import Task, encode_episode
-from metaformer.training.universal.maml import adapt, adaptation_gain
+from metaformer.training.universal.distance_map import STRIDE, distance_map
+from metaformer.training.universal.losses import Task
+from metaformer.training.universal.maml import adapt, adaptation_gain, run_task
 
 
 def validate(
-    model: UniversalModel,
-    prior: InstancePrior,
+    autoencoder: Autoencoder,
     rates: InnerRates,
     episodes: Iterable[Episode],
     *,
@@ -32,16 +29,17 @@ def validate(
     """Adaptation gain, and how well defects are found; means over episodes.
 
     The gain is the loss on clean queries before the inner steps minus after. AUROC is within an
-    episode, so that scores need not be comparable between products; ``first`` is the map before
-    the transformer. An episode without both kinds of queries, or of pixels, is left out of that
-    mean, which is None if none is left. Queries that are anomalous all over count for images only.
+    episode, so that scores need not be comparable between products. An episode without both kinds
+    of queries, or of pixels, is left out of that mean, which is None if none is left. Queries that
+    are anomalous all over count for images only.
     """
     gains, found = [], []
     for drawn in episodes:
-        task = to_task(drawn, model.mix.device)
-        with torch.autocast(model.mix.device.type, torch.bfloat16, enabled=bfloat16):
-            gains.append(adaptation_gain(model.autoencoder, rates, task.support, task.clean_query))
-        found.append(find_defects(model, prior, rates, task, bfloat16=bfloat16))
+        device = rates.rates.device
+        task = to_task(drawn, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            gains.append(adaptation_gain(autoencoder, rates, task.support, task.clean_query))
+        found.append(find_defects(autoencoder, rates, task, bfloat16=bfloat16))
     before, after = torch.tensor(gains, dtype=torch.float64).unbind(1)
     gain = before - after
     means = {}
@@ -59,28 +57,27 @@ def validate(
 
 
 def find_defects(
-    model: UniversalModel,
-    prior: InstancePrior,
+    autoencoder: Autoencoder,
     rates: InnerRates,
     task: Task,
     *,
     bfloat16: bool,
 ) -> dict[str, float]:
-    """AUROC of images and pixels in one task, after the transformer and before."""
+    """AUROC of images and pixels in one task, by the distance map."""
     with torch.autocast(task.support.device.type, torch.bfloat16, enabled=bfloat16):
-        fast = adapt(model.autoencoder, rates, task.support, second_order=False).weights[-1]
+        fast = adapt(autoencoder, rates, task.support, second_order=False).weights[-1]
+        with torch.no_grad():
+            passes = run_task(autoencoder, fast, task.support, task.query)
     with torch.no_grad():
-        support, query = encode_episode(model, prior, fast, task, bfloat16=bfloat16)
-        output = model(query, build_memory([support]))
-    pixels = task.masks[:, FINE // 2 :: FINE, FINE // 2 :: FINE].cpu().numpy() > 0.5
+        maps = distance_map(passes.query_stages, passes.support_stages)
+    pixels = task.masks[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE].cpu().numpy() > 0.5
     images = task.masks.flatten(1).amax(1).cpu().numpy() > 0.5
     if bool((task.masks.flatten(1).amin(1) > 0).any()):  # whole images: image metrics only
         pixels = pixels & False
-    result = {}
-    for prefix, anomaly in (("", output.anomaly), ("first_", output.first)):
-        result[f"{prefix}image_auroc"] = auroc(images, image_logits(anomaly).cpu().numpy())
-        result[f"{prefix}pixel_auroc"] = auroc(pixels.ravel(), anomaly.flatten().cpu().numpy())
-    return result
+    return {
+        "image_auroc": auroc(images, image_logits(maps).cpu().numpy()),
+        "pixel_auroc": auroc(pixels.ravel(), maps.flatten().cpu().numpy()),
+    }
 
 
 def to_task(episode: Episode, device: torch.device) -> Task:

@@ -1,61 +1,41 @@
 """The reconstruction gap: what differs between an image and its reconstruction, and how.
 
-Absolute, structural (SSIM; Wang et al. 2004, uniform window) and of the gradient's magnitude. And
-the gap to a golden sample, where the camera shows every part in the same place.
+Absolute, structural at two scales (SSIM; Wang et al. 2004, uniform window) and of the gradient's
+magnitude.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GAP_CHANNELS = 11
+GAP_STRIDE = 4
+"""Pixels of the small copy along a cell of the gap."""
 SSIM_WINDOW = 7
 """Side of SSIM's window in pixels; uniform, odd."""
 SSIM_C1, SSIM_C2 = 0.02**2, 0.06**2
 """Constants of SSIM for values of range 2: (0.01 L)^2 and (0.03 L)^2."""
 
 
-def gap_channels(images: Tensor, rebuilt: Tensor) -> Tensor:
-    """Images and reconstructions (B, 3, H, W) in [-1, 1] -> (B, 11, H, W).
+def gap_maps(images: Tensor, rebuilt: Tensor) -> Tensor:
+    """Images and reconstructions (B, 3, H, W) in [-1, 1] -> (B, 4, H / 4, W / 4), 0 or more.
 
-    Channels 0 to 2 are the image, 3 to 5 the reconstruction, 6 to 8 their absolute difference,
-    9 is (1 - SSIM) / 2 and 10 the difference of gradient magnitudes, both of the mean colour.
+    Mean over cells of the absolute difference, of (1 - SSIM) / 2 at full and at half size, and of
+    the difference of gradient magnitudes; all but the first of the mean colour.
     """
     grey, other = images.mean(1, keepdim=True), rebuilt.mean(1, keepdim=True)
-    return torch.cat(
+    halves = F.avg_pool2d(grey, 2), F.avg_pool2d(other, 2)
+    full_size = torch.cat(
         [
-            images,
-            rebuilt,
-            (images - rebuilt).abs(),
+            (images - rebuilt).abs().mean(1, keepdim=True),
             ssim_gap(grey, other),
             (gradient_magnitude(grey) - gradient_magnitude(other)).abs(),
         ],
         dim=1,
     )
-
-
-def template_gap(images: Tensor, templates: Sequence[Tensor], reach: int) -> Tensor:
-    """Difference of images (B, 3, H, W) to the likest of some templates (3, h, w) each, (B, H, W).
-
-    In [0, 1], the mean over the colours. A template may be shifted by up to ``reach`` pixels, at
-    each place its own way; one of another size is resampled.
-    """
-    height, width = images.shape[2:]
-    least = images.new_ones(images.shape[0], height, width)
-    for template in templates:
-        same = template.float()[None]
-        if same.shape[2:] != (height, width):
-            same = F.interpolate(same, (height, width), mode="bilinear")
-        padded = F.pad(same, (reach,) * 4, mode="replicate")
-        for down in range(2 * reach + 1):
-            for right in range(2 * reach + 1):
-                shifted = padded[:, :, down : down + height, right : right + width]
-                least = torch.minimum(least, (images - shifted).abs().mean(1) / 2)
-    return least
+    coarse = F.avg_pool2d(ssim_gap(*halves), GAP_STRIDE // 2)
+    return torch.cat([F.avg_pool2d(full_size, GAP_STRIDE), coarse], dim=1)
 
 
 def ssim_gap(x: Tensor, y: Tensor) -> Tensor:

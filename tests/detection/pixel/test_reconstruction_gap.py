@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metaformer.detection.pixel.reconstruction_error import (
+from metaformer.detection.pixel.reconstruction_gap import (
     GAP_CHANNELS,
     SSIM_WINDOW,
     gap_channels,

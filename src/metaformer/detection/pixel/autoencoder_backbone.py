@@ -1,0 +1,115 @@
+"""The autoencoder (A), fitted to a product, as the backbone of a memory bank.
+
+Its encoder gives features of an image at working size. It rebuilds a small copy of the image, of
+the size that it was meta-trained on; what differs between copy and reconstruction is the gap. The
+prior (P) gives the response map. Both are read by the transformer. Ours but for the networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metaformer.detection.feature.gap_distances import GAP, RESPONSE
+from metaformer.detection.pixel.reconstruction_gap import gap_maps
+from metaformer.networks.autoencoder import Autoencoder, Moments
+from metaformer.networks.instance_prior import InstancePrior, shrink
+
+STRIDES = (4, 8, 16)
+STAGES = 4
+"""Encoder stages that are read, from the first, which has stride 2."""
+REBUILT_SIDE = 128
+"""Sides of the copy that is rebuilt."""
+RESPONSE_STRIDE = 8
+"""Pixels along a cell of the response map, which is smooth."""
+MOMENT_IMAGES = 16
+"""Support images that moments are taken over; 16 hold a million pixels a channel."""
+
+
+class AutoencoderBackbone(nn.Module):
+    """(B, 3, H, W) in [0, 1], sides multiples of 16, to features by stride, gap and response.
+
+    Args:
+        autoencoder: fitted to the support.
+        prior: gives the response map; None leaves gap and response out.
+        moments: of the support at working size.
+        small_moments: of the support's small copies.
+        responds: whether the response map is given.
+    """
+
+    channels = {4: 64, 8: 128, 16: 256}  # noqa: RUF012 - never written
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        prior: InstancePrior | None,
+        moments: Moments,
+        small_moments: Moments,
+        *,
+        responds: bool = True,
+    ) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.prior = prior
+        self.moments = moments
+        self.small_moments = small_moments
+        self.responds = responds
+
+    def forward(self, images: Tensor) -> dict[int, Tensor]:
+        (stages,), _ = self.autoencoder.read_stages(STAGES, to_input(images), moments=self.moments)
+        if self.prior is None:
+            return by_stride(stages)
+        copies = small(images)
+        _, rebuilt, _ = self.autoencoder.read(copies, self.small_moments)
+        return by_stride(stages) | self.extra_maps(images, copies, rebuilt)
+
+    def extra_maps(self, images: Tensor, copies: Tensor, rebuilt: Tensor) -> dict[int, Tensor]:
+        """Gap and response of images (B, 3, H, W) in [0, 1]; copies and reconstructions are in
+        [-1, 1]."""
+        assert self.prior is not None
+        found: dict[int, Tensor] = {GAP: gap_maps(copies, rebuilt).contiguous()}
+        if self.responds:
+            found[RESPONSE] = F.avg_pool2d(self.prior(images), RESPONSE_STRIDE)
+        return found
+
+
+def fit_moments(
+    autoencoder: Autoencoder,
+    prior: InstancePrior | None,
+    support: Sequence[Tensor],
+    *,
+    responds: bool = True,
+) -> tuple[AutoencoderBackbone, list[dict[int, Tensor]]]:
+    """A backbone by the moments of support images (1, 3, H, W) in [0, 1], and what it gives of
+    them: the pass that finds the moments has it."""
+    with torch.no_grad():
+        stages, moments = autoencoder.read_stages(STAGES, *map(to_input, support))
+        copies = torch.cat([small(image) for image in support])
+        ((_, rebuilt),), small_moments = autoencoder.read_support(copies)
+        backbone = AutoencoderBackbone(
+            autoencoder, prior, moments, small_moments, responds=responds
+        )
+        found = [by_stride(of_image) for of_image in stages]
+        if prior is not None:
+            for i, image in enumerate(support):
+                of_image = copies[i : i + 1], rebuilt[i : i + 1]
+                found[i] |= backbone.extra_maps(image, *of_image)
+    return backbone, found
+
+
+def by_stride(stages: Sequence[Tensor]) -> dict[int, Tensor]:
+    """The encoder stages that are compared."""
+    return {4: stages[1], 8: stages[2], 16: stages[3]}
+
+
+def to_input(images: Tensor) -> Tensor:
+    """(B, 3, H, W) in [0, 1] -> what the autoencoder takes, in [-1, 1]."""
+    return (images * 2 - 1).contiguous(memory_format=torch.channels_last)
+
+
+def small(images: Tensor) -> Tensor:
+    """(B, 3, H, W) in [0, 1] -> the autoencoder's input (B, 3, 128, 128); aspect is not kept."""
+    return to_input(shrink(images, REBUILT_SIDE))
