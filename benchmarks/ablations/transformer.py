@@ -1,8 +1,8 @@
 """What the transformer's correction is worth on real products, and how much of it to make.
 
 The sets, the draw of images and the metrics are those of ``leave_one_product_out.py``; maps are
-judged on a square of 128 pixels. The control, ``off``, is the ``feature`` preset without the
-transformer. A change is a metric's difference to it, averaged over numbers of images and supports.
+judged on a square of 128 pixels. The control, ``off``, is the preset without the transformer. A
+change is a metric's difference to it, averaged over numbers of images and supports.
 
 The rule, for the map that marks pixels and for the score of an image separately:
 
@@ -17,13 +17,16 @@ The rule, for the map that marks pixels and for the score of an image separately
 * It is judged by its changes on the set left out.
 
     python -m benchmarks.ablations.transformer DATA 100000=WEIGHTS ... --output results.json
+
+``--preset pixel`` asks the same of the autoencoder's features; ``--without response gap`` of a
+transformer that is not told where the object is, or where it is rebuilt badly.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -38,7 +41,6 @@ from benchmarks.ablations.leave_one_product_out import (
     MOST_TESTED,
     SEED,
     SETS,
-    SHOTS,
     Results,
     Row,
     SampledTests,
@@ -49,21 +51,25 @@ from benchmarks.ablations.leave_one_product_out import (
     spreads,
 )
 from metaformer.detection.adaptation import prepare
-from metaformer.detection.feature.adapted import from_support
+from metaformer.detection.feature.adapted import AdaptedFeature, FeatureImage, from_support
 from metaformer.detection.feature.config import FeatureConfig
 from metaformer.detection.feature.gap_correction import (
     build_correction,
     from_tensors,
     load_transformer,
 )
-from metaformer.detection.feature.gap_distances import measure_to, of_core, stride_grids
+from metaformer.detection.feature.gap_distances import RESPONSE, Readings, measure_to, of_core
 from metaformer.detection.feature.memory_bank import describe
 from metaformer.detection.feature.preset import FeaturePreset
+from metaformer.detection.pixel.config import PixelConfig
+from metaformer.detection.pixel.preset import PixelPreset
+from metaformer.detection.preset import Preset
 from metaformer.detection.scoring.anomaly_map import image_score, smooth
 from metaformer.evaluation.aggregate import machine
 from metaformer.io.images import read_image
 from metaformer.networks.gap_transformer import GapTransformer, corrected
 
+SHOTS = (1, 4, 10)
 SIZES = (0.0, 0.125, 0.25, 0.5)
 SIDE = 128
 OFF = "off"
@@ -73,8 +79,24 @@ CHOSEN_BY = {"pixels": ("pixel_ap", "aupro"), "score": ("image_auroc", "caught_a
 """What is chosen -> the metrics that choose."""
 
 
+Core = tuple[AdaptedFeature, list[FeatureImage], Callable[[Any], FeatureImage]]
+"""A model without a transformer, the features of its support, and how it reads a test image."""
+
+
+def core_model(preset: FeaturePreset | PixelPreset, support: list[Any], seed: int) -> Core:
+    """Of prepared support images."""
+    if isinstance(preset, PixelPreset):
+        backbone, images = preset.fit_backbone(support, seed=seed)
+        config = replace(preset.config.comparison, transformer=False)
+        adapted = from_support(config, backbone, images, seed=seed)
+        return adapted, images, lambda pixels: FeatureImage(backbone(pixels))
+    config = replace(preset.config, transformer=False)
+    adapted = from_support(config, preset.backbone, support, seed=seed)
+    return adapted, support, lambda image: image
+
+
 def measure_tests(
-    preset: FeaturePreset,
+    preset: FeaturePreset | PixelPreset,
     networks: Mapping[str, GapTransformer],
     sizes: list[float],
     tests: SampledTests,
@@ -82,31 +104,38 @@ def measure_tests(
     supports: int,
 ) -> dict[str, list[Row]]:
     """Candidate -> one row a support. Distances are computed once for all networks and sizes."""
-    config = replace(preset.config, transformer=False)
+    any_preset: Preset[Any] = preset
+    readings = readings_of(preset)
     rows: dict[str, list[Row]] = {}
     for seed in range(supports):
-        support = [
-            prepare(preset, read_image(path), support_size=shots)
+        prepared: list[Any] = [
+            prepare(any_preset, read_image(path), support_size=shots)
             for path in drawn_support(tests.train, shots, seed)
         ]
-        adapted = from_support(config, preset.backbone, support, seed=seed)
+        adapted, support, read = core_model(preset, prepared, seed)
+        config = adapted.config
         first = next(iter(networks.values()))
         features = [image.features for image in support]
         left_out = []
         if shots > 1:
             left_out = [adapted.left_out_distances(image, i) for i, image in enumerate(support)]
-        view = build_correction(first, features.__getitem__, shots, left_out)[0].view
+        view = build_correction(first, readings, features.__getitem__, shots, left_out)[0].view
         maps: dict[str, list[torch.Tensor]] = {}
-        for image in tests.images:
+        for test in tests.images:
+            image = read(test)
             described = describe(image.features, config.levels, config.cosine_share)
             of_bank = adapted.distances(described)
             core = core_of(of_bank, image, config)
             maps.setdefault(OFF, []).append(smooth(core, config.sigma)[0])
-            distances, own_core = measure_to(
-                stride_grids(image.features), view.patches, of_core(of_bank)
+            found = measure_to(
+                readings.stride_grids(image.features), view.patches, of_core(of_bank)
             )
+            distances, own_core = readings.together(found, image.features)
+            response = image.features.get(RESPONSE)
             for label, network in networks.items():
-                correction = network(image.features, distances, own_core, view.description)
+                correction = network(
+                    image.features, distances, own_core, view.description, response
+                )
                 for size in sizes:
                     marked = corrected(core[:, None], correction, size)[:, 0]
                     name = candidate_of(label, size)
@@ -218,13 +247,19 @@ def shown(values: list[float | None], signed: bool) -> str:
     return " / ".join("-" if value is None else format(100 * value, form) for value in values)
 
 
-def load_networks(given: list[str]) -> dict[str, GapTransformer]:
+def readings_of(preset: FeaturePreset | PixelPreset) -> Readings:
+    config = preset.config.comparison if isinstance(preset, PixelPreset) else preset.config
+    assert config.readings is not None
+    return config.readings
+
+
+def load_networks(given: list[str], readings: Readings) -> dict[str, GapTransformer]:
     """The shipped transformer, and those given as ``PAIRS=path``.
 
     Raises:
         SystemExit: one is not given so, or a label is given twice.
     """
-    networks = {SHIPPED: load_transformer()}
+    networks = {SHIPPED: load_transformer(readings)}
     for text in given:
         label, is_named, path = text.partition("=")
         if not is_named or label in networks:
@@ -233,7 +268,7 @@ def load_networks(given: list[str]) -> dict[str, GapTransformer]:
                 f"PAIRS=path, 100000=gap_transformer-100000.safetensors for example."
             )
         try:
-            networks[label] = from_tensors(load_file(path))
+            networks[label] = from_tensors(load_file(path), readings)
         except Exception as error:
             raise SystemExit(
                 f"{path}: no weights of the transformer ({error}). Give a file that "
@@ -248,6 +283,8 @@ def main() -> None:
     parser.add_argument(
         "weights", nargs="*", help="PAIRS=path of each weights file, beside the shipped one"
     )
+    parser.add_argument("--preset", choices=("feature", "pixel"), default="feature")
+    parser.add_argument("--without", nargs="*", default=[], metavar="PART")
     parser.add_argument("--sizes", nargs="+", type=float, default=SIZES)
     parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--seeds", type=int, default=2, help="supports of each number of images")
@@ -259,16 +296,23 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    networks = load_networks(options.weights)
+    preset: FeaturePreset | PixelPreset = (
+        PixelPreset.from_pretrained(PixelConfig(transformer=True))
+        if options.preset == "pixel"
+        else FeaturePreset.of(FeatureConfig())
+    )
+    preset = preset.without(options.without)
+    networks = load_networks(options.weights, readings_of(preset))
+    for network in networks.values():
+        network.reads_gap = "gap" not in options.without
     shots_asked: tuple[int, ...] = SHOTS
     seeds, limit = options.seeds, options.limit
     if options.quick:
         shots_asked, seeds, limit = SHOTS[:2], 1, min(limit, 30)
     sizes = [size for size in options.sizes if size != 0]  # 0 is off, the control
-    preset = FeaturePreset.of(FeatureConfig())
     results: Results = {}
     for name in options.sets:
-        with torch.inference_mode():
+        with torch.no_grad():
             tests = SampledTests(preset, options.data / name, most=limit, side=SIDE)
             results[name] = {
                 str(shots): measure_tests(preset, networks, sizes, tests, shots, seeds)
@@ -280,6 +324,8 @@ def main() -> None:
     content = {
         "date": date.today().isoformat(),
         "machine": machine(),
+        "preset": options.preset,
+        "without": options.without,
         "seed": SEED,
         "supports": seeds,
         "most_tested": limit,

@@ -31,7 +31,7 @@ from metaformer import Detector, Metaformer
 from metaformer.data.datasets.loading import load_categories
 from metaformer.detection.adaptation import at_working_size
 from metaformer.detection.feature.adapted import AdaptedFeature, fuse
-from metaformer.detection.feature.gap_distances import measure_to, of_core, stride_grids
+from metaformer.detection.feature.gap_distances import OF_BACKBONE, measure_to, of_core
 from metaformer.detection.feature.memory_bank import describe
 from metaformer.detection.scoring.anomaly_map import smooth
 from metaformer.evaluation.aggregate import machine
@@ -97,7 +97,8 @@ def steps_of(detector: Detector, path: Path) -> list[tuple[str, Callable[[], Any
     distances = adapted.distances(described)
     size = (image.shape[2] // 8, image.shape[3] // 8)
     view = correction.view
-    readings, own = measure_to(stride_grids(features), view.patches, of_core(distances))
+    found = measure_to(OF_BACKBONE.stride_grids(features), view.patches, of_core(distances))
+    readings, own = OF_BACKBONE.together(found, features)
     maps = adapted.maps_of(features, distances)
     score, full = detector.score_pixels(pixels)
     return [
@@ -109,7 +110,9 @@ def steps_of(detector: Detector, path: Path) -> list[tuple[str, Callable[[], Any
         ("fusion, blur", lambda: smooth(fuse(distances, config, size), 0.6), [distances]),
         (
             "distances of the transformer",
-            lambda: measure_to(stride_grids(features), view.patches, of_core(distances)),
+            lambda: measure_to(
+                OF_BACKBONE.stride_grids(features), view.patches, of_core(distances)
+            ),
             [features, view.patches],
         ),
         (

@@ -16,8 +16,10 @@ from metaformer.cli import app
 from metaformer.detection.adaptation import prepare
 from metaformer.detection.detector import Detector
 from metaformer.detection.extension import shrinkage
+from metaformer.detection.feature.adapted import AdaptedFeature
 from metaformer.detection.feature.preset import FeaturePreset
 from metaformer.detection.metaformer import Metaformer
+from metaformer.detection.pixel.adapted import AdaptedPixel
 from metaformer.detection.pixel.config import PixelConfig
 from metaformer.detection.pixel.preset import PixelPreset
 from metaformer.detection.scoring.anomaly_map import image_score
@@ -175,7 +177,13 @@ def test_scores_shrink_by_the_median_and_never_grow():
 def without_images(detector: Detector) -> Detector:
     """The same memory bank, not cut, but without the support images."""
     adapted: Any = detector.adapted
-    alone = type(adapted)(
+    alone = without_support(adapted)
+    return Detector(detector.model, alone, detector.calibration, detector.provenance)
+
+
+def without_support(adapted: AdaptedFeature) -> AdaptedFeature:
+    """The same memory bank, without the support images."""
+    return AdaptedFeature(
         adapted.config,
         adapted.backbone,
         adapted.bank,
@@ -184,7 +192,6 @@ def without_images(detector: Detector) -> Detector:
         adapted.frame,
         adapted.correction,
     )
-    return Detector(detector.model, alone, detector.calibration, detector.provenance)
 
 
 def test_a_whole_bank_without_its_images_is_extended_by_estimate(tmp_path):
@@ -214,17 +221,25 @@ def test_one_image_of_a_cut_memory_needs_two_more(tmp_path):
     assert len(more.calibration.normal_scores) == 5
 
 
-def test_the_pixel_preset_keeps_its_weights_and_takes_in_features(tmp_path):
-    model = PixelPreset.from_pretrained(PixelConfig(resolution=96, max_tokens=1000))
-    detector = Metaformer(model, "pixel").adapt(GOOD[:2])
-    detector.save(tmp_path / "d")
-    extended = Detector.load(tmp_path / "d").extended_with(GOOD[2:4])
-    before, after = (d.adapted.universal.state_dict() for d in (detector, extended))
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_the_pixel_preset_keeps_its_weights_and_takes_in_features(is_whole, tmp_path):
+    model = PixelPreset.from_pretrained(PixelConfig(resolution=96))
+    made = Metaformer(model, "pixel").adapt(GOOD[:2])
+    if not is_whole:
+        wrapped: Any = made.adapted
+        alone: Any = AdaptedPixel(wrapped.config, without_support(wrapped.model))
+        made = Detector(made.model, alone, made.calibration, made.provenance)
+    made.save(tmp_path / "d")
+    detector = Detector.load(tmp_path / "d")
+    extended = detector.extended_with(GOOD[2:4])
+    before, after = (d.adapted.backbone.autoencoder.state_dict() for d in (made, extended))
     assert all(torch.equal(before[name], after[name]) for name in before)
-    kept, earlier = (d.adapted.memory.features[4] for d in (extended, detector))
-    assert len(kept) == 1000 and not torch.equal(kept, earlier)
+    rows = [len(d.adapted.model.bank.rows["8"]) for d in (detector, extended)]
+    assert rows == [2 * 144, 4 * 144]
     assert len(extended.calibration.normal_scores) == 4
-    assert extended.provenance["additions"][0]["calibration"] == "estimated"
+    how = "recomputed" if is_whole else "estimated"
+    assert extended.provenance["additions"][0]["calibration"] == how
+    assert extended.predict(GOOD[3]).raw_score < 0.7 * detector.predict(GOOD[3]).raw_score
     extended.save(tmp_path / "e")
     again = Detector.load(tmp_path / "e")
     assert again.predict(GOOD[5]).raw_score == extended.predict(GOOD[5]).raw_score

@@ -253,11 +253,25 @@ def test_a_whole_feature_support_is_extended_as_if_adapted_to_all_at_once(aligne
 
 
 @pytest.mark.parametrize("aligned", [False, True])
-def test_the_pixel_preset_is_extended_by_estimate(aligned):
+def test_a_whole_pixel_support_is_recomputed_on_the_autoencoder_as_it_was_fitted(aligned):
+    """Bit for bit the same if the model has been stored in between."""
     kind: Kind = ("pixel", aligned)
-    new = support_of(kind, range(10, 12), count=COUNT + 2)
-    extension = adapted_to_good(kind).adapted.extend(new, seed=0)
-    assert extension.how == "estimated" and len(extension.left_out) == 2
+    adapted: Any = adapted_to_good(kind).adapted
+    tensors, settings = adapted.state()
+    _, stored = restore_preset(
+        "pixel", tensors, settings, backbone_weights=None, backbone=None, device="cpu"
+    )
+    new, image = support_of(kind, range(10, 12), count=COUNT + 2), query(kind)
+    extensions = [model.extend(new, seed=0) for model in (adapted, stored)]
+    for extension in extensions:
+        assert extension.how == "recomputed" and len(extension.left_out) == COUNT + 2
+    first, second = extensions
+    assert torch.equal(first.adapted.anomaly_maps(image), second.adapted.anomaly_maps(image))
+    for one, other in zip(first.left_out, second.left_out, strict=True):
+        assert torch.equal(one, other)
+    weights = first.adapted.state()[0]
+    fitted = [name for name in tensors if name.startswith(("autoencoder.", "moments."))]
+    assert fitted and all(torch.equal(weights[name], tensors[name]) for name in fitted)
 
 
 @every_kind

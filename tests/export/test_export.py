@@ -23,6 +23,7 @@ from metaformer import Detector, Metaformer
 from metaformer.cli import app
 from metaformer.detection.feature.config import FeatureConfig
 from metaformer.detection.feature.preset import FeaturePreset
+from metaformer.detection.pixel.preset import PixelPreset
 from metaformer.export.backends import (
     Engine,
     EngineError,
@@ -90,6 +91,12 @@ def detectors(boards: list[Image]) -> dict[str, Detector]:
         universal = Metaformer.from_pretrained(
             "pixel" if preset == "pixel" else "feature", resolution=96, aligned=aligned
         )
+        if isinstance(universal.model, PixelPreset):
+            # With the transformer, as in the long mode; its correction differs from zero, whatever
+            # weights are shipped.
+            universal.model.config = replace(universal.model.config, transformer=True)
+            torch.manual_seed(0)
+            torch.nn.init.normal_(universal.model.network.out.weight, std=0.3)
         made[kind] = universal.adapt(boards[: 2 if preset == "pixel" else 3])
     return made
 

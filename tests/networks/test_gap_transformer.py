@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -158,6 +159,25 @@ def test_no_response_is_no_bias_and_a_response_is_an_input() -> None:
     assert not torch.allclose(half, without)
     # The same response everywhere favours no key, and 0 is what the input is without one.
     torch.testing.assert_close(zero, without, atol=1e-5, rtol=1e-5)
+
+
+def test_gaps_of_the_image_count_only_where_they_are_read() -> None:
+    torch.manual_seed(0)
+    transformer = GapTransformer(replace(CONFIG, distances=1, gaps=2)).eval()
+    nn.init.normal_(transformer.out.weight)
+    transformer.requires_grad_(False)
+    maps, distances, core = queries(2)
+    changed = distances.clone()
+    changed[:, 1:] = changed[:, 1:].flip(3) + 0.3  # the last two are the gaps
+    reading = [transformer(maps, given, core, support()) for given in (distances, changed)]
+    assert not torch.allclose(reading[0], reading[1], atol=1e-2)
+    transformer.reads_gap = False
+    blind = [transformer(maps, given, core, support()) for given in (distances, changed)]
+    assert torch.equal(blind[0], blind[1])
+    assert not torch.allclose(blind[0], reading[0], atol=1e-2)
+    farther = distances + torch.tensor([0.5, 0.0, 0.0])[:, None, None]
+    seen = transformer(maps, farther * (1 + core), core, support())
+    assert not torch.allclose(seen, blind[0], atol=1e-2), "distances are read all the same"
 
 
 def test_the_image_that_fits_best_can_win_alone() -> None:

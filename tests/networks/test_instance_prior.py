@@ -8,6 +8,7 @@ from importlib import resources
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
@@ -27,6 +28,7 @@ from metaformer.networks.instance_prior import (
     gradient_penalty,
     load_prior,
     prior_from_bytes,
+    shrink,
 )
 
 TINY = PriorConfig(side=32, width=8)
@@ -52,6 +54,44 @@ def test_response_has_the_size_of_the_photo_and_lies_between_0_and_1(
     assert response.shape == (2, 1, height, width)
     assert response.dtype == torch.float32
     assert bool(((response >= 0) & (response <= 1)).all())
+
+
+sides = st.integers(1, 90)
+
+
+@given(height=sides, width=sides, side=sides, value=st.floats(-1, 1))
+@settings(max_examples=50, deadline=None)
+def test_a_constant_image_shrinks_to_the_same_constant(
+    height: int, width: int, side: int, value: float
+) -> None:
+    found = shrink(torch.full((1, 2, height, width), value), side)
+    torch.testing.assert_close(found, torch.full((1, 2, side, side), value), rtol=0, atol=1e-5)
+
+
+@given(side=st.integers(1, 40), more=st.tuples(*[st.integers(0, 90)] * 2), seed=st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+def test_shrinking_keeps_the_mean(side: int, more: tuple[int, int], seed: int) -> None:
+    images = photos(2, 3, side + more[0], side + more[1], seed=seed)
+    means = shrink(images, side).mean((2, 3))
+    torch.testing.assert_close(means, images.mean((2, 3)), rtol=0, atol=1e-5)
+
+
+@given(side=st.integers(1, 60), seed=st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_an_image_of_that_size_stays_as_it_is(side: int, seed: int) -> None:
+    images = photos(1, 3, side, side, seed=seed)
+    torch.testing.assert_close(shrink(images, side), images, rtol=0, atol=1e-6)
+
+
+def test_a_pixel_is_the_mean_of_its_area_and_between_centres_interpolated() -> None:
+    images = photos(2, 3, 48, 80)
+    expected = F.avg_pool2d(images, (3, 5))
+    torch.testing.assert_close(shrink(images, 16), expected, rtol=0, atol=1e-5)
+    enlarged = F.interpolate(images, (96, 96), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(shrink(images, 96), enlarged, rtol=0, atol=1e-5)
+    # Two thirds of every second pixel go to either side: (a + b / 2) / 1.5, (b / 2 + c) / 1.5.
+    row = torch.tensor([0.0, 3.0, 9.0]).expand(1, 1, 3, 3)
+    torch.testing.assert_close(shrink(row, 2)[0, 0, 0], torch.tensor([1.0, 7.0]))
 
 
 def test_response_of_a_photo_does_not_depend_on_its_batch() -> None:

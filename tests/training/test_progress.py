@@ -49,8 +49,8 @@ def test_a_missing_configuration_is_named(tmp_path):
 
 def test_keys_of_parts_are_named_too(tmp_path):
     path = tmp_path / "c.yaml"
-    path.write_text("data: a\noutput: b\nmodel: {widht: 3}\n")
-    with pytest.raises(ValueError, match="unknown key 'widht'"):
+    path.write_text("data: a\noutput: b\nlosses: {lokate: 3}\n")
+    with pytest.raises(ValueError, match=r"losses: unknown key 'lokate'\. Did you mean 'locate'"):
         MetaConfig.from_yaml(path)
 
 

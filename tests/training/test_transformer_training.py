@@ -2,24 +2,33 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
+from metaformer.detection.feature.gap_correction import new_transformer
 from metaformer.detection.feature.gap_distances import (
+    GAP,
+    OF_AUTOENCODER,
+    OF_BACKBONE,
+    RESPONSE,
+    Readings,
     core_map,
-    grids,
-    measure,
     measure_alone,
+    measure_to,
     nearest,
+    some_patches,
 )
 from metaformer.training.checkpoints import CheckpointError
+from metaformer.training.episodes.change_episodes import ChangeConfig
 from metaformer.training.transformer.config import TransformerTrainingConfig
 from metaformer.training.transformer.losses import LevelLogit, image_loss, pixel_loss
-from metaformer.training.transformer.train import WEIGHTS, new_transformer, train_transformer
+from metaformer.training.transformer.train import WEIGHTS, start_from, train_transformer
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +44,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def config(photos: Path, output: Path, pairs: int) -> TransformerTrainingConfig:
+def config(photos: Path, output: Path, pairs: int, **changes: Any) -> TransformerTrainingConfig:
     return TransformerTrainingConfig(
-        photos, output, pairs=pairs, exports=(16,), meta_batch=1, log_every=1, warm_up=1
+        photos, output, pairs=pairs, exports=(16,), meta_batch=1, log_every=1, warm_up=1, **changes
     )
 
 
@@ -61,11 +70,60 @@ def test_nothing_to_resume_is_refused(photos: Path, tmp_path: Path) -> None:
         train_transformer(config(photos, tmp_path, 16), resume=True, quiet=True)
 
 
-@pytest.mark.parametrize("change", [{"pairs": 0}, {"average": 1.0}, {"unknown": 3}])
-def test_a_wrong_configuration_names_what_is_wrong(tmp_path: Path, change: dict[str, int]) -> None:
+def test_weights_that_fit_another_backbone_are_taken_and_the_correction_begins_at_zero() -> None:
+    torch.manual_seed(0)
+    start = new_transformer(OF_BACKBONE)
+    nn.init.normal_(start.out.weight)
+    assert start.out.bias is not None
+    nn.init.normal_(start.out.bias)
+    transformer = new_transformer(OF_AUTOENCODER)
+    before = {name: t.clone() for name, t in transformer.state_dict().items()}
+    start_from(transformer, start.state_dict())
+    taken = set()
+    for name, tensor in transformer.state_dict().items():
+        given = start.state_dict()[name]
+        if name.startswith("out.") or given.shape != tensor.shape:
+            assert torch.equal(tensor, before[name]), name
+        else:
+            assert torch.equal(tensor, given), name
+            taken.add(name)
+    assert {"attention.to_qkv.weight", "out_conv.weight", "rebuild.8.raw_trust"} <= taken
+    assert taken.isdisjoint({"gap.8.weight", "fine_in.weight", "coarse_in.weight"})
+    assert not any(parameter.any() for parameter in transformer.out.parameters())
+
+
+def test_the_transformer_of_the_pixel_preset_is_trained_from_the_other(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ChangeConfig(sides=(128,), shots=(2,))
+    monkeypatch.setattr("metaformer.training.transformer.train.ChangeConfig", lambda: small)
+    torch.manual_seed(0)
+    other = new_transformer(OF_BACKBONE)
+    nn.init.normal_(other.out.weight)
+    start = tmp_path / "start.safetensors"
+    save_file(other.state_dict(), start)
+    train_transformer(config(photos, tmp_path, 8, preset="pixel", start=start), quiet=True)
+    (line,) = [json.loads(x) for x in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert line["step"] == 1
+    assert line["size"] == 0 and line["image"] == line["image_before"], "it begins at zero"
+    trained = load_file(tmp_path / WEIGHTS)
+    own = new_transformer(OF_AUTOENCODER).state_dict()
+    assert {name: t.shape for name, t in trained.items()} == {n: t.shape for n, t in own.items()}
+    assert trained["out.weight"].any()
+    kept = other.attention.to_qkv.weight.detach()
+    torch.testing.assert_close(trained["attention.to_qkv.weight"], kept, rtol=0, atol=0.01)
+    card = json.loads((tmp_path / "gap_transformer.json").read_text())
+    assert card["training"]["preset"] == "pixel"
+    assert card["training"]["start"] == "start.safetensors"
+
+
+@pytest.mark.parametrize(
+    "change", [{"pairs": 0}, {"average": 1.0}, {"preset": "sift"}, {"unknown": 3}]
+)
+def test_a_wrong_configuration_names_what_is_wrong(tmp_path: Path, change: dict[str, Any]) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(json.dumps({"data": "a", "output": "b", **change}))
-    with pytest.raises(ValueError, match=next(iter(change)) if "pairs" in change else None):
+    with pytest.raises(ValueError, match=next(iter(change))):
         TransformerTrainingConfig.from_yaml(path)
 
 
@@ -80,18 +138,61 @@ def test_distances_are_those_of_a_plain_search() -> None:
     torch.testing.assert_close(direction, 1 - cosines.amax(1), atol=1e-5, rtol=1e-5)
 
 
-def test_an_image_is_at_no_distance_from_itself_and_at_some_from_the_rest_of_it() -> None:
-    made = torch.Generator().manual_seed(0)
-    sizes = {8: (40, 16), 16: (112, 8), 32: (192, 4)}
-    image = {s: torch.randn(1, c, n, n, generator=made) for s, (c, n) in sizes.items()}
-    own = grids(image)
-    distances, core = measure(own, own, torch.Generator())
-    assert distances.shape == (1, 7, 16, 16)
-    assert distances.max() < 1e-2
-    torch.testing.assert_close(core, core_map(distances))
-    alone, core_alone = measure_alone(own)
-    assert alone.min() > 0.02
+def features_of(readings: Readings, seed: int = 0) -> dict[int, torch.Tensor]:
+    """Of a random image of 128 pixels."""
+    made = torch.Generator().manual_seed(seed)
+    channels = {4: 64, 8: readings.channels[8], 16: readings.channels[16], 32: 192}
+    found = {s: torch.randn(1, channels[s], 128 // s, 128 // s, generator=made) for s in channels}
+    return found | {
+        GAP: torch.rand(1, 4, 32, 32, generator=made),
+        RESPONSE: torch.rand(1, 1, 16, 16, generator=made),
+    }
+
+
+@pytest.mark.parametrize("readings", [OF_BACKBONE, OF_AUTOENCODER])
+def test_an_image_is_at_no_distance_from_itself_and_at_some_from_the_rest_of_it(
+    readings: Readings,
+) -> None:
+    image = features_of(readings)
+    own = readings.grids(image)
+    assert own.keys() == {"p", "8", "16", str(readings.third)}
+    memory = {name: grid[0].flatten(1).T for name, grid in own.items()}
+    distances, core = readings.together(measure_to(own, memory), image)
+    named = len(readings.distances)
+    assert named == 7 and distances.shape == (1, 7 + readings.gaps, 16, 16)
+    assert distances[:, :named].max() < 1e-2
+    torch.testing.assert_close(core, core_map(distances, readings.cosine_share))
+    alone, core_alone = readings.together(measure_alone(own), image)
+    assert alone[:, :named].min() > 0.02
     assert (core_alone > core).all()
+    if readings.gaps:  # they follow the distances, and are the image's own
+        shrunk = torch.nn.functional.interpolate(image[GAP], (16, 16), mode="bilinear")
+        for found in (distances, alone):
+            torch.testing.assert_close(found[:, named:], shrunk)
+
+
+def test_known_distances_are_taken_as_they_are_and_the_others_measured() -> None:
+    query, other = features_of(OF_AUTOENCODER, 1), features_of(OF_AUTOENCODER, 2)
+    memory = some_patches(OF_AUTOENCODER.grids(other), torch.Generator().manual_seed(0))
+    assert {name: len(rows) for name, rows in memory.items()} == {
+        "p": 256, "8": 256, "16": 64, "4": 256,
+    }  # fmt: skip
+    measured = measure_to(OF_AUTOENCODER.grids(query), memory)
+    assert measured.keys() == set(OF_AUTOENCODER.distances)
+    known = {name: torch.full_like(measured[name], 0.5) for name in ("p", "c8", "c16")}
+    found = measure_to(OF_AUTOENCODER.stride_grids(query), memory, known)
+    assert found.keys() == measured.keys()
+    for name, grid in found.items():
+        assert torch.equal(grid, known.get(name, measured[name])), name
+
+
+def test_the_share_of_the_cosine_distance_is_its_exponent() -> None:
+    distances = torch.rand(1, 7, 4, 4, generator=torch.Generator().manual_seed(0)) + 0.1
+    pooled, cosine = distances[:, :1], (distances[:, 1:2] + 2 * distances[:, 2:3]) / 3
+    torch.testing.assert_close(core_map(distances, 0.0), pooled, rtol=0, atol=2e-3)
+    torch.testing.assert_close(core_map(distances, 1.0), cosine, rtol=0, atol=2e-3)
+    expected = (pooled * cosine).sqrt()
+    torch.testing.assert_close(core_map(distances, 0.5), expected, rtol=0, atol=2e-3)
 
 
 def test_a_small_defect_counts_as_much_as_a_large_one() -> None:

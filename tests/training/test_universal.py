@@ -14,17 +14,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from metaformer.detection.pixel.inner_rates import InnerRates, adapted_parameters, total_norm
 from metaformer.detection.pixel.losses import dice_loss, image_logits, location_loss, ranking_loss
-from metaformer.detection.pixel.universal_model import UniversalConfig, UniversalModel
+from metaformer.detection.pixel.universal_weights import load_universal
 from metaformer.networks.autoencoder import Autoencoder, AutoencoderConfig
-from metaformer.networks.instance_prior import load_prior
 from metaformer.training.checkpoints import load_checkpoint
 from metaformer.training.universal import maml
 from metaformer.training.universal.config import MetaConfig
+from metaformer.training.universal.distance_map import DefectLogit
 from metaformer.training.universal.losses import LossWeights, Task, episode_loss
 from metaformer.training.universal.maml import (
     ConstantStep,
@@ -33,11 +33,10 @@ from metaformer.training.universal.maml import (
     reconstruct,
     step_weights,
 )
-from metaformer.training.universal.train import meta_train
+from metaformer.training.universal.train import MetaLearner, export, meta_train
 from tests.helpers import trees
 
-SMALL = UniversalConfig(width=16, heads=2, layers=1)
-REBUILD = LossWeights(rebuild=1.0, refine=0.0, locate=0.0, first=0.0, rank=0.0)
+REBUILD = LossWeights(rebuild=1.0, locate=0.0, rank=0.0)
 """The pure reconstruction of the paper's meta-task."""
 
 
@@ -49,11 +48,6 @@ def images(count: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def autoencoder(norm: str = "support") -> Autoencoder:
     torch.manual_seed(0)
     return Autoencoder(AutoencoderConfig(norm=norm))  # type: ignore[arg-type]
-
-
-def universal(config: UniversalConfig = SMALL) -> UniversalModel:
-    torch.manual_seed(0)
-    return UniversalModel(config)
 
 
 def make_task(support: Tensor, *, defects: bool = True) -> Task:
@@ -212,26 +206,25 @@ def test_weights_of_the_steps_go_from_even_to_the_last_alone(steps: int, progres
 
 
 def losses_of(
-    model: UniversalModel,
+    model: Autoencoder,
     rates: InnerRates,
     task: Task,
     *,
+    to_logit: DefectLogit | None = None,
     weights: LossWeights | None = None,
     second_order: bool = False,
     bfloat16: bool = False,
-    only_transformer: bool = False,
 ) -> dict[str, Tensor]:
     steps = [0.25] * (rates.steps - 1) + [1 - 0.25 * (rates.steps - 1)]
     return episode_loss(
         model,
-        load_prior(),
+        to_logit or DefectLogit(),
         rates,
         task,
         loss_weights=weights or LossWeights(),
         step_weights=steps,
         second_order=second_order,
         bfloat16=bfloat16,
-        only_transformer=only_transformer,
     )
 
 
@@ -242,64 +235,55 @@ def backward(parts: dict[str, Tensor]) -> float:
 
 
 def test_pure_reconstruction_is_the_weighted_query_loss_after_each_step() -> None:
-    model = universal()
-    rates = InnerRates(model.autoencoder, steps=2, inner_lr=0.1)
+    model, to_logit = autoencoder(), DefectLogit()
+    rates = InnerRates(model, steps=2, inner_lr=0.1)
     task = make_task(images(1, 1))
-    parts = losses_of(model, rates, task, weights=REBUILD)
+    parts = losses_of(model, rates, task, to_logit=to_logit, weights=REBUILD)
     assert set(parts) == {"rebuild"}
-    history = adapt(model.autoencoder, rates, task.support, second_order=False).weights
+    history = adapt(model, rates, task.support, second_order=False).weights
     with torch.no_grad():
         after = [
-            float(
-                F.mse_loss(
-                    reconstruct(model.autoencoder, fast, task.support, task.query),
-                    task.clean_query,
-                )
-            )
+            float(F.mse_loss(reconstruct(model, fast, task.support, task.query), task.clean_query))
             for fast in history[1:]
         ]
     assert after[0] != after[1]
     expected = sum(w * loss for w, loss in zip([0.25, 0.75], after, strict=True))
     assert float(parts["rebuild"].detach()) == pytest.approx(expected, rel=1e-5)
     backward(parts)
-    assert model.transformer is not None
-    assert all(parameter.grad is None for parameter in model.transformer.parameters())
+    assert all(parameter.grad is None for parameter in to_logit.parameters())
     assert rates.rates.grad is not None
     assert (rates.rates.grad != 0).all(), "every step has its rate"
 
 
-@pytest.mark.parametrize(("second_order", "bfloat16"), [(True, False), (False, True)])
+@pytest.mark.parametrize(
+    ("second_order", "bfloat16"),
+    # Minutes on a processor without bfloat16.
+    [(True, False), pytest.param(False, True, marks=pytest.mark.slow)],
+)
 def test_all_parts_together_reach_everything_that_is_learned(
     second_order: bool, bfloat16: bool
 ) -> None:
-    model = universal()
-    assert model.transformer is not None
-    # At the start T's inner layers wait for its last ones to leave zero.
-    torch.nn.init.normal_(model.transformer.correction.weight, std=0.1)
-    torch.nn.init.normal_(model.transformer.residual.weight, std=0.1)
-    rates = InnerRates(model.autoencoder, steps=2, inner_lr=1e-2)
+    model, to_logit = autoencoder(), DefectLogit()
+    rates = InnerRates(model, steps=2, inner_lr=1e-2)
+    task = make_task(images(1, 1))
     parts = losses_of(
-        model, rates, make_task(images(1, 1)), second_order=second_order, bfloat16=bfloat16
+        model, rates, task, to_logit=to_logit, second_order=second_order, bfloat16=bfloat16
     )
-    assert set(parts) == {"rebuild", "refine", "locate", "first", "rank"}
+    assert set(parts) == {"rebuild", "locate", "rank"}
     assert all(part.isfinite() and part > 0 for part in parts.values())
     backward(parts)
-    # A softmax does not see what is the same for all keys.
-    unseen = {
-        name for name, _ in model.named_parameters() if name.endswith(("attention.key.bias",))
-    } | {"transformer.normal.key.bias"}
-    for name, parameter in model.named_parameters():
+    for name, parameter in [*model.named_parameters(), *to_logit.named_parameters()]:
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-        assert name in unseen or parameter.grad.abs().max() > 0, name
+        assert parameter.grad.abs().max() > 0, name
     assert rates.rates.grad is not None
     assert (rates.rates.grad != 0).all()
 
 
 @pytest.mark.parametrize(("value", "second_order"), [(0.0, True), (-1.0, False)])
 def test_a_flat_support_gives_finite_losses_and_gradients(value: float, second_order: bool) -> None:
-    model = universal()
-    rates = InnerRates(model.autoencoder, steps=1, inner_lr=1e-2)
+    model = autoencoder()
+    rates = InnerRates(model, steps=1, inner_lr=1e-2)
     task = make_task(torch.full((1, 3, 128, 128), value))
     total = backward(losses_of(model, rates, task, second_order=second_order))
     assert np.isfinite(total)
@@ -309,8 +293,8 @@ def test_a_flat_support_gives_finite_losses_and_gradients(value: float, second_o
 
 
 def test_a_whole_novel_image_is_not_to_be_rebuilt_as_its_twin() -> None:
-    model = universal()
-    rates = InnerRates(model.autoencoder, steps=1, inner_lr=1e-2)
+    model = autoencoder()
+    rates = InnerRates(model, steps=1, inner_lr=1e-2)
     task = make_task(images(1, 1))
     novel = replace(
         task,
@@ -319,49 +303,50 @@ def test_a_whole_novel_image_is_not_to_be_rebuilt_as_its_twin() -> None:
         masks=torch.cat([task.masks, torch.ones_like(task.masks[:1])]),
     )
     plain, mixed = losses_of(model, rates, task), losses_of(model, rates, novel)
-    for name in ("rebuild", "refine"):
-        assert float(mixed[name].detach()) == pytest.approx(float(plain[name].detach()), rel=1e-5)
+    expected = float(plain["rebuild"].detach())
+    assert float(mixed["rebuild"].detach()) == pytest.approx(expected, rel=1e-5)
     assert mixed["locate"] != plain["locate"]
 
 
-def test_the_transformer_alone_can_learn() -> None:
-    model = universal()
-    assert model.transformer is not None
-    model.mix.requires_grad_(False)
-    rates = InnerRates(model.autoencoder, steps=1, inner_lr=1e-2)
-    parts = losses_of(model, rates, make_task(images(1, 1)), only_transformer=True)
-    backward(parts)
-    still = [*model.autoencoder.parameters(), *rates.parameters(), model.mix]
-    assert all(parameter.grad is None for parameter in still)
-    assert model.transformer.correction.weight.grad is not None
-    assert model.transformer.correction.weight.grad.abs().max() > 0
-
-
-@pytest.mark.parametrize("name", ["first", "rank"])
+@pytest.mark.parametrize("name", ["rebuild", "locate", "rank"])
 def test_a_part_left_out_is_zero_and_the_others_stay(name: str) -> None:
-    model = universal()
-    rates = InnerRates(model.autoencoder, steps=1, inner_lr=1e-2)
+    model = autoencoder()
+    rates = InnerRates(model, steps=1, inner_lr=1e-2)
     task = make_task(images(1, 1))
-    with torch.no_grad():
-        model.offset.fill_(1.0)
-    nothing = LossWeights(0.0, 0.0, 0.0, 0.0, 0.0)
-    alone = losses_of(model, rates, task, weights=replace(nothing, **{name: 1.0}))
+    whole = losses_of(model, rates, task)
+    nothing = LossWeights(0.0, 0.0, 0.0)
+    weights = replace(nothing, **{name: 2 * getattr(LossWeights(), name)})
+    alone = losses_of(model, rates, task, weights=weights)
+    assert float(alone[name].detach()) == pytest.approx(2 * float(whole[name].detach()), rel=1e-4)
     assert alone[name] > 0
     assert all(part == 0 for other, part in alone.items() if other != name)
 
 
-def test_variants_train() -> None:
-    for config in (
-        replace(SMALL, transformer=False),
-        replace(SMALL, support_attention=False, response="none"),
-        replace(SMALL, autoencoder=AutoencoderConfig(norm="group")),
-    ):
-        model = universal(config)
-        rates = InnerRates(model.autoencoder, steps=1, inner_lr=1e-2)
-        assert np.isfinite(backward(losses_of(model, rates, make_task(images(1, 1)))))
-        weight = model.autoencoder.encoder_convs[0].weight
-        assert weight.grad is not None
-        assert weight.grad.abs().max() > 0
+def test_features_are_asked_to_tell_defects_apart() -> None:
+    """A step along the gradient of these parts raises the defective query above the clean one."""
+    model = autoencoder()
+    rates = InnerRates(model, steps=1, inner_lr=1e-2)
+    task = make_task(images(1, 1))
+    weights = LossWeights(rebuild=0.0, locate=0.5, rank=0.5)
+    before = losses_of(model, rates, task, weights=weights)
+    backward(before)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                length = parameter.grad.norm().clamp_min(1e-12)
+                parameter.sub_(1e-3 * parameter.norm() * parameter.grad / length)
+    after = losses_of(model, rates, task, weights=weights)
+    for name in ("locate", "rank"):
+        assert after[name] < before[name], name
+
+
+def test_an_autoencoder_without_support_moments_trains_too() -> None:
+    model = autoencoder("group")
+    rates = InnerRates(model, steps=1, inner_lr=1e-2)
+    assert np.isfinite(backward(losses_of(model, rates, make_task(images(1, 1)))))
+    weight = model.encoder_convs[0].weight
+    assert weight.grad is not None
+    assert weight.grad.abs().max() > 0
 
 
 def test_a_good_map_has_less_loss_than_none_and_a_wrong_one_more() -> None:
@@ -398,7 +383,6 @@ def config(tmp_path: Path) -> MetaConfig:
     return MetaConfig(
         data=trees.textures(tmp_path / "photos"),
         output=tmp_path / "run",
-        model=SMALL,
         shots=(1,),
         queries=(2, 2),
         meta_batch=2,
@@ -414,6 +398,32 @@ def config(tmp_path: Path) -> MetaConfig:
         checkpoint_every=1,
         log_every=1,
     )
+
+
+def test_training_goes_on_from_what_was_exported_or_plainly_trained(
+    config: MetaConfig, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    first = MetaLearner(config)
+    config.output.mkdir()
+    export(first, config, 1)
+    shipped, rates = load_universal(config.output)
+    half = {name: t.half().float() for name, t in first.autoencoder.state_dict().items()}
+    assert all(torch.equal(t, half[name]) for name, t in shipped.state_dict().items())
+    assert torch.equal(rates.rates, first.rates.rates)
+
+    exported = config.output / "universal.safetensors"
+    again = MetaLearner(replace(config, start=exported, inner_lr=0.5))
+    assert all(torch.equal(t, half[name]) for name, t in again.autoencoder.state_dict().items())
+    assert torch.equal(again.rates.rates, first.rates.rates), "not those of the configuration"
+    with pytest.raises(ValueError, match=r"1 inner steps; accepted with it is inner_steps: 1"):
+        MetaLearner(replace(config, start=exported, inner_steps=3))
+
+    plain = tmp_path / "autoencoder.safetensors"
+    save_file({name: t.half().contiguous() for name, t in half.items()}, plain)
+    begun = MetaLearner(replace(config, start=plain, inner_lr=0.5))
+    assert all(torch.equal(t, half[name]) for name, t in begun.autoencoder.state_dict().items())
+    assert (begun.rates.rates == 0.5).all()
 
 
 @pytest.mark.slow
@@ -482,7 +492,6 @@ def first_gradient(run: Path) -> Tensor:
 TRAIN = """
 from pathlib import *
 from metaformer.networks.autoencoder import AutoencoderConfig
-from metaformer.detection.pixel.universal_model import UniversalConfig
 from metaformer.training.universal.losses import LossWeights
 from metaformer.training.universal.train import meta_train
 from metaformer.training.universal.config import MetaConfig
@@ -493,7 +502,6 @@ STOPPED = """
 import os
 from pathlib import *
 from metaformer.networks.autoencoder import AutoencoderConfig
-from metaformer.detection.pixel.universal_model import UniversalConfig
 from metaformer.training.universal.losses import LossWeights
 import metaformer.training.universal.train as module
 from metaformer.training.universal.config import MetaConfig

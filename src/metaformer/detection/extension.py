@@ -4,11 +4,11 @@ What the earlier images left behind decides how exact this can be
 (``docs/decisions/02-extension.md``):
 
 * **recomputed**: the detector keeps everything it needs of each earlier image. The result is that
-  of adapting to all images at once, bit for bit.
-* **estimated**: it does not (the memory bank is at its cap; the ``pixel`` preset, whose weights
-  were fitted to the earlier images). Each new image is scored against the earlier memory and the
-  other new images. Earlier images cannot be scored again; their scores are lowered by as much as
-  those of the new images fall when the memory grows (``shrinkage``).
+  of adapting to all images at once, bit for bit; in the ``pixel`` preset with the autoencoder as it
+  was fitted to the earlier images.
+* **estimated**: it does not (the memory bank is at its cap). Each new image is scored against the
+  earlier memory and the other new images. Earlier images cannot be scored again; their scores are
+  lowered by as much as those of the new images fall when the memory grows (``shrinkage``).
 """
 
 from __future__ import annotations

@@ -1,21 +1,21 @@
-"""The gap's channels are what they are named."""
+"""The maps of the gap are what they are named."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
 from metaformer.detection.pixel.reconstruction_gap import (
-    GAP_CHANNELS,
+    GAP_STRIDE,
     SSIM_WINDOW,
-    gap_channels,
+    gap_maps,
     gradient_magnitude,
     ssim_gap,
-    template_gap,
 )
 
 seeds = st.integers(0, 10_000)
@@ -98,32 +98,40 @@ def test_gradient_of_a_ramp_is_its_slope() -> None:
 
 def test_a_flat_image_has_a_gradient_to_learn_by() -> None:
     flat = torch.zeros(1, 3, 16, 16, requires_grad=True)
-    gap_channels(torch.zeros(1, 3, 16, 16), flat).sum().backward()
+    gap_maps(torch.zeros(1, 3, 16, 16), flat).sum().backward()
     assert flat.grad is not None
     assert flat.grad.isfinite().all()
 
 
-def test_channels_are_in_the_order_named() -> None:
-    x, y = images(1), images(2)
-    gap = gap_channels(x, y)
-    assert gap.shape == (2, GAP_CHANNELS, 20, 28)
-    assert torch.equal(gap[:, :3], x)
-    assert torch.equal(gap[:, 3:6], y)
-    assert torch.equal(gap[:, 6:9], (x - y).abs())
+def test_maps_are_in_the_order_named() -> None:
+    x, y = images(1, height=32, width=48), images(2, height=32, width=48)
+    gap = gap_maps(x, y)
+    assert gap.shape == (2, 4, 32 // GAP_STRIDE, 48 // GAP_STRIDE)
     grey, other = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
-    assert torch.equal(gap[:, 9:10], ssim_gap(grey, other))
+    difference = (x - y).abs().mean(1, keepdim=True)
     steepness = (gradient_magnitude(grey) - gradient_magnitude(other)).abs()
-    assert torch.equal(gap[:, 10:], steepness)
+    half_size = ssim_gap(F.avg_pool2d(grey, 2), F.avg_pool2d(other, 2))
+    expected = [
+        *(F.avg_pool2d(full, 4) for full in (difference, ssim_gap(grey, other), steepness)),
+        F.avg_pool2d(half_size, 2),
+    ]
+    torch.testing.assert_close(gap, torch.cat(expected, dim=1))
 
 
-def test_template_gap_is_that_to_the_likest_within_reach() -> None:
-    g = torch.Generator().manual_seed(0)
-    template = torch.rand(3, 12, 16, generator=g) * 2 - 1
-    moved = torch.roll(template, (1, -1), (1, 2))[None]
-    assert template_gap(moved, [template], 1)[0, 2:-2, 2:-2].max() == 0
-    assert template_gap(moved, [template], 0)[0, 2:-2, 2:-2].min() > 0
-    other = torch.ones(3, 12, 16)
-    assert torch.equal(template_gap(other[None], [template, other], 0), torch.zeros(1, 12, 16))
-    opposite = template_gap(other[None], [-other], 1)
-    assert torch.equal(opposite, torch.ones(1, 12, 16)), "the range is 0 to 1"
-    assert template_gap(moved, [other[:, :6, :8]], 1).shape == (1, 12, 16)
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds, other=seeds)
+def test_maps_are_not_negative_and_zero_where_all_is_rebuilt(seed: int, other: int) -> None:
+    x, y = images(seed, height=32, width=48), images(other, height=32, width=48)
+    assert gap_maps(x, y).min() >= 0
+    assert gap_maps(x, x).max() < 1e-4
+
+
+def test_an_image_s_gap_is_its_own_and_in_its_place() -> None:
+    x = images(1, height=64, width=64)
+    rebuilt = x.clone()
+    rebuilt[0, :, 32:40, 16:24] = torch.tensor([1.0, -1.0, 1.0])[:, None, None]
+    gap = gap_maps(x, rebuilt)
+    assert gap[1].max() < 1e-4
+    assert gap[0, :, 8:10, 4:6].amin((1, 2)).min() > 0.01
+    assert gap[0, :, :, 10:].max() < 1e-4
+    assert torch.equal(gap_maps(x[:1], rebuilt[:1]), gap[:1])

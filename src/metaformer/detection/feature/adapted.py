@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from metaformer.detection.feature.config import SHIPPED, FeatureConfig
 from metaformer.detection.feature.gap_correction import GapCorrection, SupportView, build_correction
 from metaformer.detection.feature.memory_bank import (
+    PIXELS,
     POOLED,
     Descriptors,
     Features,
@@ -36,6 +38,12 @@ from metaformer.networks.gap_transformer import GapTransformer
 
 AT_ONCE = 64
 """Images whose patches are in memory at once while a bank of many images is drawn."""
+PIXEL_REACH = 1
+"""Pixels of the working size that an aligned image may be off at a place, where it is compared
+pixel by pixel. On 12 pairs of boards 1 is better than 0, 2 and 3
+(``docs/decisions/08-pixel-preset.md``)."""
+LEAST_DIFFERENCE = 0.02
+"""Added to the difference of pixels, 0 to 1.7: where there is none, features still count."""
 EPS = 1e-6
 STATE_VERSION = 2
 """Of what ``AdaptedFeature.state`` gives. Version 1 had no number."""
@@ -171,7 +179,12 @@ class AdaptedFeature(nn.Module):
                 position = list(self.support).index(without)
                 grids = torch.cat([grids[:position], grids[position + 1 :]])
             grids = fit_grid(grids, (grid.shape[2], grid.shape[3]))
-            level = self.config.levels[0] if name == POOLED else int(name)
+            finest = self.config.levels[0]
+            if name == PIXELS:
+                apart = aligned_distance(grid, grids, PIXEL_REACH, euclidean=True)
+                found[name] = F.avg_pool2d(apart, finest)  # (B, h, w)
+                continue
+            level = finest if name == POOLED else int(name)
             found[name] = aligned_distance(
                 grid, grids, self.config.reach_cells(level), euclidean=name == POOLED
             )
@@ -274,7 +287,8 @@ class AdaptedFeature(nn.Module):
 
 def fuse(distances: dict[str, Tensor], config: FeatureConfig, size: tuple[int, int]) -> Tensor:
     """Name -> (B, h, w) distances -> (B, *size) map: the weighted geometric mean of the
-    Euclidean and the cosine distance, which needs no common unit."""
+    Euclidean and the cosine distance, which needs no common unit; times the difference of pixels
+    where it was measured."""
     share = config.cosine_share
     parts = []
     if share < 1:
@@ -286,7 +300,9 @@ def fuse(distances: dict[str, Tensor], config: FeatureConfig, size: tuple[int, i
         ]
         cosine = torch.stack(weighted).sum(0) / sum(config.level_weights)
         parts.append((cosine + config.cosine_floor) ** share)
-    return parts[0] if len(parts) == 1 else parts[0] * parts[1]
+    if PIXELS in distances:
+        parts.append(distances[PIXELS] + LEAST_DIFFERENCE)
+    return math.prod(parts[1:], start=parts[0])
 
 
 def adapt(
@@ -335,7 +351,7 @@ def from_support(
     count = len(support)
     patches = [image.features[config.levels[0]][0, 0].numel() for image in support]
     generator = torch.Generator().manual_seed(seed)
-    frame = FrameCheck.of([statistics_of(image, config) for image in support], config.frame_limits)
+    frame = FrameCheck.of([statistics_of(image, config) for image in support], config.frame_rule)
     if config.aligned:
         most = max(1, config.max_patches // patches[0])
         kept = torch.randperm(count, generator=generator)[:most].sort().values.tolist()
@@ -355,7 +371,7 @@ def from_support(
 
 
 def statistics_of(image: FeatureImage, config: FeatureConfig) -> Statistics:
-    return frame_statistics(image.features, config.levels)
+    return frame_statistics(image.features, config.levels, config.frame_rule)
 
 
 def own_rows(image: FeatureImage, config: FeatureConfig) -> Rows:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metaformer.detection.feature.gap_distances import OF_AUTOENCODER, OF_BACKBONE, Readings
+from metaformer.detection.scoring.frame_check import OF_DIRECTIONS, OF_STRENGTH, FrameRule
 from metaformer.networks.efficientnet import INPUT_MEAN, INPUT_STD, Colours
 
 SHIPPED = "efficientnet_lite0"
@@ -60,10 +61,6 @@ class FeatureConfig:
     """The backbone inside the package, or timm's name of another (``docs/backbones.md``)."""
     backbone_sha256: str | None = None
     """Of the weights of a backbone of timm; they stay outside detector files."""
-    frame_limits: tuple[float, float] = (0.45, 0.65)
-    """Of the frame check, for deviations and means. Good test images of eight sets come to 0.36 and
-    0.58 at most with one support image; frames without the product exceed one of the two
-    (``benchmarks/robustness``)."""
     input_mean: Colours = INPUT_MEAN
     input_std: Colours = INPUT_STD
     """Of each colour in [0, 1]: what the shipped backbone's pixels are standardised by. A backbone
@@ -87,6 +84,11 @@ class FeatureConfig:
         if not self.transformer or self.aligned or not is_trained_on:
             return None
         return TRAINED_ON.get(self.backbone)
+
+    @property
+    def frame_rule(self) -> FrameRule:
+        """How the frame check compares frames."""
+        return OF_DIRECTIONS if self.backbone == AUTOENCODER else OF_STRENGTH
 
     @property
     def corrects(self) -> bool:

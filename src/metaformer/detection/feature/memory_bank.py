@@ -17,6 +17,9 @@ from metaformer.detection.nearest_neighbors import merge_samples, spread_out
 
 POOLED = "pooled"
 """The descriptor compared by Euclidean distance; the others are compared by direction."""
+PIXELS, PIXELS_KEY = "pixels", -3
+"""Name of the image itself among descriptors, and its key among a backbone's maps; where aligned
+images are compared pixel by pixel, too."""
 POOL = 3
 """Side of the neighbourhood whose mean is a pooled descriptor, in cells (PatchCore)."""
 
@@ -45,6 +48,8 @@ def describe(features: Features, levels: Sequence[int], cosine_share: float) -> 
         grids = [F.interpolate(features[s], size, mode="bilinear") for s in levels[1:]]
         joined = torch.cat([finest, *grids], dim=1)
         found[POOLED] = F.avg_pool2d(joined, POOL, stride=1, padding=POOL // 2)
+    if PIXELS_KEY in features:
+        found[PIXELS] = features[PIXELS_KEY]
     return found
 
 

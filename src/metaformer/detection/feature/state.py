@@ -20,7 +20,7 @@ from metaformer.detection.feature.adapted import (
 from metaformer.detection.feature.config import AUTOENCODER, SHIPPED, FeatureConfig
 from metaformer.detection.feature.gap_correction import GapCorrection
 from metaformer.detection.feature.gap_distances import GAP, RESPONSE
-from metaformer.detection.feature.memory_bank import POOLED, MemoryBank
+from metaformer.detection.feature.memory_bank import PIXELS_KEY, POOLED, MemoryBank
 from metaformer.detection.scoring.frame_check import FrameCheck
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -28,7 +28,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 version 2 takes."""
 
 
-EXTRA = (GAP, RESPONSE)
+EXTRA = (GAP, RESPONSE, PIXELS_KEY)
+"""Maps of support images that are stored beside those of the strides."""
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ class AdaptedPixel:
             prior,
             nested("moments.", tensors),
             nested("small_moments.", tensors),
-            responds=config.response,
+            config,
         )
         of_model = {n: t for n, t in tensors.items() if not n.startswith(PARTS)}
         restored = restore(of_model, settings["comparison"])

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaformer.detection.feature.gap_distances import GAP, RESPONSE
+from metaformer.detection.feature.memory_bank import PIXELS_KEY
+from metaformer.detection.pixel.config import PixelConfig
 from metaformer.detection.pixel.reconstruction_gap import gap_maps
 from metaformer.networks.autoencoder import Autoencoder, Moments
 from metaformer.networks.instance_prior import InstancePrior, shrink
 
-STRIDES = (4, 8, 16)
 STAGES = 4
 """Encoder stages that are read, from the first, which has stride 2."""
 REBUILT_SIDE = 128
@@ -37,7 +38,7 @@ class AutoencoderBackbone(nn.Module):
         prior: gives the response map; None leaves gap and response out.
         moments: of the support at working size.
         small_moments: of the support's small copies.
-        responds: whether the response map is given.
+        config: says which maps are read.
     """
 
     channels = {4: 64, 8: 128, 16: 256}  # noqa: RUF012 - never written
@@ -48,31 +49,40 @@ class AutoencoderBackbone(nn.Module):
         prior: InstancePrior | None,
         moments: Moments,
         small_moments: Moments,
-        *,
-        responds: bool = True,
+        config: PixelConfig,
     ) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.prior = prior
         self.moments = moments
         self.small_moments = small_moments
-        self.responds = responds
+        self.config = config
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
         (stages,), _ = self.autoencoder.read_stages(STAGES, to_input(images), moments=self.moments)
-        if self.prior is None:
-            return by_stride(stages)
-        copies = small(images)
-        _, rebuilt, _ = self.autoencoder.read(copies, self.small_moments)
-        return by_stride(stages) | self.extra_maps(images, copies, rebuilt)
+        copies = rebuilt = None
+        if self.prior is not None:
+            copies = small(images)
+            _, rebuilt, _ = self.autoencoder.read(copies, self.small_moments)
+        return self.maps_of(images, stages, copies, rebuilt)
 
-    def extra_maps(self, images: Tensor, copies: Tensor, rebuilt: Tensor) -> dict[int, Tensor]:
-        """Gap and response of images (B, 3, H, W) in [0, 1]; copies and reconstructions are in
+    def maps_of(
+        self,
+        images: Tensor,
+        stages: Sequence[Tensor],
+        copies: Tensor | None,
+        rebuilt: Tensor | None,
+    ) -> dict[int, Tensor]:
+        """All that is read of images (B, 3, H, W) in [0, 1]; copies and reconstructions are in
         [-1, 1]."""
-        assert self.prior is not None
-        found: dict[int, Tensor] = {GAP: gap_maps(copies, rebuilt).contiguous()}
-        if self.responds:
-            found[RESPONSE] = F.avg_pool2d(self.prior(images), RESPONSE_STRIDE)
+        of_stride = {4: stages[1], 8: stages[2], 16: stages[3]}
+        found = {stride: of_stride[stride] for stride in self.config.comparison.strides}
+        if self.config.aligned:
+            found[PIXELS_KEY] = images.contiguous()
+        if self.prior is not None and copies is not None and rebuilt is not None:
+            found[GAP] = gap_maps(copies, rebuilt).contiguous()
+            if self.config.response:
+                found[RESPONSE] = F.avg_pool2d(self.prior(images), RESPONSE_STRIDE)
         return found
 
 
@@ -80,29 +90,23 @@ def fit_moments(
     autoencoder: Autoencoder,
     prior: InstancePrior | None,
     support: Sequence[Tensor],
-    *,
-    responds: bool = True,
+    config: PixelConfig,
 ) -> tuple[AutoencoderBackbone, list[dict[int, Tensor]]]:
     """A backbone by the moments of support images (1, 3, H, W) in [0, 1], and what it gives of
     them: the pass that finds the moments has it."""
     with torch.no_grad():
         stages, moments = autoencoder.read_stages(STAGES, *map(to_input, support))
+        if prior is None:  # nothing is rebuilt
+            backbone = AutoencoderBackbone(autoencoder, None, moments, {}, config)
+            pairs = zip(support, stages, strict=True)
+            return backbone, [backbone.maps_of(*pair, None, None) for pair in pairs]
         copies = torch.cat([small(image) for image in support])
         ((_, rebuilt),), small_moments = autoencoder.read_support(copies)
-        backbone = AutoencoderBackbone(
-            autoencoder, prior, moments, small_moments, responds=responds
-        )
-        found = [by_stride(of_image) for of_image in stages]
-        if prior is not None:
-            for i, image in enumerate(support):
-                of_image = copies[i : i + 1], rebuilt[i : i + 1]
-                found[i] |= backbone.extra_maps(image, *of_image)
-    return backbone, found
-
-
-def by_stride(stages: Sequence[Tensor]) -> dict[int, Tensor]:
-    """The encoder stages that are compared."""
-    return {4: stages[1], 8: stages[2], 16: stages[3]}
+        backbone = AutoencoderBackbone(autoencoder, prior, moments, small_moments, config)
+        return backbone, [
+            backbone.maps_of(image, stages[i], copies[i : i + 1], rebuilt[i : i + 1])
+            for i, image in enumerate(support)
+        ]
 
 
 def to_input(images: Tensor) -> Tensor:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from metaformer.detection.feature.config import ALIGNED, AUTOENCODER, FeatureConfig
+from metaformer.detection.feature.config import AUTOENCODER, FeatureConfig
 
 Mode = Literal["fast", "long"]
-FRAME_LIMITS = (0.45, 0.65)
 
 
 @dataclass(frozen=True)
@@ -21,11 +20,13 @@ class PixelConfig:
     the transformer are trained further on the support, minutes."""
     long_steps: int = 100
     """Steps of the autoencoder in the long mode beyond the meta-learned ones, at most."""
-    transformer: bool = True
-    """Whether the transformer corrects the map. This and the next three are False to see what a
-    part is worth."""
+    transformer: bool | None = None
+    """Whether the transformer corrects the map; None for the long mode alone, where it is trained
+    on the product. As meta-trained it gains nothing on real products over the autoencoder's
+    features (``docs/decisions/08-pixel-preset.md``)."""
     response: bool = True
-    """Whether the transformer knows the response map."""
+    """Whether the transformer knows the response map. This and the next two are False to see what a
+    part is worth."""
     gap: bool = True
     """Whether the transformer reads where image and features differ from what is rebuilt of
     them."""
@@ -33,8 +34,9 @@ class PixelConfig:
     """Whether steps of the autoencoder, and of the transformer in the long mode, are taken on the
     support. Without, it is in the memory bank alone and sets the autoencoder's moments."""
     aligned: bool = False
-    """Every image shows the part in the same place: each patch is compared with support patches
-    around its place only. Without the transformer."""
+    """Every image shows the part in the same place: patches are compared with support patches
+    around their place only, on finer grids, and the image pixel by pixel. Without the
+    transformer."""
 
     def __post_init__(self) -> None:
         if self.aligned and self.mode != "fast":
@@ -43,17 +45,22 @@ class PixelConfig:
     @property
     def comparison(self) -> FeatureConfig:
         """How the autoencoder's features are compared with those of the support."""
-        changes: dict[str, Any] = ALIGNED if self.aligned else {"cosine_share": 0.5}
+        levels: dict[str, Any] = {"levels": (4, 8), "level_weights": (1.0, 1.0)}
         return FeatureConfig(
             resolution=self.resolution,
             aligned=self.aligned,
-            transformer=self.transformer,
+            transformer=self.mode == "long" if self.transformer is None else self.transformer,
             gap=self.gap,
             mirrored_images=0,
-            frame_limits=FRAME_LIMITS,
+            cosine_share=0.5,
             backbone=AUTOENCODER,
-            **changes,
+            **(levels if self.aligned else {}),
         )
+
+    @property
+    def is_long(self) -> bool:
+        """Whether more than the meta-learned steps are taken."""
+        return self.adaptation and self.mode == "long"
 
     @property
     def score_share(self) -> float:

@@ -52,7 +52,9 @@ def fit(
     adapted = [parameters[name].requires_grad_(True) for name in rates.names]
     chosen = torch.cat(choose(images, FIT_IMAGES, generator))
     for step in range(rates.steps):
-        gradients = torch.autograd.grad(F.mse_loss(fitted(chosen), chosen), adapted)
+        with torch.enable_grad():
+            loss = F.mse_loss(fitted(chosen), chosen)
+        gradients = torch.autograd.grad(loss, adapted)
         norm = float(total_norm(gradients))
         shrink = LARGEST_GRADIENT / max(norm, LARGEST_GRADIENT)
         with torch.no_grad():

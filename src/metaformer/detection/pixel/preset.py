@@ -22,7 +22,12 @@ from metaformer.detection.feature.adapted import AdaptedFeature, FeatureImage, a
 from metaformer.detection.feature.gap_correction import SupportView, load_transformer
 from metaformer.detection.feature.gap_distances import OF_AUTOENCODER
 from metaformer.detection.pixel.adapted import AdaptedPixel
-from metaformer.detection.pixel.autoencoder_backbone import MOMENT_IMAGES, fit_moments, small
+from metaformer.detection.pixel.autoencoder_backbone import (
+    MOMENT_IMAGES,
+    AutoencoderBackbone,
+    fit_moments,
+    small,
+)
 from metaformer.detection.pixel.config import PixelConfig
 from metaformer.detection.pixel.finetuning import Finetuning
 from metaformer.detection.pixel.fitting import choose, fit, fit_long
@@ -86,31 +91,13 @@ class PixelPreset:
         return image
 
     def adapt(self, support: Sequence[Tensor], *, seed: int, on_step: OnStep) -> Adaptation[Tensor]:
-        """The meta-learned steps of a copy of the autoencoder on the support, then the memory bank.
-        In the long mode more steps of the autoencoder, and steps of a copy of the transformer on
-        synthetic defects of the support."""
-        config, generator = self.config, torch.Generator().manual_seed(seed)
-        is_long = config.adaptation and config.mode == "long"
-        fitted = self.autoencoder
-        if config.adaptation:
-            copies = [small(image) for image in support]
-            fitted = fit(fitted, self.rates, copies, generator)
-            if is_long:
-                fit_long(fitted, copies, config.long_steps, generator)
-        chosen = choose(range(len(support)), MOMENT_IMAGES, generator)
-        prior = self.prior if config.corrects else None
-        backbone, of_chosen = fit_moments(
-            fitted, prior, [support[i] for i in chosen], responds=config.response
-        )
-        known = dict(zip(chosen, of_chosen, strict=True))
-        with torch.no_grad():
-            images = [
-                FeatureImage(known[i] if i in known else backbone(image))
-                for i, image in enumerate(support)
-            ]
+        """Fits the autoencoder, then builds the memory bank. In the long mode a copy of the
+        transformer is trained on synthetic defects of the support."""
+        config = self.config
+        backbone, images = self.fit_backbone(support, seed=seed)
 
         def refine(adapted: AdaptedFeature, views: Mapping[int, SupportView]) -> None:
-            if is_long and config.corrects:
+            if config.is_long and config.corrects:
                 Finetuning(adapted, support, views, seed=seed).train()
 
         network = copy.deepcopy(self.network)
@@ -126,6 +113,29 @@ class PixelPreset:
         )
         assert isinstance(done.adapted, AdaptedFeature)
         return Adaptation(AdaptedPixel(config, done.adapted), done.left_out)
+
+    def fit_backbone(
+        self, support: Sequence[Tensor], *, seed: int
+    ) -> tuple[AutoencoderBackbone, list[FeatureImage]]:
+        """A copy of the autoencoder that has taken the meta-learned steps on the support, in the
+        long mode more, and what it gives of the support images."""
+        config, generator = self.config, torch.Generator().manual_seed(seed)
+        fitted = self.autoencoder
+        if config.adaptation:
+            copies = [small(image) for image in support]
+            fitted = fit(fitted, self.rates, copies, generator)
+            if config.is_long:
+                fit_long(fitted, copies, config.long_steps, generator)
+        chosen = choose(range(len(support)), MOMENT_IMAGES, generator)
+        prior = self.prior if config.corrects else None
+        backbone, of_chosen = fit_moments(fitted, prior, [support[i] for i in chosen], config)
+        known = dict(zip(chosen, of_chosen, strict=True))
+        with torch.no_grad():
+            images = [
+                FeatureImage(known[i] if i in known else backbone(image))
+                for i, image in enumerate(support)
+            ]
+        return backbone, images
 
     @classmethod
     def from_state(

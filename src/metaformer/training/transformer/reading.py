@@ -24,6 +24,7 @@ from metaformer.detection.feature.gap_distances import (
     some_patches,
 )
 from metaformer.detection.pixel.autoencoder_backbone import fit_moments
+from metaformer.detection.pixel.config import PixelConfig
 from metaformer.detection.pixel.universal_weights import load_universal
 from metaformer.networks.efficientnet import load_backbone
 from metaformer.networks.gap_transformer import SupportDescription, describe_support
@@ -116,7 +117,7 @@ def reader_of(preset: str, device: torch.device) -> EpisodeReader:
     autoencoder, prior = load_universal()[0].to(device), load_prior().to(device)
 
     def encode_with_moments(support: Tensor, query: Tensor) -> tuple[Features, Features]:
-        backbone, found = fit_moments(autoencoder, prior, support.split(1))
+        backbone, found = fit_moments(autoencoder, prior, support.split(1), PixelConfig())
         return joined(found), in_parts(backbone, query)
 
     return EpisodeReader(OF_AUTOENCODER, encode_with_moments, device)

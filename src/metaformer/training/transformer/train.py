@@ -143,7 +143,7 @@ def start_from(transformer: GapTransformer, tensors: Mapping[str, Tensor]) -> No
     fitting = {
         name: tensor
         for name, tensor in tensors.items()
-        if own[name].shape == tensor.shape and not name.startswith("out.")
+        if name in own and own[name].shape == tensor.shape and not name.startswith("out.")
     }
     transformer.load_state_dict(own | fitting)
 

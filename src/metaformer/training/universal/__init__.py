@@ -1,1 +1,1 @@
-"""Meta-training (MAML) of the autoencoder and the transformer."""
+"""Meta-training (MAML) of the autoencoder."""
