@@ -217,7 +217,7 @@ def test_configuration_reads_yaml_and_names_mistakes(tmp_path: Path) -> None:
         ("prior: {side: 65}\n", "side=65"),
         ("prior: {sides: 65}\n", "sides"),
         ("batch: 0\n", "batch=0"),
-        ("precision: half\n", "precision='half'"),
+        ("precision: half\n", "precision: found 'half'"),
     ):
         path.write_text(minimal + extra)
         with pytest.raises(ValueError, match=message):

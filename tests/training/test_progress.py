@@ -30,6 +30,7 @@ class Example:
         ("data: a\nstesp: 3", r"unknown key 'stesp'\. Did you mean 'steps'\? Known: data, steps"),
         ("data: a\nqqq: 3", r"unknown key 'qqq'\. Known: data, steps"),
         ("steps: 3", "key 'data' is missing"),
+        ("data: a\nsteps: many", r"steps: found 'many'\. Input should be a valid integer"),
         ("- data", "expected keys and values, found list"),
         ("data: [", "not readable as YAML"),
     ],
@@ -38,13 +39,13 @@ def test_what_is_wrong_with_a_configuration_is_named(tmp_path, text, message):
     path = tmp_path / "c.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as caught:
-        read_config(path, Example, needed=("data",))
+        read_config(path, Example)
     assert str(caught.value).startswith(f"{path}: ")
 
 
 def test_a_missing_configuration_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"c\.yaml: no such file"):
-        read_config(tmp_path / "c.yaml", Example, needed=())
+        read_config(tmp_path / "c.yaml", Example)
 
 
 def test_keys_of_parts_are_named_too(tmp_path):

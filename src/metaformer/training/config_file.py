@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
+
+Config = TypeVar("Config")
 
 
-def read_config(path: Path | str, kind: type[Any], *, needed: Iterable[str]) -> dict[str, Any]:
-    """The content of a configuration for the dataclass ``kind``.
+def read_config(path: Path | str, kind: type[Config]) -> Config:
+    """A configuration of the dataclass ``kind``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no YAML mapping, or a key is unknown or missing; the message names it.
+        ValueError: it is no YAML mapping, a key is unknown or missing, or a value is not accepted;
+            the message names the file and the key.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -24,23 +27,34 @@ def read_config(path: Path | str, kind: type[Any], *, needed: Iterable[str]) -> 
         raise FileNotFoundError(f"{path}: no such file. Examples are in configs/.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not readable as YAML ({error}).") from error
-    return check_keys(path, content, kind, needed=needed)
+    check_keys(str(path), content, kind)
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] != "value_error":  # those name what they found themselves
+            message = f"found {first['input']!r}. {message}."
+        raise ValueError(f"{path}: {key + ': ' if key else ''}{message}") from error
 
 
-def check_keys(
-    path: Path | str, content: Any, kind: type[Any], *, needed: Iterable[str] = ()
-) -> dict[str, Any]:
-    """``content`` if it has keys of the dataclass ``kind`` alone, and all that are ``needed``.
-
-    Raises: ValueError: as ``read_config``.
-    """
+def check_keys(where: str, content: Any, kind: type[Any]) -> None:
+    """Raises: ValueError: ``content`` has other keys than the fields of ``kind``, or lacks one; the
+    same of fields that are dataclasses themselves."""
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected keys and values, found {type(content).__name__}.")
-    known = sorted(field.name for field in fields(kind))
+        raise ValueError(f"{where}: expected keys and values, found {type(content).__name__}.")
+    known = {field.name: field for field in fields(kind)}
     for key in sorted(map(str, set(content) - set(known))):
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
         advice = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{path}: unknown key {key!r}.{advice} Known: {', '.join(known)}.")
-    for key in sorted(set(needed) - set(content)):
-        raise ValueError(f"{path}: key {key!r} is missing.")
-    return dict(content)
+        raise ValueError(
+            f"{where}: unknown key {key!r}.{advice} Known: {', '.join(sorted(known))}."
+        )
+    for name, field in sorted(known.items()):
+        if name not in content and field.default is field.default_factory is MISSING:
+            raise ValueError(f"{where}: key {name!r} is missing.")
+    hints = get_type_hints(kind)
+    for name in content:
+        if is_dataclass(hints[name]):
+            check_keys(f"{where}, {name}", content[name], hints[name])

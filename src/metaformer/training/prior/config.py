@@ -96,17 +96,7 @@ class PriorTrainingConfig:
         Raises:
             ValueError: unknown or missing keys, or values out of range; the message names them.
         """
-        needed = ("output", "data", "object_folders", "background_folders")
-        content = read_config(path, PriorTrainingConfig, needed=needed)
-        content["output"], content["data"] = Path(content["output"]), Path(content["data"])
-        for key in ("object_folders", "background_folders", "saliency_sets"):
-            content[key] = tuple(content.get(key, ()))
-        try:
-            content["prior"] = PriorConfig(**{"side": 96, **content.get("prior", {})})
-            content["mix"] = PhotoMix(**content.get("mix", {}))
-            return PriorTrainingConfig(**content)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {error}") from error
+        return read_config(path, PriorTrainingConfig)
 
     def describe(self) -> dict[str, Any]:
         """JSON-able, without the folders of the machine it runs on."""

@@ -57,14 +57,8 @@ class TransformerTrainingConfig:
 
     @staticmethod
     def from_yaml(path: Path | str) -> TransformerTrainingConfig:
-        """Raises ValueError that names an unknown or missing key."""
-        content = read_config(path, TransformerTrainingConfig, needed=("data", "output"))
-        for name in ("data", "output", "start"):
-            if content.get(name) is not None:
-                content[name] = Path(content[name])
-        if "exports" in content:
-            content["exports"] = tuple(content["exports"])
-        return TransformerTrainingConfig(**content)
+        """Raises ValueError that names what is wrong."""
+        return read_config(path, TransformerTrainingConfig)
 
 
 def describe(config: TransformerTrainingConfig) -> dict[str, Any]:

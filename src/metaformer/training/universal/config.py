@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from metaformer.networks.autoencoder import AutoencoderConfig
-from metaformer.training.config_file import check_keys, read_config
+from metaformer.training.config_file import read_config
 from metaformer.training.episodes.episodes import EpisodeConfig
 from metaformer.training.universal.losses import LossWeights
-
-NESTED = {"autoencoder": AutoencoderConfig, "losses": LossWeights}
 
 
 @dataclass(frozen=True)
@@ -86,18 +84,8 @@ class MetaConfig:
 
     @staticmethod
     def from_yaml(path: Path | str) -> MetaConfig:
-        """Raises ValueError that names an unknown or missing key."""
-        content = read_config(path, MetaConfig, needed=("data", "output"))
-        for name in ("data", "output", "start"):
-            if content.get(name) is not None:
-                content[name] = Path(content[name])
-        for name in ("shots", "queries"):
-            if name in content:
-                content[name] = tuple(content[name])
-        for name, kind in NESTED.items():
-            if name in content:
-                content[name] = kind(**check_keys(f"{path}, {name}", content[name], kind))
-        return MetaConfig(**content)
+        """Raises ValueError that names what is wrong."""
+        return read_config(path, MetaConfig)
 
 
 def describe(config: MetaConfig) -> dict[str, Any]:

@@ -65,9 +65,7 @@ class PretrainConfig:
     @staticmethod
     def from_yaml(path: Path | str) -> PretrainConfig:
         """Raises ValueError that names an unknown or missing key."""
-        content = read_config(path, PretrainConfig, needed=("data", "output"))
-        content["data"], content["output"] = Path(content["data"]), Path(content["output"])
-        return PretrainConfig(**content)
+        return read_config(path, PretrainConfig)
 
 
 @restored_threads()
@@ -100,7 +98,7 @@ def pretrain_autoencoder(
     started = time.monotonic()
     with (
         (config.output / "log.jsonl").open("a", encoding="utf-8") as log,
-        TrainingBar("training A", config.steps, first=first, quiet=quiet) as bar,
+        TrainingBar("training the autoencoder", config.steps, first=first, quiet=quiet) as bar,
     ):
         for step in range(first, config.steps):
             for group in optimiser.param_groups:
