@@ -42,8 +42,10 @@ from torch import Tensor
 from benchmarks.accuracy.methods import CONTROL, NEAREST_PATCH
 from metaformer.data.datasets.loading import load_categories
 from metaformer.detection.adaptation import prepare
-from metaformer.detection.feature.adapted import FeatureImage, from_support, fuse
+from metaformer.detection.feature.adapted import from_support
+from metaformer.detection.feature.comparison import fuse
 from metaformer.detection.feature.config import FeatureConfig
+from metaformer.detection.feature.feature_image import FeatureImage
 from metaformer.detection.feature.memory_bank import describe
 from metaformer.detection.feature.preset import FeaturePreset
 from metaformer.detection.preset import Preset

@@ -51,8 +51,9 @@ from benchmarks.ablations.leave_one_product_out import (
     spreads,
 )
 from metaformer.detection.adaptation import prepare
-from metaformer.detection.feature.adapted import AdaptedFeature, FeatureImage, from_support
+from metaformer.detection.feature.adapted import AdaptedFeature, from_support
 from metaformer.detection.feature.config import FeatureConfig
+from metaformer.detection.feature.feature_image import FeatureImage
 from metaformer.detection.feature.gap_correction import (
     build_correction,
     from_tensors,

@@ -30,7 +30,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from metaformer import Detector, Metaformer
 from metaformer.data.datasets.loading import load_categories
 from metaformer.detection.adaptation import at_working_size
-from metaformer.detection.feature.adapted import AdaptedFeature, fuse
+from metaformer.detection.feature.adapted import AdaptedFeature
+from metaformer.detection.feature.comparison import fuse
 from metaformer.detection.feature.gap_distances import OF_BACKBONE, measure_to, of_core
 from metaformer.detection.feature.memory_bank import describe
 from metaformer.detection.scoring.anomaly_map import smooth
@@ -106,7 +107,7 @@ def steps_of(detector: Detector, path: Path) -> list[tuple[str, Callable[[], Any
         ("resize", lambda: at_working_size(detector.model, pixels), [pixels]),
         ("backbone", lambda: adapted.backbone(image), [image, adapted.backbone]),
         ("descriptors", lambda: describe(features, config.levels, 0.2), [features]),
-        ("distances", lambda: adapted.distances(described), [described, adapted.search]),
+        ("distances", lambda: adapted.distances(described), [described, adapted.compare]),
         ("fusion, blur", lambda: smooth(fuse(distances, config, size), 0.6), [distances]),
         (
             "distances of the transformer",

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metaformer.detection.feature.adapted import AdaptedFeature, FeatureImage, adapt, fuse
+from metaformer.detection.feature.adapted import AdaptedFeature, adapt
+from metaformer.detection.feature.comparison import fuse
 from metaformer.detection.feature.config import ALIGNED as ALIGNED_SETTINGS
 from metaformer.detection.feature.config import FeatureConfig
+from metaformer.detection.feature.feature_image import FeatureImage
 from metaformer.detection.feature.memory_bank import POOLED, describe, to_rows
 from metaformer.detection.feature.preset import FeaturePreset
 from metaformer.detection.preprocessing import to_tensor
@@ -161,7 +163,7 @@ def test_the_map_is_the_weighted_geometric_mean_of_both_distances(backbone, shar
 def test_a_cosine_share_of_0_is_the_euclidean_distance_alone(backbone):
     model = preset(backbone, replace(PURE, cosine_share=0.0))
     adapted = adapted_to(model, support(model, 2))
-    assert set(adapted.search.keys()) == {POOLED}
+    assert set(adapted.compare.search.keys()) == {POOLED}
     found = distances(adapted, query(model))
     assert torch.equal(adapted.anomaly_maps(query(model)), found[POOLED])
 
@@ -169,7 +171,7 @@ def test_a_cosine_share_of_0_is_the_euclidean_distance_alone(backbone):
 def test_a_cosine_share_of_1_is_the_mean_cosine_distance_alone(backbone):
     model = preset(backbone, replace(PURE, cosine_share=1.0))
     adapted = adapted_to(model, support(model, 2))
-    assert set(adapted.search.keys()) == {"8", "16"}
+    assert set(adapted.compare.search.keys()) == {"8", "16"}
     found = distances(adapted, query(model))
     coarse = F.interpolate(found["16"][:, None], (12, 12), mode="bilinear")[0, 0]
     expected = (0.5 * found["8"][0] + 1.0 * coarse) / 1.5
@@ -267,7 +269,7 @@ def test_a_large_support_is_drawn_from_by_seed(backbone):
 def test_no_more_than_the_coreset_is_compared_with(backbone):
     model = preset(backbone, replace(CONFIG, coreset_size=50))
     adapted = adapted_to(model, support(model, 3))
-    assert {name: search.columns.shape[1] for name, search in adapted.search.items()} == {
+    assert {name: search.columns.shape[1] for name, search in adapted.compare.search.items()} == {
         "8": 50,
         "16": 50,
         POOLED: 50,
@@ -313,9 +315,14 @@ def test_aligned_support_images_are_bounded_and_drawn_by_seed(backbone):
     images = support(model, 10)
     first, again, other = (adapted_to(model, images, seed) for seed in (1, 1, 2))
     assert len(first.support) == 2 and not first.is_whole  # 576 patches each
-    assert first.grids["4"].shape == (2, 24, 24, 24) and first.grids["8"].shape == (2, 40, 12, 12)
+    assert first.compare.grids["4"].shape == (2, 24, 24, 24) and first.compare.grids["8"].shape == (
+        2,
+        40,
+        12,
+        12,
+    )
     assert list(first.support) == list(again.support)
-    assert torch.equal(first.grids["4"], again.grids["4"])
+    assert torch.equal(first.compare.grids["4"], again.compare.grids["4"])
     assert list(first.support) != list(other.support)
 
 

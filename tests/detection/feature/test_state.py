@@ -155,7 +155,9 @@ def test_a_file_of_version_1_compared_with_a_part_of_many(tmp_path):
     for level in ("8", "16"):
         rows = tensors[f"memory.{level}"]
         drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:100]
-        torch.testing.assert_close(adapted.search[level].columns.T, rows[drawn.sort().values])
+        torch.testing.assert_close(
+            adapted.compare.search[level].columns.T, rows[drawn.sort().values]
+        )
 
 
 @pytest.mark.parametrize("aligned", [False, True])

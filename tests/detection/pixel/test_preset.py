@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 import metaformer.detection.pixel.finetuning as pixel_long
 import metaformer.detection.pixel.fitting as pixel_fit
-from metaformer.detection.feature.adapted import AdaptedFeature, FeatureImage
+from metaformer.detection.feature.adapted import AdaptedFeature
 from metaformer.detection.feature.adapted import adapt as adapt_feature
+from metaformer.detection.feature.feature_image import FeatureImage
 from metaformer.detection.feature.gap_correction import new_transformer
 from metaformer.detection.feature.gap_distances import GAP, OF_AUTOENCODER, RESPONSE
 from metaformer.detection.pixel.adapted import AdaptedPixel

@@ -2,48 +2,36 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metaformer.detection.feature.comparison import AlignedComparison, BankComparison, fuse
 from metaformer.detection.feature.config import SHIPPED, FeatureConfig
+from metaformer.detection.feature.feature_image import FeatureImage, own_rows, statistics_of
 from metaformer.detection.feature.gap_correction import GapCorrection, SupportView, build_correction
 from metaformer.detection.feature.memory_bank import (
-    PIXELS,
-    POOLED,
     Descriptors,
     Features,
     MemoryBank,
-    Rows,
     describe,
-    to_rows,
     total_rows,
 )
 from metaformer.detection.nearest_neighbors import (
-    NeighborSearch,
-    aligned_distance,
-    fit_grid,
     merge_samples,
 )
 from metaformer.detection.preset import Adaptation, Extension, OnStep
 from metaformer.detection.scoring.anomaly_map import smooth
-from metaformer.detection.scoring.frame_check import FrameCheck, Statistics, frame_statistics
+from metaformer.detection.scoring.frame_check import FrameCheck
 from metaformer.networks.custom_backbone import CUSTOM
 from metaformer.networks.gap_transformer import GapTransformer
 
 AT_ONCE = 64
 """Images whose patches are in memory at once while a bank of many images is drawn."""
-PIXEL_REACH = 1
-"""Pixels of the working size that an aligned image may be off at a place, where it is compared
-pixel by pixel. On 12 pairs of boards 1 is better than 0, 2 and 3
-(``docs/decisions/08-pixel-preset.md``)."""
-LEAST_DIFFERENCE = 0.02
-"""Added to the difference of pixels, 0 to 1.7: where there is none, features still count."""
 EPS = 1e-6
 STATE_VERSION = 2
 """Of what ``AdaptedFeature.state`` gives. Version 1 had no number."""
@@ -57,21 +45,6 @@ class Backbone(Protocol):
 
     def __call__(self, images: Tensor, /) -> Features:
         """(B, 3, H, W) in [0, 1] -> features."""
-
-
-@dataclass(frozen=True)
-class FeatureImage:
-    """Features of one image, and of its mirrored copy where the preset uses one."""
-
-    kept: Features
-    """Of a batch of one, float32, or float16 where there are very many images."""
-    mirrored: Rows = field(default_factory=dict)
-    """Some descriptors of its mirror images, where it belongs to a small support."""
-
-    @property
-    def features(self) -> Features:
-        """(1, C, H / stride, W / stride) float32 by stride."""
-        return {stride: grid.float() for stride, grid in self.kept.items()}
 
 
 class AdaptedFeature(nn.Module):
@@ -107,13 +80,11 @@ class AdaptedFeature(nn.Module):
         self.bank = bank
         self.support = dict(support)
         self.count = count
-        self.grids: Descriptors = {}
-        self.search = nn.ModuleDict()
+        self.compare: AlignedComparison | BankComparison
         if bank is None:
-            self.grids = stacked_grids([*self.support.values()], config)
+            self.compare = AlignedComparison(self.support, config)
         else:
-            self.coreset = bank.coreset(config.coreset_size)
-            self.search = search_of(self.coreset, config)
+            self.compare = BankComparison(bank, config)
 
     @property
     def is_whole(self) -> bool:
@@ -154,40 +125,7 @@ class AdaptedFeature(nn.Module):
 
     def distances(self, descriptors: Descriptors, without: int | None = None) -> dict[str, Tensor]:
         """Name -> (B, h, w) distance to the nearest descriptor of the support."""
-        if self.bank is None:
-            return self.aligned_distances(descriptors, without)
-        return self.bank_distances(descriptors, without)
-
-    def bank_distances(self, descriptors: Descriptors, without: int | None) -> dict[str, Tensor]:
-        """Name -> (B, h, w) distance to the nearest in the memory bank."""
-        search = self.search
-        if without is not None:
-            search = search_of(self.coreset.without(without), self.config)
-        return {
-            name: search[name](to_rows(grid)).unflatten(
-                0, (grid.shape[0], grid.shape[2], grid.shape[3])
-            )
-            for name, grid in descriptors.items()
-        }
-
-    def aligned_distances(self, descriptors: Descriptors, without: int | None) -> dict[str, Tensor]:
-        """Name -> (B, h, w) distance to the nearest around the same place of a support image."""
-        found = {}
-        for name, grid in descriptors.items():
-            grids = self.grids[name]
-            if without in self.support:
-                position = list(self.support).index(without)
-                grids = torch.cat([grids[:position], grids[position + 1 :]])
-            grids = fit_grid(grids, (grid.shape[2], grid.shape[3]))
-            finest = self.config.levels[0]
-            if name == PIXELS:
-                apart = aligned_distance(grid, grids, PIXEL_REACH, euclidean=True)
-                found[name] = F.avg_pool2d(apart, finest)  # (B, h, w)
-                continue
-            level = finest if name == POOLED else int(name)
-            found[name] = aligned_distance(
-                grid, grids, self.config.reach_cells(level), euclidean=name == POOLED
-            )
+        found: dict[str, Tensor] = self.compare(descriptors, without)
         return found
 
     @torch.inference_mode()
@@ -285,26 +223,6 @@ class AdaptedFeature(nn.Module):
         return tensors, settings | {"config": config}
 
 
-def fuse(distances: dict[str, Tensor], config: FeatureConfig, size: tuple[int, int]) -> Tensor:
-    """Name -> (B, h, w) distances -> (B, *size) map: the weighted geometric mean of the
-    Euclidean and the cosine distance, which needs no common unit; times the difference of pixels
-    where it was measured."""
-    share = config.cosine_share
-    parts = []
-    if share < 1:
-        parts.append(distances[POOLED] ** (1 - share))
-    if share > 0:
-        weighted = [
-            weight * F.interpolate(distances[str(level)][:, None], size, mode="bilinear")[:, 0]
-            for level, weight in zip(config.levels, config.level_weights, strict=True)
-        ]
-        cosine = torch.stack(weighted).sum(0) / sum(config.level_weights)
-        parts.append((cosine + config.cosine_floor) ** share)
-    if PIXELS in distances:
-        parts.append(distances[PIXELS] + LEAST_DIFFERENCE)
-    return math.prod(parts[1:], start=parts[0])
-
-
 def adapt(
     config: FeatureConfig,
     backbone: Backbone,
@@ -368,38 +286,3 @@ def from_support(
         more = [own_rows(image, config) for image in support[start : start + AT_ONCE]]
         bank = bank.extended(more, earlier=start, most=most, generator=generator)
     return AdaptedFeature(config, backbone, bank, {}, count, frame)
-
-
-def statistics_of(image: FeatureImage, config: FeatureConfig) -> Statistics:
-    return frame_statistics(image.features, config.levels, config.frame_rule)
-
-
-def own_rows(image: FeatureImage, config: FeatureConfig) -> Rows:
-    """Descriptors of an image and of its mirror images."""
-    described = describe(image.features, config.levels, config.cosine_share)
-    own = {name: to_rows(grid) for name, grid in described.items()}
-    if not image.mirrored:
-        return own
-    return {name: torch.cat([rows, image.mirrored[name]]) for name, rows in own.items()}
-
-
-def stacked_grids(support: Sequence[FeatureImage], config: FeatureConfig) -> Descriptors:
-    """Name -> (K, C, h, w) of all support images, sized as the first."""
-    described = [describe(image.features, config.levels, config.cosine_share) for image in support]
-    return {
-        name: torch.cat(
-            [fit_grid(each[name], (first.shape[2], first.shape[3])) for each in described]
-        )
-        for name, first in described[0].items()
-    }
-
-
-def search_of(bank: MemoryBank, config: FeatureConfig) -> nn.ModuleDict:
-    return nn.ModuleDict(
-        {
-            name: NeighborSearch(
-                rows, euclidean=name == POOLED, directions=config.principal_directions
-            )
-            for name, rows in bank.rows.items()
-        }
-    )

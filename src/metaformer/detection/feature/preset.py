@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from metaformer.detection.feature.adapted import (
     AdaptedFeature,
     Backbone,
-    FeatureImage,
     adapt,
 )
 from metaformer.detection.feature.config import (
@@ -22,6 +21,7 @@ from metaformer.detection.feature.config import (
     SHIPPED,
     FeatureConfig,
 )
+from metaformer.detection.feature.feature_image import FeatureImage
 from metaformer.detection.feature.gap_correction import load_transformer
 from metaformer.detection.feature.memory_bank import Features, Rows, describe, to_rows
 from metaformer.detection.feature.state import restore

@@ -14,10 +14,10 @@ from metaformer.detection.feature.adapted import (
     STATE_VERSION,
     AdaptedFeature,
     Backbone,
-    FeatureImage,
     from_support,
 )
 from metaformer.detection.feature.config import AUTOENCODER, SHIPPED, FeatureConfig
+from metaformer.detection.feature.feature_image import FeatureImage
 from metaformer.detection.feature.gap_correction import GapCorrection
 from metaformer.detection.feature.gap_distances import GAP, RESPONSE
 from metaformer.detection.feature.memory_bank import PIXELS_KEY, POOLED, MemoryBank

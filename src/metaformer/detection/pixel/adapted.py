@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metaformer.detection.feature.adapted import AdaptedFeature, FeatureImage
+from metaformer.detection.feature.adapted import AdaptedFeature
+from metaformer.detection.feature.feature_image import FeatureImage
 from metaformer.detection.feature.state import restore, under
 from metaformer.detection.pixel.autoencoder_backbone import AutoencoderBackbone
 from metaformer.detection.pixel.config import PixelConfig

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metaformer.data.synthetic.defects import draw_defect
-from metaformer.detection.feature.adapted import AdaptedFeature, fuse
+from metaformer.detection.feature.adapted import AdaptedFeature
+from metaformer.detection.feature.comparison import fuse
 from metaformer.detection.feature.gap_correction import SupportView
 from metaformer.detection.feature.memory_bank import Features, describe
 from metaformer.detection.pixel.fitting import train_watched

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaformer.detection.feature.adapted import AdaptedFeature, FeatureImage, adapt
+from metaformer.detection.feature.adapted import AdaptedFeature, adapt
+from metaformer.detection.feature.feature_image import FeatureImage
 from metaformer.detection.feature.gap_correction import SupportView, load_transformer
 from metaformer.detection.feature.gap_distances import OF_AUTOENCODER
 from metaformer.detection.pixel.adapted import AdaptedPixel

@@ -1,0 +1,39 @@
+"""What is kept of one image: features, and descriptors of its mirrored copies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from metaformer.detection.feature.config import FeatureConfig
+from metaformer.detection.feature.memory_bank import Features, Rows, describe, to_rows
+from metaformer.detection.scoring.frame_check import Statistics, frame_statistics
+
+
+@dataclass(frozen=True)
+class FeatureImage:
+    """Features of one image, and of its mirrored copy where the preset uses one."""
+
+    kept: Features
+    """Of a batch of one, float32, or float16 where there are very many images."""
+    mirrored: Rows = field(default_factory=dict)
+    """Some descriptors of its mirror images, where it belongs to a small support."""
+
+    @property
+    def features(self) -> Features:
+        """(1, C, H / stride, W / stride) float32 by stride."""
+        return {stride: grid.float() for stride, grid in self.kept.items()}
+
+
+def own_rows(image: FeatureImage, config: FeatureConfig) -> Rows:
+    """Descriptors of an image and of its mirror images."""
+    described = describe(image.features, config.levels, config.cosine_share)
+    own = {name: to_rows(grid) for name, grid in described.items()}
+    if not image.mirrored:
+        return own
+    return {name: torch.cat([rows, image.mirrored[name]]) for name, rows in own.items()}
+
+
+def statistics_of(image: FeatureImage, config: FeatureConfig) -> Statistics:
+    return frame_statistics(image.features, config.levels, config.frame_rule)
