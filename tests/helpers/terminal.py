@@ -46,7 +46,7 @@ def run_in_terminal(
             if stop_when is not None and not is_stopped and stop_when(text):
                 process.terminate()
                 is_stopped = True
-        process.wait(10)
+        process.wait(60)
     finally:
         process.kill()
         os.close(ours)
