@@ -91,10 +91,11 @@ def detectors(boards: list[Image]) -> dict[str, Detector]:
         universal = Metaformer.from_pretrained(
             "pixel" if preset == "pixel" else "feature", resolution=96, aligned=aligned
         )
-        if isinstance(universal.model, PixelPreset):
+        if isinstance(universal.model, PixelPreset) and not aligned:
             # With the transformer, as in the long mode; its correction differs from zero, whatever
             # weights are shipped.
-            universal.model.config = replace(universal.model.config, transformer=True)
+            universal.model = universal.model.with_config(transformer=True)
+            assert universal.model.network is not None
             torch.manual_seed(0)
             torch.nn.init.normal_(universal.model.network.out.weight, std=0.3)
         made[kind] = universal.adapt(boards[: 2 if preset == "pixel" else 3])

@@ -83,6 +83,7 @@ def test_the_bar_shows_the_loss_and_the_time_left(tmp_path):
     )
     shown = run_in_terminal("pretrain", "autoencoder", path, OMP_NUM_THREADS="1")
     plain = CONTROL.sub("", shown)
-    assert re.search(r"training the autoencoder .*4/4 loss \d\.\d+ \d:\d\d:\d\d left 0:00:00", plain)
+    bar = r"training the autoencoder .*4/4 loss \d\.\d+ \d:\d\d:\d\d left 0:00:00"
+    assert re.search(bar, plain)
     assert Path(tmp_path / "run" / "autoencoder.safetensors").is_file()
     assert "autoencoder.safetensors" in plain and "Took" in plain

@@ -294,7 +294,7 @@ def test_long_training_keeps_the_best(model: PixelPreset, monkeypatch: pytest.Mo
     monkeypatch.setattr(pixel_long, "STEPS", 6)
     monkeypatch.setattr(pixel_long, "CHECK_EVERY", 2)
     support = [stripes(shift) for shift in range(2)]
-    backbone, found = fit_moments(model.autoencoder, model.prior, support)
+    backbone, found = fit_moments(model.autoencoder, model.prior, support, CONFIG)
     network = copy.deepcopy(model.network)
     losses: list[float] = []
     checked: list[float] = []

@@ -53,14 +53,15 @@ class PixelPreset:
         config: PixelConfig,
         autoencoder: Autoencoder,
         rates: InnerRates,
-        prior: InstancePrior,
-        network: GapTransformer,
+        prior: InstancePrior | None = None,
+        network: GapTransformer | None = None,
     ) -> None:
         self.config = config
         self.autoencoder = autoencoder.eval()
         self.rates = rates
-        self.prior = prior
-        self.network = network
+        corrects = config.corrects  # only then are the prior and the transformer asked
+        self.prior = (prior or load_prior()) if corrects else None
+        self.network = (network or load_transformer(OF_AUTOENCODER)) if corrects else None
 
     @classmethod
     def from_pretrained(
@@ -68,8 +69,7 @@ class PixelPreset:
     ) -> PixelPreset:
         """With the package's weights; those of the autoencoder from ``folder`` if given."""
         autoencoder, rates = load_universal(folder)
-        network = load_transformer(OF_AUTOENCODER)
-        return cls(config or PixelConfig(), autoencoder, rates, load_prior(), network)
+        return cls(config or PixelConfig(), autoencoder, rates)
 
     def without(self, parts: Sequence[str]) -> PixelPreset:
         """``transformer``, ``response``, ``gap`` and ``adaptation``."""
@@ -102,12 +102,13 @@ class PixelPreset:
                 Finetuning(adapted, support, views, seed=seed).train()
 
         network = copy.deepcopy(self.network)
-        network.reads_gap = config.gap
+        if network is not None:
+            network.reads_gap = config.gap
         done = adapt(
             config.comparison,
             backbone,
             images,
-            network=network if config.corrects else None,
+            network=network,
             seed=seed,
             on_step=on_step,
             refine=refine,
@@ -128,8 +129,8 @@ class PixelPreset:
             if config.is_long:
                 fit_long(fitted, copies, config.long_steps, generator)
         chosen = choose(range(len(support)), MOMENT_IMAGES, generator)
-        prior = self.prior if config.corrects else None
-        backbone, of_chosen = fit_moments(fitted, prior, [support[i] for i in chosen], config)
+        of_moments = [support[i] for i in chosen]
+        backbone, of_chosen = fit_moments(fitted, self.prior, of_moments, config)
         known = dict(zip(chosen, of_chosen, strict=True))
         with torch.no_grad():
             images = [
@@ -150,6 +151,5 @@ class PixelPreset:
         adapted = AdaptedPixel.from_state(tensors, settings)
         backbone, correction = adapted.backbone, adapted.model.correction
         rates = InnerRates(backbone.autoencoder, 1, 0.0)
-        prior = backbone.prior or load_prior()
-        network = load_transformer(OF_AUTOENCODER) if correction is None else correction.network
-        return cls(adapted.config, backbone.autoencoder, rates, prior, network), adapted
+        network = None if correction is None else correction.network
+        return cls(adapted.config, backbone.autoencoder, rates, backbone.prior, network), adapted

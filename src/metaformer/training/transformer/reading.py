@@ -117,7 +117,9 @@ def reader_of(preset: str, device: torch.device) -> EpisodeReader:
     autoencoder, prior = load_universal()[0].to(device), load_prior().to(device)
 
     def encode_with_moments(support: Tensor, query: Tensor) -> tuple[Features, Features]:
-        backbone, found = fit_moments(autoencoder, prior, support.split(1), PixelConfig(transformer=True))
+        backbone, found = fit_moments(
+            autoencoder, prior, support.split(1), PixelConfig(transformer=True)
+        )
         return joined(found), in_parts(backbone, query)
 
     return EpisodeReader(OF_AUTOENCODER, encode_with_moments, device)
