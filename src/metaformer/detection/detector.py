@@ -27,7 +27,7 @@ from metaformer.detection.given_images import (
     named_sources,
     support_sources,
 )
-from metaformer.detection.preset import Adapted, Preset
+from metaformer.detection.preset import Adapted, EarlierVersionError, Preset
 from metaformer.detection.presets import restore_preset
 from metaformer.detection.scoring.anomaly_map import image_score, to_image_size
 from metaformer.detection.scoring.calibration import Calibration, check_rate, guarantee_of
@@ -350,6 +350,8 @@ class Detector:
             raise
         except BackboneError as error:
             raise DetectorFileError(f"{path}: {error}") from error
+        except EarlierVersionError as error:
+            raise DetectorFileError(f"{path}: {error}.") from error
         except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise DetectorFileError(
                 f"{path}: a detector file with something missing or wrong inside ({error!r}). It "

@@ -28,6 +28,10 @@ response: what the transformer knows of where the object is. gap: what differs b
 its features, and what is rebuilt of it. adaptation: weights fitted to the support."""
 
 
+class EarlierVersionError(ValueError):
+    """A detector file of an earlier version, whose model is gone; the message says what to do."""
+
+
 class PresetConfig(Protocol):
     """The settings that every preset has."""
 

@@ -21,6 +21,7 @@ from metaformer.detection.feature.feature_image import FeatureImage
 from metaformer.detection.feature.gap_correction import GapCorrection
 from metaformer.detection.feature.gap_distances import GAP, RESPONSE
 from metaformer.detection.feature.memory_bank import PIXELS_KEY, POOLED, MemoryBank
+from metaformer.detection.preset import EarlierVersionError
 from metaformer.detection.scoring.frame_check import FrameCheck
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -163,7 +164,7 @@ def restore_version_1(tensors: dict[str, Tensor], settings: dict[str, Any]) -> R
     """
     stored = with_tuples(settings["config"])
     if stored.get("learned", False):
-        raise ValueError(
+        raise EarlierVersionError(
             "made by an earlier version, whose learned metric is gone: adapt again from the good "
             "images, which also gives better scores"
         )

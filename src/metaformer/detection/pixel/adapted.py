@@ -15,7 +15,7 @@ from metaformer.detection.feature.feature_image import FeatureImage
 from metaformer.detection.feature.state import restore, under
 from metaformer.detection.pixel.autoencoder_backbone import AutoencoderBackbone
 from metaformer.detection.pixel.config import PixelConfig
-from metaformer.detection.preset import Extension
+from metaformer.detection.preset import EarlierVersionError, Extension
 from metaformer.detection.scoring.frame_check import FrameCheck
 from metaformer.networks.autoencoder import Autoencoder, AutoencoderConfig, Moments
 from metaformer.networks.instance_prior import InstancePrior, PriorConfig
@@ -87,9 +87,9 @@ class AdaptedPixel:
         """Raises: ValueError, KeyError, TypeError, RuntimeError: something is missing or does not
         fit."""
         if settings.get("version") != STATE_VERSION:
-            raise ValueError(
+            raise EarlierVersionError(
                 "a pixel detector of an earlier version, whose model is gone: adapt again from the "
-                "good images, which also gives better scores"
+                "good images"
             )
         autoencoder = Autoencoder(AutoencoderConfig(**settings["autoencoder"]))
         autoencoder.load_state_dict(under("autoencoder.", tensors))

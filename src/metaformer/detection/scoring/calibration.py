@@ -32,7 +32,7 @@ RELATIVE_SPREAD = 0.02
 """Least spread assumed between normal scores, as a share of their median: two photos of one part
 under one camera can score almost the same, and the next one will not."""
 
-TYPICAL_SPREAD = 0.12
+TYPICAL_SPREAD = 0.15
 """Standard deviation of normal out-of-sample scores as a share of their mean, typical of products
 (``docs/decisions/01-threshold.md``)."""
 TYPICAL_WEIGHT = 4
