@@ -83,7 +83,7 @@ class AlignedComparison(nn.Module):
             finest = self.config.levels[0]
             if name == PIXELS:
                 apart = aligned_distance(grid, grids, PIXEL_REACH, euclidean=True)
-                found[name] = F.avg_pool2d(apart, finest)  # (B, h, w)
+                found[name] = F.avg_pool2d(apart[:, None], finest)[:, 0]  # (B, h, w)
                 continue
             level = finest if name == POOLED else int(name)
             found[name] = aligned_distance(
