@@ -59,7 +59,13 @@ from metaformer.detection.feature.gap_correction import (
     from_tensors,
     load_transformer,
 )
-from metaformer.detection.feature.gap_distances import RESPONSE, Readings, measure_to, of_core
+from metaformer.detection.feature.gap_distances import (
+    OF_BACKBONE,
+    RESPONSE,
+    Readings,
+    measure_to,
+    of_core,
+)
 from metaformer.detection.feature.memory_bank import describe
 from metaformer.detection.feature.preset import FeaturePreset
 from metaformer.detection.pixel.config import PixelConfig
@@ -254,7 +260,7 @@ def readings_of(preset: FeaturePreset | PixelPreset) -> Readings:
     return config.readings
 
 
-def load_networks(given: list[str], readings: Readings) -> dict[str, GapTransformer]:
+def load_networks(given: list[str], readings: Readings = OF_BACKBONE) -> dict[str, GapTransformer]:
     """The shipped transformer, and those given as ``PAIRS=path``.
 
     Raises:
