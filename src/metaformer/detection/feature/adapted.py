@@ -276,8 +276,7 @@ def from_support(
         chosen = {i: support[i] for i in kept}
         return AdaptedFeature(config, backbone, None, chosen, count, frame)
     if sum(patches) <= config.max_patches:
-        rows = [own_rows(image, config) for image in support]
-        bank = MemoryBank.of(rows, most=sum(map(total_rows, rows)), generator=generator)
+        bank = whole_bank(config, support, generator)
         return AdaptedFeature(config, backbone, bank, dict(enumerate(support)), count, frame)
     most = config.max_patches
     first = [own_rows(image, config) for image in support[:AT_ONCE]]
@@ -286,3 +285,11 @@ def from_support(
         more = [own_rows(image, config) for image in support[start : start + AT_ONCE]]
         bank = bank.extended(more, earlier=start, most=most, generator=generator)
     return AdaptedFeature(config, backbone, bank, {}, count, frame)
+
+
+def whole_bank(
+    config: FeatureConfig, support: Sequence[FeatureImage], generator: torch.Generator
+) -> MemoryBank:
+    """All descriptors of all images."""
+    rows = [own_rows(image, config) for image in support]
+    return MemoryBank.of(rows, most=sum(map(total_rows, rows)), generator=generator)

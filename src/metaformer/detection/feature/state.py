@@ -14,7 +14,7 @@ from metaformer.detection.feature.adapted import (
     STATE_VERSION,
     AdaptedFeature,
     Backbone,
-    from_support,
+    whole_bank,
 )
 from metaformer.detection.feature.config import AUTOENCODER, SHIPPED, FeatureConfig
 from metaformer.detection.feature.feature_image import FeatureImage
@@ -110,20 +110,9 @@ def from_images(config: FeatureConfig, support: dict[int, FeatureImage], count: 
         raise ValueError(f"{len(support)} support images are stored, needed are 1 to {count}")
     if config.aligned:
         return Restored(config, None, support, count)
-    bank = from_support(config, NO_BACKBONE, [*support.values()], seed=0).bank
+    generator = torch.Generator().manual_seed(0)
+    bank = whole_bank(config, [*support.values()], generator)
     return Restored(config, bank, support, count)
-
-
-class NoBackbone:
-    """Stands in for a backbone while a memory bank is built from stored features."""
-
-    channels: dict[int, int] = {}  # noqa: RUF012 - empty, and never written
-
-    def __call__(self, images: Tensor, /) -> dict[int, Tensor]:
-        raise NotImplementedError
-
-
-NO_BACKBONE = NoBackbone()
 
 
 def support_of(tensors: dict[str, Tensor], config: FeatureConfig) -> dict[int, FeatureImage]:
