@@ -38,7 +38,7 @@ TYPICAL_SPREAD = 0.15
 TYPICAL_WEIGHT = 4
 """How many degrees of freedom that typical spread counts for (scaled inverse chi-squared prior)."""
 
-MAP_ROWS = 256
+MAP_ROWS = 64
 """Rows of a map that are calibrated at a time; bounds memory."""
 
 LOWEST_RATE, HIGHEST_RATE = 1e-6, 0.99
@@ -118,7 +118,15 @@ class Calibration:
         # Some rows at a time: as a whole, each step would make another array of the image's size.
         for top in range(0, len(raw), MAP_ROWS):
             rows = slice(top, top + MAP_ROWS)
-            calibrated[rows] = soften((raw[rows] - self.pixel_threshold) / self.spread)
+            part = calibrated[rows]
+            np.subtract(raw[rows], self.pixel_threshold, out=part)
+            part /= self.spread
+            # ``soften``, in place: half the time for a large photo.
+            size = np.abs(part)
+            size += 1
+            part *= 0.5
+            part /= size
+            part += 0.5
         return calibrated
 
     def p_value(self, raw: float) -> float:
