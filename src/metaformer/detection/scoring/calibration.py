@@ -115,12 +115,13 @@ class Calibration:
     def map(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """Calibrated map, same shape: 0.5 at the pixel threshold."""
         calibrated = np.empty(raw.shape, np.float32)
+        spread = self.spread
         # Some rows at a time: as a whole, each step would make another array of the image's size.
         for top in range(0, len(raw), MAP_ROWS):
             rows = slice(top, top + MAP_ROWS)
             part = calibrated[rows]
             np.subtract(raw[rows], self.pixel_threshold, out=part)
-            part /= self.spread
+            part /= spread
             # ``soften``, in place: half the time for a large photo.
             size = np.abs(part)
             size += 1
