@@ -117,7 +117,7 @@ class Detector:
         is_anomalous = raw >= calibration.threshold
         anomaly_map = calibration.map(raw_pixels)
         del raw_pixels  # of a large photo it takes as much memory as the whole program
-        mask = (anomaly_map >= 0.5) & is_anomalous
+        mask = anomaly_map >= 0.5 if is_anomalous else np.zeros(anomaly_map.shape, np.bool_)
         return Prediction(
             score=calibration.score(raw),
             raw_score=raw,
