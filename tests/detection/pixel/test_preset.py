@@ -202,6 +202,8 @@ def test_state_restores_the_same_maps(model: PixelPreset, left_out: tuple[str, .
 
 def test_a_file_of_the_earlier_model_is_refused(adapted: AdaptedPixel) -> None:
     tensors, settings = adapted.state()
+    with pytest.raises(ValueError, match="version 99 of the pixel preset is not known"):
+        AdaptedPixel.from_state(tensors, settings | {"version": 99})
     del settings["version"]  # version 1 had none
     with pytest.raises(ValueError, match=r"earlier version.*adapt again from the good images"):
         AdaptedPixel.from_state(tensors, settings)

@@ -86,11 +86,14 @@ class AdaptedPixel:
     def from_state(cls, tensors: dict[str, Tensor], settings: dict[str, Any]) -> AdaptedPixel:
         """Raises: ValueError, KeyError, TypeError, RuntimeError: something is missing or does not
         fit."""
-        if settings.get("version") != STATE_VERSION:
+        version = settings.get("version", 1)
+        if version == 1:
             raise EarlierVersionError(
                 "a pixel detector of an earlier version, whose model is gone: adapt again from the "
                 "good images"
             )
+        if version != STATE_VERSION:
+            raise ValueError(f"version {version} of the pixel preset is not known here")
         autoencoder = Autoencoder(AutoencoderConfig(**settings["autoencoder"]))
         autoencoder.load_state_dict(under("autoencoder.", tensors))
         autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

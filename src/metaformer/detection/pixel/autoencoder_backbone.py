@@ -57,6 +57,7 @@ class AutoencoderBackbone(nn.Module):
         self.moments = moments
         self.small_moments = small_moments
         self.config = config
+        self.strides = config.comparison.strides
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
         (stages,), _ = self.autoencoder.read_stages(STAGES, to_input(images), moments=self.moments)
@@ -76,7 +77,7 @@ class AutoencoderBackbone(nn.Module):
         """All that is read of images (B, 3, H, W) in [0, 1]; copies and reconstructions are in
         [-1, 1]."""
         of_stride = {4: stages[1], 8: stages[2], 16: stages[3]}
-        found = {stride: of_stride[stride] for stride in self.config.comparison.strides}
+        found = {stride: of_stride[stride] for stride in self.strides}
         if self.config.aligned:
             found[PIXELS_KEY] = images.contiguous()
         if self.prior is not None and copies is not None and rebuilt is not None:

@@ -122,12 +122,7 @@ class Calibration:
             part = calibrated[rows]
             np.subtract(raw[rows], self.pixel_threshold, out=part)
             part /= spread
-            # ``soften``, in place: half the time for a large photo.
-            size = np.abs(part)
-            size += 1
-            part *= 0.5
-            part /= size
-            part += 0.5
+            soften(part, out=part)  # in place: half the time for a large photo
         return calibrated
 
     def p_value(self, raw: float) -> float:
@@ -260,9 +255,16 @@ def calibrate(
     return Calibration(tuple(scores.tolist()), false_alarm_rate, threshold, pixel_threshold, rule)
 
 
-def soften(distance: Any) -> Any:
-    """Strictly increasing map of the real line onto (0, 1) with 0 -> 0.5 (half a soft sign)."""
-    return 0.5 + 0.5 * distance / (1 + np.abs(distance))
+def soften(distance: Any, out: NDArray[np.float32] | None = None) -> Any:
+    """Strictly increasing map of the real line onto (0, 1) with 0 -> 0.5 (half a soft sign).
+
+    Args:
+        out: the result is written here; it may be ``distance`` itself.
+    """
+    size = np.abs(distance) + 1
+    half = np.multiply(distance, 0.5, out=out)
+    half = np.divide(half, size, out=out)
+    return np.add(half, 0.5, out=out)
 
 
 def student_t_quantile(probability: float, degrees: int) -> float:

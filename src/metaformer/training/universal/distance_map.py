@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metaformer.detection.feature.memory_bank import to_rows
 from metaformer.detection.nearest_neighbors import as_columns, nearest_distance
 
 STAGES = (1, 2, 3)
@@ -49,8 +50,8 @@ def distance_map(query: Sequence[Tensor], support: Sequence[Tensor]) -> Tensor:
     for stage in STAGES:
         of_query, of_support = (F.normalize(x[stage].float(), dim=1) for x in (query, support))
         unit = mean_distance_between([image.flatten(1).T for image in of_support]) + LEAST_UNIT
-        columns = as_columns(rows_of(of_support), euclidean=False)
-        distance = nearest_distance(rows_of(of_query), columns, euclidean=False)
+        columns = as_columns(to_rows(of_support), euclidean=False)
+        distance = nearest_distance(to_rows(of_query), columns, euclidean=False)
         maps = distance.reshape(len(of_query), 1, *of_query.shape[2:]) / unit
         layers.append(torch.log2(1 + F.interpolate(maps, size, mode="bilinear")))
     return torch.cat(layers, dim=1).mean(1)
@@ -71,8 +72,3 @@ def mean_distance_between(images: Sequence[Tensor]) -> Tensor:
         columns = as_columns(others, euclidean=False)
         distances.append(nearest_distance(some, columns, euclidean=False))
     return torch.cat(distances).mean()
-
-
-def rows_of(grid: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B * h * w, C)."""
-    return grid.flatten(2).transpose(1, 2).flatten(0, 1)
