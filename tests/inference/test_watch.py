@@ -94,6 +94,16 @@ def test_each_image_is_scored_once_as_by_predict(tmp_path):
     assert names(file) == ["000.png", "001.png", "002.png", "003.png", "001.png"]
 
 
+def test_what_folders_tell_of_the_truth_is_recorded(tmp_path):
+    file = tmp_path / "r.jsonl"
+    boards.write_good(tmp_path / "in" / "good", 1)
+    boards.write_good(tmp_path / "in" / "defective", 1)
+    boards.write_good(tmp_path / "in", 1)
+    once(tmp_path / "in", file, recursive=True)
+    found = {entry["path"]: entry.get("truth") for entry in entries(file, "score")}
+    assert found == {"000.png": None, "good/000.png": "good", "defective/000.png": "defective"}
+
+
 def test_sub_folders_if_asked(tmp_path):
     folder = boards.write_good(tmp_path / "in", 1)
     boards.write_good(folder / "line 3" / "monday", 1)

@@ -8,6 +8,8 @@ import io
 import json
 import re
 
+import cv2
+import numpy as np
 import pytest
 
 from metaformer.data.datasets.truth import LabelTable
@@ -78,11 +80,23 @@ def test_a_rate_changed_while_photos_are_added_is_kept(tmp_path):
         assert (found["support_count"], found["false_alarm_rate"]) == (7, 0.3)
 
 
+def test_a_white_level_is_taken_where_the_detector_has_none(http):
+    made = service.adapt(http, 3)  # of 8-bit images
+    address = f"/api/detectors/{made['id']}"
+    deep = service.images(cv2.imencode(".png", boards.good(71).astype(np.uint16) * 16)[1].tobytes())
+    for level, added in (("4095", True), ("1023", False), ("", False)):
+        job = http.post(f"{address}/extend", files=deep, data={"white_level": level}).json()["job"]
+        found = service.wait_for(http, job)
+        assert (found["state"] == "done") == added, found
+        assert http.get(address).json()["info"]["white_level"] == 4095
+
+
 def test_what_cannot_be_added_is_refused(http, made):
     address = f"/api/detectors/{made['id']}/extend"
     assert http.post(address, files=service.images(b"junk")).status_code == 422
     files = service.good(1)
     assert http.post(address, files=files, data={"name": "x"}).status_code == 422
+    assert http.post(address, files=files, data={"white_level": "0"}).status_code == 422
     assert http.post(f"/api/detectors/{'0' * 32}/extend", files=files).status_code == 404
 
 

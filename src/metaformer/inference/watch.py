@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from metaformer.data.datasets.truth import FolderTruth
 from metaformer.detection.detector import Detector
 from metaformer.inference.drift import DriftTest
 from metaformer.inference.folder_poller import FileVersion, FolderPoller, current_version
@@ -95,6 +96,7 @@ class Watch:
         self._unreadable_since: dict[FileVersion, float] = {}
         self._poller = FolderPoller(folder, recursive, lambda a: a.digest in self._known)
         self._on_entry, self._tell = on_entry, tell
+        self._truth = FolderTruth()
 
     def run(self, stop: threading.Event, *, once: bool = False) -> Watched:
         """Watch until ``stop`` is set, or with ``once`` until what is there has been scored.
@@ -178,10 +180,12 @@ class Watch:
         if current_version(version.path, version.name) != version:
             return False  # what was read may be half of one version and half of another
         prediction = self.detector.predict_pixels(pixels, version.name)
+        truth = self._truth(version.path)
         self.result.scored += 1
         self.result.anomalous += prediction.is_anomalous
         kind = self.detector.calibration.p_value_kind
-        self._finish(version, {"event": "score", **prediction.to_dict(), "p_value_kind": kind})
+        entry = {"event": "score", **prediction.to_dict(), "p_value_kind": kind}
+        self._finish(version, entry | ({} if truth is None else {"truth": truth.kind}))
         if self._test is not None:
             self._test.update(prediction.raw_score)
             self._warn_of_drift()

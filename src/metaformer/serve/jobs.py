@@ -7,6 +7,7 @@ import threading
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -40,6 +41,15 @@ class NothingToAddError(ValueError):
 
 class Stopped(Exception):
     """The server stops while a job runs."""
+
+
+@dataclass(frozen=True)
+class Addition:
+    """More good images for a detector."""
+
+    detector: str
+    """Its id."""
+    white_level: int | None = None
 
 
 class Adaptations:
@@ -90,11 +100,11 @@ class Adaptations:
         if waiting >= self.limits.jobs:
             raise TooManyJobsError(f"{waiting} adaptations are waiting. Try again later.")
 
-    def submit(self, request: AdaptRequest | str, uploads: Sequence[Upload]) -> Job:
+    def submit(self, request: AdaptRequest | Addition, uploads: Sequence[Upload]) -> Job:
         """Check the images and take the job on. Called from a worker thread.
 
         Args:
-            request: what to adapt; or the id of a detector, to be extended with the images.
+            request: what to adapt, or which detector to extend with the images.
 
         Raises:
             TooManyJobsError: as many jobs wait as may.
@@ -112,7 +122,7 @@ class Adaptations:
                 except ImageError as error:
                     raise ImageError(upload.name, error.reason) from None
             job = Job(id=new_id(), state="waiting", done=0, total=0)
-            if isinstance(request, str):
+            if isinstance(request, Addition):
                 job.kind = "extend"
             with self._lock:
                 self._jobs[job.id] = job
@@ -127,7 +137,7 @@ class Adaptations:
     def _run(
         self,
         job: Job,
-        request: AdaptRequest | str,
+        request: AdaptRequest | Addition,
         folder: Path,
         paths: list[Path],
         names: list[str],
@@ -139,7 +149,7 @@ class Adaptations:
 
         try:
             self._update(job, state="running")
-            if isinstance(request, str):
+            if isinstance(request, Addition):
                 detector, summary = self._extend(request, paths, names, on_step)
             else:
                 detector, summary = self._adapt(request, paths, names, on_step)
@@ -174,12 +184,15 @@ class Adaptations:
         return detector, self.store.add(detector, request.name)
 
     def _extend(
-        self, id: str, paths: list[Path], names: list[str], on_step: OnStep
+        self, request: Addition, paths: list[Path], names: list[str], on_step: OnStep
     ) -> tuple[Detector, DetectorSummary]:
+        id = request.detector
         before = self.store.get(id)
         try:
-            detector = before.extended_with(paths, on_step=on_step)
-        except ValueError as error:  # all of them known already, or too little kept of one image
+            detector = before.extended_with(
+                paths, white_level=request.white_level, on_step=on_step
+            )
+        except ValueError as error:  # all are known already, or the white level is another
             raise NothingToAddError(str(error)) from error
         for support in detector.provenance["support"][len(before.provenance["support"]) :]:
             support["name"] = names[int(support["name"])]  # it was named like the file of an upload

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from metaformer.serve.http.limits import storing
 from metaformer.serve.http.openapi import JOB_ACCEPTED, errors, form_body, json_body, text_answer
@@ -19,16 +19,18 @@ from metaformer.serve.http.review_schemas import (
     RateRequest,
     ReportRequest,
 )
-from metaformer.serve.http.schemas import DetectorSummary, JobAccepted
+from metaformer.serve.http.schemas import DetectorSummary, ExtendRequest, JobAccepted
 from metaformer.serve.http.security import REPORT_POLICY
 from metaformer.serve.http.uploads import receive_form, receive_json
+from metaformer.serve.jobs import Addition
 from metaformer.serve.reports import PictureError, make_report
 from metaformer.serve.routes import (
     BODY_ERRORS,
     UPLOAD_ERRORS,
     DetectorId,
+    M,
     describe_errors,
-    refuse_fields,
+    read_fields,
     submit,
 )
 from metaformer.serve.scoring import answer_in_time
@@ -40,8 +42,6 @@ SMALL_BODY = 64 * 2**10
 Digest = Annotated[
     str, Path(pattern="^[0-9a-f]{64}$", description="SHA-256 of the photo's bytes, in hex.")
 ]
-M = TypeVar("M", bound=BaseModel)
-
 router = APIRouter()
 
 
@@ -60,7 +60,7 @@ async def read_body(
     "/api/detectors/{id}/extend",
     status_code=202,
     responses={202: JOB_ACCEPTED, **errors(*UPLOAD_ERRORS, 404)},
-    openapi_extra=form_body({}),
+    openapi_extra=form_body(ExtendRequest.model_json_schema()),
     tags=["review"],
 )
 async def extend_detector(
@@ -73,8 +73,9 @@ async def extend_detector(
     with service.gate.place():
         service.store.summary(id)
         async with receive_form(request, service.limits) as (texts, uploads):
-            refuse_fields(texts)
-            return await submit(request, response, service, id, uploads)
+            wanted = read_fields(ExtendRequest, texts)
+            addition = Addition(id, wanted.white_level)
+            return await submit(request, response, service, addition, uploads)
 
 
 @router.get("/api/detectors/{id}/rate", responses=errors(401, 403, 404, 409, 422), tags=["review"])

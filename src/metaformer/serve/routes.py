@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 import metaformer
 from metaformer.io.images import ImageError
-from metaformer.serve.http.limits import Limits, busy, storing
+from metaformer.serve.http.limits import busy, storing
 from metaformer.serve.http.openapi import (
     DETECTORS_LISTED,
     JOB_ACCEPTED,
@@ -32,7 +32,7 @@ from metaformer.serve.http.schemas import (
     Scored,
 )
 from metaformer.serve.http.uploads import Upload, receive_form, shown
-from metaformer.serve.jobs import TooManyJobsError
+from metaformer.serve.jobs import Addition, TooManyJobsError
 from metaformer.serve.metrics import CONTENT_TYPE, Outcome
 from metaformer.serve.scoring import MapKind, answer_in_time, score_uploads
 from metaformer.serve.service import Open, Protected, Service
@@ -50,6 +50,8 @@ DetectorId = Annotated[
     str, Path(pattern="^[0-9a-f]{32}$", description="As the server gave it.", title="Detector")
 ]
 JobId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="As the server gave it.")]
+
+M = TypeVar("M", bound=BaseModel)
 
 router = APIRouter()
 
@@ -94,7 +96,10 @@ async def make_detector(request: Request, response: Response, service: Protected
         if service.store.is_full():
             raise HTTPException(409, f"the store holds {service.store.most} detectors.")
         async with receive_form(request, service.limits) as (texts, uploads):
-            wanted = read_fields(texts, service.limits)
+            wanted = read_fields(AdaptRequest, texts)
+            most = service.limits.resolution
+            if wanted.resolution is not None and wanted.resolution > most:
+                raise HTTPException(422, f"resolution: this server takes at most {most}.")
             return await submit(request, response, service, wanted, uploads)
 
 
@@ -102,7 +107,7 @@ async def submit(
     request: Request,
     response: Response,
     service: Service,
-    wanted: AdaptRequest | str,
+    wanted: AdaptRequest | Addition,
     uploads: list[Upload],
 ) -> JobAccepted:
     """Have the images adapted to; see ``Adaptations.submit``."""
@@ -118,17 +123,14 @@ async def submit(
     return JobAccepted(job=job)
 
 
-def read_fields(texts: dict[str, str], limits: Limits) -> AdaptRequest:
+def read_fields(model: type[M], texts: dict[str, str]) -> M:
     """Raises: HTTPException: 422, saying of each field what is wrong."""
     try:
         # A page's form sends an empty text for a number left out.
         given = {k: v for k, v in texts.items() if v or k not in UNSET_IF_EMPTY}
-        wanted = AdaptRequest.model_validate(given)
+        return model.model_validate(given)
     except ValidationError as error:
         raise HTTPException(422, describe_errors(error.errors())) from None
-    if wanted.resolution is not None and wanted.resolution > limits.resolution:
-        raise HTTPException(422, f"resolution: this server takes at most {limits.resolution}.")
-    return wanted
 
 
 def refuse_fields(texts: dict[str, str]) -> None:

@@ -41,6 +41,10 @@ def leave_out_default(schema: dict[str, Any]) -> None:
     schema.pop("default", None)
 
 
+# A form has no null: what is unset is left out.
+WhiteLevel = Annotated[int, Field(ge=1, le=65535)] | SkipJsonSchema[None]
+
+
 class AdaptRequest(BaseModel):
     """The text fields of a request for a new detector; the images come beside them."""
 
@@ -59,7 +63,6 @@ class AdaptRequest(BaseModel):
     preset: Literal["feature", "pixel"] = Field(
         "feature", description="Which universal model to adapt."
     )
-    # A form has no null: what is unset is left out.
     resolution: Annotated[int, Field(ge=64, le=2048)] | SkipJsonSchema[None] = Field(
         None,
         description="Working size in pixels; the preset's own if left out.",
@@ -69,10 +72,22 @@ class AdaptRequest(BaseModel):
         False,
         description="Parts stand in the same place on every image.",
     )
-    white_level: Annotated[int, Field(ge=1, le=65535)] | SkipJsonSchema[None] = Field(
+    white_level: WhiteLevel = Field(
         None,
         description="Value of 16-bit images that means white (12-bit cameras: 4095); guessed from "
         "the images if left out.",
+        json_schema_extra=leave_out_default,
+    )
+
+
+class ExtendRequest(BaseModel):
+    """What the form for adding good images holds beside the images."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    white_level: WhiteLevel = Field(
+        None,
+        description="Value of 16-bit images that means white, where the detector's is not known.",
         json_schema_extra=leave_out_default,
     )
 
