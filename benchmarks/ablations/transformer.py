@@ -61,7 +61,6 @@ from metaformer.detection.feature.gap_correction import (
 )
 from metaformer.detection.feature.gap_distances import (
     OF_BACKBONE,
-    RESPONSE,
     Readings,
     measure_to,
     of_core,
@@ -74,6 +73,7 @@ from metaformer.detection.preset import Preset
 from metaformer.detection.scoring.anomaly_map import image_score, smooth
 from metaformer.evaluation.aggregate import machine
 from metaformer.io.images import read_image
+from metaformer.networks.feature_maps import RESPONSE
 from metaformer.networks.gap_transformer import GapTransformer, corrected
 
 SHOTS = (1, 4, 10)

@@ -77,6 +77,25 @@ def detector(product: str, preset: PresetName, count: int) -> Detector:
     return Metaformer.from_pretrained(preset).adapt(images)
 
 
+def test_support_images_that_differ_widely_do_not_let_an_empty_frame_pass():
+    """The plain ground between the parts is among the good patches, and in the frame's statistics
+    the good images differ from each other as much as from it."""
+    rng = np.random.default_rng(0)
+
+    def scattered(count: int) -> Image:
+        image = rng.integers(98, 102, (192, 256, 3), dtype=np.uint8)
+        for x, y in rng.integers(20, 170, (count, 2)).tolist():
+            cv2.circle(image, (x, y), 14, (170, 150, 60), -1)
+            cv2.circle(image, (x, y), 6, (40, 50, 45), -1)
+        return np.asarray(cv2.GaussianBlur(image, (0, 0), 1.2), np.uint8)
+
+    empty = cv2.GaussianBlur(scattered(0), (0, 0), 5)
+    support = [scattered(6), scattered(60)]
+    for preset in PRESETS:
+        detector = Metaformer.from_pretrained(preset).adapt(support)
+        assert detector.predict(empty).is_anomalous
+
+
 @pytest.mark.parametrize(
     ("product", "preset", "count", "frame"),
     [*itertools.product(PRODUCTS, PRESETS, COUNTS, FRAMES)],

@@ -13,13 +13,13 @@ from torch import nn
 from metaformer.cli.options import PartName
 from metaformer.detection.adaptation import prepare
 from metaformer.detection.feature.config import ALIGNED, FeatureConfig
-from metaformer.detection.feature.gap_distances import GAP, RESPONSE
 from metaformer.detection.feature.preset import FeaturePreset
 from metaformer.detection.pixel import finetuning
 from metaformer.detection.pixel.config import PixelConfig
 from metaformer.detection.pixel.preset import PixelPreset
 from metaformer.detection.preset import PARTS, Adapted, Preset
 from metaformer.detection.presets import PresetName, restore_preset
+from metaformer.networks.feature_maps import GAP, RESPONSE
 from tests.helpers import boards
 
 HAS = {"feature": ("transformer", "gap"), "pixel": PARTS, "pixel long": PARTS}

@@ -31,7 +31,7 @@ from metaformer.export.backends import (
     engine_name,
     make_engine,
     pays_off,
-    test_image,
+    probe_image,
     torch_engine,
     with_engine,
 )
@@ -64,7 +64,6 @@ BOARDS = Path(metaformer.__file__).parent / "data" / "demo_images" / "circuit_bo
 Image = NDArray[np.uint8]
 KINDS = ("feature", "aligned", "pixel", "pixel aligned")
 
-test_image.__test__ = False  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -304,7 +303,7 @@ def test_engines_give_pytorchs_results(
         expected, found = detector.predict(board), other.predict(board)
         assert found.score == pytest.approx(expected.score, abs=1e-5)
         np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, atol=1e-5)
-    images = torch.cat([test_image(detector), test_image(detector).flip(3)])
+    images = torch.cat([probe_image(detector), probe_image(detector).flip(3)])
     np.testing.assert_allclose(
         other.engine(images), torch_engine(detector)(images), rtol=1e-4, atol=1e-5
     )
@@ -314,7 +313,7 @@ def test_engines_give_pytorchs_results(
 def test_an_engine_with_other_results_is_refused(detectors: dict[str, Detector]) -> None:
     detector = detectors["feature"]
     engine = make_engine(detector, "onnxruntime")
-    expected = torch_engine(detector)(test_image(detector))[0]
+    expected = torch_engine(detector)(probe_image(detector))[0]
     check_engine(detector, engine, expected)
     with pytest.raises(EngineError, match="--engine torch"):
         check_engine(detector, Engine("onnxruntime", lambda x: engine(x) * 1.1), expected)

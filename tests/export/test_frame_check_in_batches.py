@@ -7,7 +7,8 @@ import torch
 
 from metaformer.detection.feature.adapted import AdaptedFeature
 from metaformer.detection.metaformer import Metaformer
-from metaformer.export.backends import EngineName, make_engine, test_image, torch_engine
+from metaformer.export.backends import EngineName, make_engine, probe_image, torch_engine
+from metaformer.networks.feature_maps import with_detail
 from tests.helpers import boards
 
 
@@ -22,9 +23,9 @@ def test_with_as_many_frames_as_support_images_each_frame_has_its_own_verdict(
     assert frame is not None
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(1, 3, 96, 96, generator=generator)
-    images = torch.cat([noise, test_image(detector)])
+    images = torch.cat([noise, probe_image(detector)])
     with torch.inference_mode():
-        distances = frame.distance(detector.adapted.backbone(images)).tolist()
+        distances = frame.distance(with_detail(detector.adapted.backbone(images), images)).tolist()
     frame.limit = sum(distances) / 2  # one of the two is refused
     expected = [bool(maps[0].min() >= frame.level) for maps in torch_engine(detector)(images)]
     assert sorted(expected) == [False, True]

@@ -13,10 +13,8 @@ from torch import nn
 
 from metaformer.detection.feature.gap_correction import new_transformer
 from metaformer.detection.feature.gap_distances import (
-    GAP,
     OF_AUTOENCODER,
     OF_BACKBONE,
-    RESPONSE,
     Readings,
     core_map,
     measure_alone,
@@ -24,6 +22,7 @@ from metaformer.detection.feature.gap_distances import (
     nearest,
     some_patches,
 )
+from metaformer.networks.feature_maps import GAP, RESPONSE
 from metaformer.training.checkpoints import CheckpointError
 from metaformer.training.episodes.change_episodes import ChangeConfig
 from metaformer.training.transformer.config import TransformerTrainingConfig

@@ -97,7 +97,7 @@ def with_engine(detector: Detector, name: str) -> Detector:
             raise ValueError(f'no engine "{name}": choose auto, {", ".join(ENGINES)}.')
         engine = make_engine(detector, chosen)
         if chosen != "torch":
-            check_engine(detector, engine, torch_engine(detector)(test_image(detector))[0])
+            check_engine(detector, engine, torch_engine(detector)(probe_image(detector))[0])
     same = Detector(
         detector.model,
         detector.adapted,
@@ -131,7 +131,7 @@ def usual_engine(detector: Detector) -> Engine:
     pytorch = torch_engine(detector)
     try:
         engine = make_engine(detector, "onnxruntime")
-        check_engine(detector, engine, pytorch(test_image(detector))[0])
+        check_engine(detector, engine, pytorch(probe_image(detector))[0])
     except UnsupportedExportError:
         return pytorch  # documented, nothing to tell
     except Exception as error:  # a broken installation must not stop what PyTorch can do
@@ -166,7 +166,7 @@ def torch_engine(detector: Detector) -> Engine:
     return Engine("torch", run)
 
 
-def test_image(detector: Detector) -> Tensor:
+def probe_image(detector: Detector) -> Tensor:
     """(1, 3, H, W) at a working size: blotches with noise, the same every time."""
     side = max(1, round(detector.model.config.resolution / detector.model.size_multiple))
     side *= detector.model.size_multiple
@@ -184,7 +184,7 @@ def check_engine(detector: Detector, engine: Engine, expected_map: Tensor) -> No
         EngineError: the score or the map is another.
     """
     share = detector.model.config.score_share
-    found_map = engine(test_image(detector))[0]
+    found_map = engine(probe_image(detector))[0]
     expected, found = image_score(expected_map[0], share), image_score(found_map[0], share)
     spread = detector.calibration.spread
     furthest = float((found_map - expected_map).abs().max())

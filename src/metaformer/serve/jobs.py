@@ -189,9 +189,7 @@ class Adaptations:
         id = request.detector
         before = self.store.get(id)
         try:
-            detector = before.extended_with(
-                paths, white_level=request.white_level, on_step=on_step
-            )
+            detector = before.extended_with(paths, white_level=request.white_level, on_step=on_step)
         except ValueError as error:  # all are known already, or the white level is another
             raise NothingToAddError(str(error)) from error
         for support in detector.provenance["support"][len(before.provenance["support"]) :]:

@@ -19,7 +19,7 @@ from metaformer.detection.feature.adapted import AdaptedFeature
 from metaformer.detection.feature.adapted import adapt as adapt_feature
 from metaformer.detection.feature.feature_image import FeatureImage
 from metaformer.detection.feature.gap_correction import new_transformer
-from metaformer.detection.feature.gap_distances import GAP, OF_AUTOENCODER, RESPONSE
+from metaformer.detection.feature.gap_distances import OF_AUTOENCODER
 from metaformer.detection.pixel.adapted import AdaptedPixel
 from metaformer.detection.pixel.autoencoder_backbone import fit_moments, small
 from metaformer.detection.pixel.config import PixelConfig
@@ -28,6 +28,7 @@ from metaformer.detection.pixel.inner_rates import InnerRates
 from metaformer.detection.pixel.preset import PixelPreset
 from metaformer.detection.pixel.universal_weights import UniversalWeightsError
 from metaformer.networks.autoencoder import Autoencoder
+from metaformer.networks.feature_maps import GAP, RESPONSE
 from metaformer.networks.instance_prior import InstancePrior
 
 CONFIG = PixelConfig(resolution=128, transformer=True)

@@ -14,9 +14,9 @@ from metaformer.detection.pixel.reconstruction_gap import (
     GAP_STRIDE,
     SSIM_WINDOW,
     gap_maps,
-    gradient_magnitude,
     ssim_gap,
 )
+from metaformer.networks.feature_maps import gradient_magnitude
 
 seeds = st.integers(0, 10_000)
 

@@ -16,7 +16,6 @@ from metaformer.detection.feature.feature_image import FeatureImage, own_rows, s
 from metaformer.detection.feature.gap_correction import GapCorrection, SupportView, build_correction
 from metaformer.detection.feature.memory_bank import (
     Descriptors,
-    Features,
     MemoryBank,
     describe,
     total_rows,
@@ -28,6 +27,7 @@ from metaformer.detection.preset import Adaptation, Extension, OnStep
 from metaformer.detection.scoring.anomaly_map import smooth
 from metaformer.detection.scoring.frame_check import FrameCheck
 from metaformer.networks.custom_backbone import CUSTOM
+from metaformer.networks.feature_maps import Features, with_detail
 from metaformer.networks.gap_transformer import GapTransformer
 
 AT_ONCE = 64
@@ -92,7 +92,7 @@ class AdaptedFeature(nn.Module):
         return len(self.support) == self.count
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.maps(self.backbone(images))
+        return self.maps(with_detail(self.backbone(images), images))
 
     def maps(self, features: Features) -> Tensor:
         """(B, M, h, w) blurred maps of images with these features."""

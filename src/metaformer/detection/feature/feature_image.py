@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 
 from metaformer.detection.feature.config import FeatureConfig
-from metaformer.detection.feature.memory_bank import Features, Rows, describe, to_rows
+from metaformer.detection.feature.memory_bank import Rows, describe, to_rows
 from metaformer.detection.scoring.frame_check import Statistics, frame_statistics
+from metaformer.networks.feature_maps import DETAIL, Features
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class FeatureImage:
 
     @property
     def features(self) -> Features:
-        """(1, C, H / stride, W / stride) float32 by stride."""
+        """(1, C, H / stride, W / stride) float32 by stride, and other maps."""
         return {stride: grid.float() for stride, grid in self.kept.items()}
 
 
@@ -36,4 +37,6 @@ def own_rows(image: FeatureImage, config: FeatureConfig) -> Rows:
 
 
 def statistics_of(image: FeatureImage, config: FeatureConfig) -> Statistics:
-    return frame_statistics(image.features, config.levels, config.frame_rule)
+    features = image.features
+    kept = (*config.levels, DETAIL) if DETAIL in features else config.levels
+    return frame_statistics(features, kept, config.frame_rule)

@@ -9,16 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.detection.feature.gap_distances import (
-    GAP,
     OF_BACKBONE,
-    RESPONSE,
-    Features,
     Readings,
     measure_alone,
     measure_to,
     of_core,
     some_patches,
 )
+from metaformer.networks.feature_maps import GAP, RESPONSE, Features
 from metaformer.networks.gap_transformer import (
     GapTransformer,
     GapTransformerConfig,

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaformer.detection.nearest_neighbors import as_columns, nearest_distance
+from metaformer.networks.feature_maps import GAP, Features
 from metaformer.networks.gap_transformer import FLOOR
 
 POOLED = "p"
@@ -23,12 +24,6 @@ MOST_PATCHES = 256
 """Support patches that are compared with, at one stride."""
 OWN_REACH = 32
 """Pixels: a lone support image is compared with its own patches farther away than this."""
-GAP, RESPONSE = -1, -2
-"""Keys of two maps that a backbone may give beside those of its strides: what differs between the
-image and its reconstruction, (B, G, any, any), and the response map, (B, 1, any, any)."""
-
-Features = Mapping[int, Tensor]
-"""Stride -> (B, C, h, w); and ``GAP`` and ``RESPONSE``."""
 
 
 @dataclass(frozen=True)

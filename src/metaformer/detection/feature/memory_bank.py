@@ -14,17 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaformer.detection.nearest_neighbors import merge_samples, spread_out
+from metaformer.networks import feature_maps
+from metaformer.networks.feature_maps import Features
 
 POOLED = "pooled"
 """The descriptor compared by Euclidean distance; the others are compared by direction."""
-PIXELS, PIXELS_KEY = "pixels", -3
-"""Name of the image itself among descriptors, and its key among a backbone's maps; where aligned
-images are compared pixel by pixel, too."""
+PIXELS = "pixels"
+"""The image itself among descriptors, where aligned images are compared pixel by pixel, too."""
 POOL = 3
 """Side of the neighbourhood whose mean is a pooled descriptor, in cells (PatchCore)."""
 
-Features = dict[int, Tensor]
-"""Stride -> (B, C, H / stride, W / stride); and what else a backbone gives, by negative keys."""
 Descriptors = dict[str, Tensor]
 """Name -> (B, C, h, w): ``POOLED``, and the strides as strings."""
 Rows = dict[str, Tensor]
@@ -48,8 +47,8 @@ def describe(features: Features, levels: Sequence[int], cosine_share: float) -> 
         grids = [F.interpolate(features[s], size, mode="bilinear") for s in levels[1:]]
         joined = torch.cat([finest, *grids], dim=1)
         found[POOLED] = F.avg_pool2d(joined, POOL, stride=1, padding=POOL // 2)
-    if PIXELS_KEY in features:
-        found[PIXELS] = features[PIXELS_KEY]
+    if feature_maps.PIXELS in features:
+        found[PIXELS] = features[feature_maps.PIXELS]
     return found
 
 

@@ -23,13 +23,14 @@ from metaformer.detection.feature.config import (
 )
 from metaformer.detection.feature.feature_image import FeatureImage
 from metaformer.detection.feature.gap_correction import load_transformer
-from metaformer.detection.feature.memory_bank import Features, Rows, describe, to_rows
+from metaformer.detection.feature.memory_bank import Rows, describe, to_rows
 from metaformer.detection.feature.state import restore
 from metaformer.detection.preprocessing import working_size
 from metaformer.detection.preset import Adaptation, OnStep, changes_without
 from metaformer.networks.backbone_weights import BackboneError
 from metaformer.networks.custom_backbone import CUSTOM, CustomBackbone, check_same_module
 from metaformer.networks.efficientnet import load_backbone
+from metaformer.networks.feature_maps import Features, with_detail
 from metaformer.networks.gap_transformer import GapTransformer
 from metaformer.networks.placement import placed
 from metaformer.networks.timm_backbone import level_settings, load_timm_backbone
@@ -196,9 +197,9 @@ class FeaturePreset:
         return FeatureImage(features, {} if self.config.aligned else self.mirrored_rows(image))
 
     def features(self, image: Tensor) -> Features:
-        """Of one image (1, 3, H, W): the strides that are read."""
+        """Of one image (1, 3, H, W): the strides that are read, and the detail."""
         found = self.backbone(image)
-        return {stride: found[stride] for stride in self.config.strides}
+        return with_detail({stride: found[stride] for stride in self.config.strides}, image)
 
     def mirrored_rows(self, image: Tensor) -> Rows:
         """Some descriptors of the image mirrored along either side and along both."""

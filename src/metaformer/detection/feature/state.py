@@ -19,17 +19,17 @@ from metaformer.detection.feature.adapted import (
 from metaformer.detection.feature.config import AUTOENCODER, SHIPPED, FeatureConfig
 from metaformer.detection.feature.feature_image import FeatureImage
 from metaformer.detection.feature.gap_correction import GapCorrection
-from metaformer.detection.feature.gap_distances import GAP, RESPONSE
-from metaformer.detection.feature.memory_bank import PIXELS_KEY, POOLED, MemoryBank
+from metaformer.detection.feature.memory_bank import POOLED, MemoryBank
 from metaformer.detection.preset import EarlierVersionError
 from metaformer.detection.scoring.frame_check import FrameCheck
+from metaformer.networks.feature_maps import DETAIL, GAP, PIXELS, RESPONSE
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """What version 1 standardised pixels by. The shipped backbone was trained on other values, which
 version 2 takes."""
 
 
-EXTRA = (GAP, RESPONSE, PIXELS_KEY)
+EXTRA = (GAP, RESPONSE, PIXELS, DETAIL)
 """Maps of support images that are stored beside those of the strides."""
 
 

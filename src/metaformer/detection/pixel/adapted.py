@@ -18,6 +18,7 @@ from metaformer.detection.pixel.config import PixelConfig
 from metaformer.detection.preset import EarlierVersionError, Extension
 from metaformer.detection.scoring.frame_check import FrameCheck
 from metaformer.networks.autoencoder import Autoencoder, AutoencoderConfig, Moments
+from metaformer.networks.feature_maps import with_detail
 from metaformer.networks.instance_prior import InstancePrior, PriorConfig
 
 STATE_VERSION = 2
@@ -46,7 +47,7 @@ class AdaptedPixel:
     @torch.inference_mode()
     def encode(self, image: Tensor) -> FeatureImage:
         """What the autoencoder and the prior say of an image (1, 3, H, W) in [0, 1]."""
-        return FeatureImage(self.backbone(image))
+        return FeatureImage(with_detail(self.backbone(image), image))
 
     def anomaly_maps(self, image: Tensor) -> Tensor:
         return self.model.anomaly_maps(self.encode(image))

@@ -13,11 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaformer.detection.feature.gap_distances import GAP, RESPONSE
-from metaformer.detection.feature.memory_bank import PIXELS_KEY
 from metaformer.detection.pixel.config import PixelConfig
 from metaformer.detection.pixel.reconstruction_gap import gap_maps
 from metaformer.networks.autoencoder import Autoencoder, Moments
+from metaformer.networks.feature_maps import GAP, PIXELS, RESPONSE
 from metaformer.networks.instance_prior import InstancePrior, shrink
 
 STAGES = 4
@@ -79,7 +78,7 @@ class AutoencoderBackbone(nn.Module):
         of_stride = {4: stages[1], 8: stages[2], 16: stages[3]}
         found = {stride: of_stride[stride] for stride in self.strides}
         if self.config.aligned:
-            found[PIXELS_KEY] = images.contiguous()
+            found[PIXELS] = images.contiguous()
         if self.prior is not None and copies is not None and rebuilt is not None:
             found[GAP] = gap_maps(copies, rebuilt).contiguous()
             if self.config.response:

@@ -22,10 +22,11 @@ from metaformer.data.synthetic.defects import draw_defect
 from metaformer.detection.feature.adapted import AdaptedFeature
 from metaformer.detection.feature.comparison import fuse
 from metaformer.detection.feature.gap_correction import SupportView
-from metaformer.detection.feature.memory_bank import Features, describe
+from metaformer.detection.feature.memory_bank import describe
 from metaformer.detection.pixel.fitting import train_watched
 from metaformer.detection.pixel.losses import image_logits, location_loss, ranking_loss
 from metaformer.detection.preprocessing import to_tensor
+from metaformer.networks.feature_maps import Features
 
 STEPS = 300
 LEARNING_RATE = 2e-4

@@ -37,6 +37,7 @@ from metaformer.detection.pixel.universal_weights import load_universal
 from metaformer.detection.preprocessing import working_size
 from metaformer.detection.preset import Adaptation, OnStep, changes_without
 from metaformer.networks.autoencoder import Autoencoder
+from metaformer.networks.feature_maps import with_detail
 from metaformer.networks.gap_transformer import GapTransformer
 from metaformer.networks.instance_prior import InstancePrior, load_prior
 
@@ -134,7 +135,7 @@ class PixelPreset:
         known = dict(zip(chosen, of_chosen, strict=True))
         with torch.no_grad():
             images = [
-                FeatureImage(known[i] if i in known else backbone(image))
+                FeatureImage(with_detail(known[i] if i in known else backbone(image), image))
                 for i, image in enumerate(support)
             ]
         return backbone, images

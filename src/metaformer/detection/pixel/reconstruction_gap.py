@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metaformer.networks.feature_maps import gradient_magnitude
+
 GAP_STRIDE = 4
 """Pixels of the small copy along a cell of the gap."""
 SSIM_WINDOW = 7
@@ -47,15 +49,6 @@ def ssim_gap(x: Tensor, y: Tensor) -> Tensor:
     light = (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
     structure = (2 * covariance + SSIM_C2) / (variance_x + variance_y + SSIM_C2)
     return ((1 - light * structure) / 2).clamp(0, 1)
-
-
-def gradient_magnitude(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> length of the gradient by central differences, edges repeated."""
-    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    across = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) / 2
-    down = (padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]) / 2
-    # The root has no derivative at zero, where flat images are.
-    return (across**2 + down**2 + 1e-6).sqrt()
 
 
 def _window_mean(x: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 A memory bank asks of each patch whether it is normal, and a patch of a plain background is. A lens
 cap, an overexposed frame or one whose lower half is lost can therefore score as low as a good
 image. This check asks of the frame as a whole: are the mean and the deviation of its features like
-those of any support image, over the frame and over each of its halves? Ours.
+those of any support image, over the frame and over each of its halves? And does each half show a
+quarter at least of the detail of a support image's? Ours.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaformer.detection.scoring.calibration import LOWEST_RATE, Calibration
+from metaformer.networks.feature_maps import DETAIL
 
+LOST_DETAIL = 0.75
+"""A frame is refused if this share of the detail is lost, in any half, against every support image.
+Good test images of eight sets lose 0.71 of it at most (one support image; 0.42 with four), frames
+of an empty background 0.79 at least (``docs/decisions/10-measured-core.md``)."""
 MOST_REFERENCES = 64
 """Support images compared with; bounds the time."""
 MARGIN = 1.25
@@ -53,7 +59,8 @@ OF_DIRECTIONS = FrameRule(0.48, 1e6, by_direction=True)
 light changes them too much."""
 
 Statistics = dict[int, tuple[Tensor, Tensor]]
-"""Stride -> mean and standard deviation, (B, 5, C) each: of the frame and of its four halves."""
+"""Stride, or ``DETAIL``, -> mean and standard deviation, (B, 5, C) each: of the frame and of its
+four halves."""
 
 
 def frame_statistics(
@@ -62,7 +69,9 @@ def frame_statistics(
     """Mean and deviation over the frame of features (B, C, h, w), by stride."""
     found = {}
     for stride in strides:
-        x = F.normalize(features[stride], dim=1) if rule.by_direction else features[stride]
+        x = features[stride]
+        if rule.by_direction and stride != DETAIL:
+            x = F.normalize(x, dim=1)
         rows, columns = x.shape[2] // 2, x.shape[3] // 2
         halves = (x[:, :, :rows], x[:, :, rows:], x[:, :, :, :columns], x[:, :, :, columns:])
         means, deviations = [], []
@@ -108,6 +117,7 @@ class FrameCheck(nn.Module):
                 torch.cat([each[stride][1] for each in support]),
             )
             for stride in support[0]
+            if all(stride in each for each in support)  # earlier versions had no detail
         }
         return cls(references, rule)
 
@@ -124,6 +134,8 @@ class FrameCheck(nn.Module):
         """(B, K) distance of each frame to each support image, 1 at the limits."""
         worst: Tensor | None = None
         for stride, (mean, deviation) in statistics.items():
+            if stride == DETAIL:
+                continue
             known_mean, known_deviation = self.references[stride]  # (K, 5, C)
             unit = known_deviation[:, 0].norm(dim=1).clamp_min(1e-6)  # (K,)
             pairs = ((deviation, known_deviation), (mean, known_mean))
@@ -137,10 +149,26 @@ class FrameCheck(nn.Module):
         assert worst is not None
         return worst
 
+    def lost_detail(self, statistics: Statistics) -> Tensor:
+        """(B,) share of the detail that the worst half lacks, against the most similar image."""
+        found, known = statistics[DETAIL][0], self.references[DETAIL][0]  # (B, 5, 1), (K, 5, 1)
+        pairs = (1 - found[:, None] / known[None]).flatten(0, 1).amax((1, 2))
+        return pairs.unflatten(0, (-1, len(known))).amin(1)
+
     def distance(self, features: Mapping[int, Tensor]) -> Tensor:
         """(B,) distance to the nearest support image."""
-        statistics = frame_statistics(features, tuple(self.references), self.rule)
-        return self.distances(statistics).amin(1)
+        return self.distances(self.statistics(features)).amin(1)
+
+    def statistics(self, features: Mapping[int, Tensor]) -> Statistics:
+        return frame_statistics(features, tuple(self.references), self.rule)
+
+    def refuses(self, features: Mapping[int, Tensor]) -> Tensor:
+        """(B,) bool: the frame does not show the product."""
+        statistics = self.statistics(features)
+        is_far = self.distances(statistics).amin(1) > self.limit
+        if DETAIL not in self.references:
+            return is_far
+        return is_far | (self.lost_detail(statistics) > LOST_DETAIL)
 
     def allow(self, distances: Sequence[float]) -> None:
         """Widen the limit for frames as far away as these, which show the product: changed views of
@@ -160,7 +188,7 @@ class FrameCheck(nn.Module):
         """(B, M, h, w) maps, the first of a refused frame raised to ``level`` everywhere: it scores
         the image. The last, which marks pixels, is raised where it would mark nothing: a refused
         frame can show a large defect, too."""
-        is_refused = self.distance(features) > self.limit  # (B,)
+        is_refused = self.refuses(features)  # (B,)
         raised = (self.level * is_refused.to(maps.dtype))[:, None, None, None]
         scored = torch.maximum(maps[:, :1], raised)
         marked = maps[:, 1:]  # none where one map does both

@@ -17,7 +17,6 @@ from torch import Tensor
 from metaformer.detection.feature.gap_distances import (
     OF_AUTOENCODER,
     OF_BACKBONE,
-    RESPONSE,
     Readings,
     measure_alone,
     measure_to,
@@ -27,6 +26,7 @@ from metaformer.detection.pixel.autoencoder_backbone import fit_moments
 from metaformer.detection.pixel.config import PixelConfig
 from metaformer.detection.pixel.universal_weights import load_universal
 from metaformer.networks.efficientnet import load_backbone
+from metaformer.networks.feature_maps import RESPONSE
 from metaformer.networks.gap_transformer import SupportDescription, describe_support
 from metaformer.networks.instance_prior import load_prior
 from metaformer.training.episodes.episodes import Episode
