@@ -65,7 +65,6 @@ Image = NDArray[np.uint8]
 KINDS = ("feature", "aligned", "pixel", "pixel aligned")
 
 
-
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Engines use as many threads as PyTorch."""

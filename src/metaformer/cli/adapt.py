@@ -107,6 +107,7 @@ def adapt(
         from metaformer.detection.detector import Detector
         from metaformer.detection.given_images import list_support, warn_about_omissions
         from metaformer.detection.metaformer import Metaformer
+        from metaformer.detection.summary import products_in_words
         from metaformer.io.omissions import SKIPPED
         from metaformer.io.sources.shards import Sources
 
@@ -152,6 +153,8 @@ def adapt(
         elif not quiet:
             count = len(detector.provenance["support"])
             typer.echo(f"{output}: adapted to {count} normal image{'s' if count > 1 else ''}.")
+            if products := products_in_words(detector.info()["settings"]):
+                typer.echo(f"Products found: {products}; each has a model of its own.")
             if add is not None:
                 typer.echo(describe_addition(detector.provenance["additions"][-1]))
             if detector.provenance["white_level"] is not None:

@@ -247,7 +247,7 @@ class Detector:
             count,
         )
         seed = self.provenance["seed"]
-        result, how = extend(earlier, prepared, false_alarm_rate=rate, seed=seed)
+        result, how = extend(self.model, earlier, prepared, false_alarm_rate=rate, seed=seed)
         on_step(len(sources) + 1, len(sources) + 1)
         addition = {
             "first": earlier.count,

@@ -25,7 +25,7 @@ from metaformer.detection.adaptation import (
     pixel_threshold_of,
     scores_of,
 )
-from metaformer.detection.preset import Adapted, How
+from metaformer.detection.preset import Adapted, How, Preset
 from metaformer.detection.scoring.calibration import Calibration, calibrate
 from metaformer.detection.support_set import judge_support
 
@@ -43,7 +43,7 @@ class Earlier:
 
 
 def extend(
-    earlier: Earlier, new: Sequence[Any], *, false_alarm_rate: float, seed: int
+    preset: Preset[Any], earlier: Earlier, new: Sequence[Any], *, false_alarm_rate: float, seed: int
 ) -> tuple[Calibrated, How]:
     """Adapt to one or more new images, as ``Preset.prepare`` gives them, on top of the earlier.
 
@@ -53,6 +53,10 @@ def extend(
     Raises:
         ValueError: of one earlier image not enough was kept to score it, and there is one new one.
     """
+    support = earlier.adapted.kept_support()
+    if support is not None:
+        done = preset.adapt([*support, *new], seed=seed, on_step=lambda step, steps: None)
+        return calibrated(done.adapted, done.left_out, false_alarm_rate), "recomputed"
     extension = earlier.adapted.extend(new, seed=seed)
     adapted, maps = extension.adapted, extension.left_out
     if extension.how == "recomputed":

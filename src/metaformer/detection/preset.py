@@ -65,8 +65,11 @@ class Adapted(Protocol[P]):
     def frame_distance(self, image: P) -> float:
         """How far an image as a whole is from the support (``FrameCheck``)."""
 
+    def kept_support(self) -> list[P] | None:
+        """The support as ``Preset.prepare`` gave it, to adapt anew; None if not all is kept."""
+
     def extend(self, new: Sequence[P], *, seed: int) -> Extension[P]:
-        """With more support images. Does not change this one.
+        """With more support images, where the support itself is not kept. Does not change this one.
 
         Raises:
             ValueError: of a lone earlier image too little was kept to compare it with a lone new

@@ -21,6 +21,7 @@ def summary_rows(info: dict[str, Any]) -> list[tuple[str, str]]:
         ("resolution", f"{config['resolution']} pixels" if "resolution" in config else ""),
         ("aligned", "yes: compared place by place" if config.get("aligned") else ""),
         ("normal images", f"{len(names)} ({shown})"),
+        ("products", products_in_words(info["settings"])),
         ("unlike the rest", ", ".join(odd)),
         ("false-alarm rate", f"{calibration['false_alarm_rate']:.1%} asked"),
         ("promise", info["guarantee"]),
@@ -31,6 +32,14 @@ def summary_rows(info: dict[str, Any]) -> list[tuple[str, str]]:
         ("made with", ", ".join(f"{name} {v}" for name, v in info["versions"].items())),
     ]
     return [(name, text) for name, text in rows if text]
+
+
+def products_in_words(settings: dict[str, Any]) -> str:
+    """Empty where the detector was adapted to one product."""
+    counts = [str(len(members)) for members in settings.get("members", [])]
+    if not counts:
+        return ""
+    return f"{len(counts)} ({', '.join(counts[:-1])} and {counts[-1]} images)"
 
 
 def summary_html(info: dict[str, Any]) -> str:

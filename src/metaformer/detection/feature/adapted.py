@@ -150,6 +150,9 @@ class AdaptedFeature(nn.Module):
     def as_module(self) -> nn.Module:
         return self
 
+    def kept_support(self) -> list[FeatureImage] | None:
+        return [*self.support.values()] if self.is_whole else None
+
     def extend(self, new: Sequence[FeatureImage], *, seed: int) -> Extension[FeatureImage]:
         if self.is_whole:
             images = [*self.support.values(), *new]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from metaformer.detection.feature.config import FeatureConfig
 from metaformer.detection.feature.memory_bank import Rows, describe, to_rows
@@ -20,6 +21,8 @@ class FeatureImage:
     """Of a batch of one, float32, or float16 where there are very many images."""
     mirrored: Rows = field(default_factory=dict)
     """Some descriptors of its mirror images, where it belongs to a small support."""
+    image: Tensor | None = None
+    """(1, 3, H, W) in [0, 1], where it may turn out to belong to a product of few images."""
 
     @property
     def features(self) -> Features:

@@ -24,7 +24,13 @@ from metaformer.detection.feature.config import (
 from metaformer.detection.feature.feature_image import FeatureImage
 from metaformer.detection.feature.gap_correction import load_transformer
 from metaformer.detection.feature.memory_bank import Rows, describe, to_rows
-from metaformer.detection.feature.state import restore
+from metaformer.detection.feature.products import (
+    PART,
+    SeveralProducts,
+    adapt_to_each,
+    product_groups,
+)
+from metaformer.detection.feature.state import restore, under
 from metaformer.detection.preprocessing import working_size
 from metaformer.detection.preset import Adaptation, OnStep, changes_without
 from metaformer.networks.backbone_weights import BackboneError
@@ -41,6 +47,9 @@ compared by direction alone (``docs/decisions/01-threshold.md``)."""
 HALF_FROM = 1_000
 """Features of a support of more images are kept in float16 while it is adapted to: 4,000 images
 would take more than 2 GB."""
+MANY_PRODUCTS = 10
+"""Of a support of so many times ``mirrored_images`` at most the images themselves are kept while it
+is adapted to: each may be of a product of few images, whose mirror images are wanted."""
 KEPT_OF_MIRRORED = 3
 """One in so many patches of each of the three mirror images is kept: together as many as the image
 itself has."""
@@ -192,9 +201,12 @@ class FeaturePreset:
         features = self.features(image)
         if support_size is not None and support_size > HALF_FROM:
             return FeatureImage({stride: grid.half() for stride, grid in features.items()})
-        if support_size is None or support_size > self.config.mirrored_images:
+        mirrored = 0 if self.config.aligned else self.config.mirrored_images
+        if support_size is None or not mirrored or support_size > MANY_PRODUCTS * mirrored:
             return FeatureImage(features)
-        return FeatureImage(features, {} if self.config.aligned else self.mirrored_rows(image))
+        if support_size > mirrored:
+            return FeatureImage(features, image=image)
+        return FeatureImage(features, self.mirrored_rows(image))
 
     def features(self, image: Tensor) -> Features:
         """Of one image (1, 3, H, W): the strides that are read, and the detail."""
@@ -215,17 +227,32 @@ class FeaturePreset:
                 kept.setdefault(name, []).append(rows[some])
         return {name: torch.cat(parts) for name, parts in kept.items()}
 
+    @torch.inference_mode()
+    def with_mirrored(self, image: FeatureImage) -> FeatureImage:
+        """With descriptors of its mirror images, if they can still be made."""
+        if image.image is None:
+            return image
+        return FeatureImage(image.kept, self.mirrored_rows(image.image))
+
     def adapt(
         self, support: Sequence[FeatureImage], *, seed: int, on_step: OnStep
     ) -> Adaptation[FeatureImage]:
-        return adapt(
-            self.config,
-            self.backbone,
-            support,
-            network=self.network,
-            seed=seed,
-            on_step=on_step,
-        )
+        """Adapts to each product, where the images show several."""
+
+        def adapt_to(images: Sequence[FeatureImage], told: OnStep) -> Adaptation[FeatureImage]:
+            return adapt(
+                self.config, self.backbone, images, network=self.network, seed=seed, on_step=told
+            )
+
+        groups = product_groups(support, self.config)
+        if len(groups) == 1:
+            return adapt_to([FeatureImage(i.kept, i.mirrored) for i in support], on_step)
+        images = [*support]
+        for group in groups:
+            if len(group) <= self.config.mirrored_images:
+                for i in group:
+                    images[i] = self.with_mirrored(support[i])
+        return adapt_to_each(self.config, self.backbone, images, groups, adapt_to, on_step)
 
     @classmethod
     def from_state(
@@ -236,16 +263,21 @@ class FeaturePreset:
         backbone_weights: Path | None = None,
         backbone: nn.Module | None = None,
         device: str = "cpu",
-    ) -> tuple[FeaturePreset, AdaptedFeature]:
-        """Restore what ``AdaptedFeature.state`` returned, in this version or an earlier one.
+    ) -> tuple[FeaturePreset, AdaptedFeature | SeveralProducts]:
+        """Restore what ``state`` of the adapted model returned, in this version or an earlier one.
 
         Raises:
             ValueError, KeyError, TypeError: something is missing or does not fit.
             BackboneError: the weights of another backbone cannot be used.
         """
-        restored = restore(tensors, settings)
+        parts = settings.get("products")
+        first, about = (under(f"{PART}0.", tensors), parts[0]) if parts else (tensors, settings)
+        restored = restore(first, about, of_product=bool(parts))
         preset = cls.of(restored.config, backbone_weights, backbone=backbone, device=device)
-        adapted = restored.adapted(tensors, preset.backbone)
+        adapted = restored.adapted(first, preset.backbone)
         if adapted.correction is not None:
             preset.network = adapted.correction.network
-        return preset, adapted
+        if not parts:
+            return preset, adapted
+        several = SeveralProducts.from_state(tensors, settings, preset.config, preset.backbone)
+        return preset, several

@@ -77,8 +77,13 @@ class Restored:
                 )
 
 
-def restore(tensors: dict[str, Tensor], settings: dict[str, Any]) -> Restored:
+def restore(
+    tensors: dict[str, Tensor], settings: dict[str, Any], *, of_product: bool = False
+) -> Restored:
     """The parts of what ``AdaptedFeature.state`` gave.
+
+    Args:
+        of_product: it is one of several models, which have a frame check in common.
 
     Raises:
         ValueError, KeyError, TypeError: something is missing or does not fit.
@@ -94,7 +99,7 @@ def restore(tensors: dict[str, Tensor], settings: dict[str, Any]) -> Restored:
         raise ValueError(f"no SHA-256 of the weights of {config.backbone}")
     count = image_count(settings)
     support = support_of(tensors, config)
-    frame = FrameCheck.from_state(tensors, settings["frame"])
+    frame = None if of_product else FrameCheck.from_state(tensors, settings["frame"])
     if config.aligned or len(support) == count:
         return replace(from_images(config, support, count), frame=frame)
     return Restored(config, bank_of(tensors), {}, count, frame)

@@ -55,9 +55,12 @@ class AdaptedPixel:
     def frame_distance(self, image: Tensor) -> float:
         return self.model.frame_distance(self.encode(image))
 
+    def kept_support(self) -> None:
+        """The autoencoder was fitted to the earlier images themselves, which are not kept."""
+
     def extend(self, new: Sequence[Tensor], *, seed: int) -> Extension[Tensor]:
-        """With the features of more images in the memory bank. The autoencoder stays as it was
-        fitted: it would take the earlier images themselves to fit it anew."""
+        """With the features of more images in the memory bank; the autoencoder stays as it was
+        fitted."""
         done = self.model.extend([self.encode(image) for image in new], seed=seed)
         assert isinstance(done.adapted, AdaptedFeature)
         return Extension(AdaptedPixel(self.config, done.adapted), done.left_out, done.how)

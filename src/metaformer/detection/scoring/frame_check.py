@@ -83,6 +83,18 @@ def frame_statistics(
     return found
 
 
+def joined(images: Sequence[Statistics]) -> Statistics:
+    """Batches of one as one batch, by what all of them have: earlier versions had no detail."""
+    shared = [stride for stride in images[0] if all(stride in each for each in images)]
+    return {
+        stride: (
+            torch.cat([each[stride][0] for each in images]),
+            torch.cat([each[stride][1] for each in images]),
+        )
+        for stride in shared
+    }
+
+
 class FrameCheck(nn.Module):
     """Raises the anomaly map where a frame does not show the product.
 
@@ -98,9 +110,8 @@ class FrameCheck(nn.Module):
         """Raw score that a refused frame has at least."""
         self.marked_level = 0.0
         """A map that marks pixels is raised where it does not reach this anywhere."""
-        count = len(next(iter(references.values()))[0])
         self.limit = 1.0
-        if count > 1:
+        if self.count > 1:
             between = self.distances(references).fill_diagonal_(torch.inf)
             self.limit = max(1.0, MARGIN * float(between.amin(1).max()))
 
@@ -111,24 +122,23 @@ class FrameCheck(nn.Module):
             generator = torch.Generator().manual_seed(0)
             kept = torch.randperm(len(support), generator=generator)[:MOST_REFERENCES]
             support = [support[i] for i in kept.sort().values.tolist()]
-        references = {
-            stride: (
-                torch.cat([each[stride][0] for each in support]),
-                torch.cat([each[stride][1] for each in support]),
-            )
-            for stride in support[0]
-            if all(stride in each for each in support)  # earlier versions had no detail
-        }
-        return cls(references, rule)
+        return cls(joined(support), rule)
 
     def extended(self, support: Sequence[Statistics]) -> FrameCheck:
         """With the statistics of more support images."""
-        count = len(next(iter(self.references.values()))[0])
-        earlier = [
+        return FrameCheck.of([*self.each(), *support], self.rule)
+
+    @property
+    def count(self) -> int:
+        """Support images compared with."""
+        return len(next(iter(self.references.values()))[0])
+
+    def each(self) -> list[Statistics]:
+        """Statistics of each of them, a batch of one each."""
+        return [
             {s: (mean[i : i + 1], std[i : i + 1]) for s, (mean, std) in self.references.items()}
-            for i in range(count)
+            for i in range(self.count)
         ]
-        return FrameCheck.of([*earlier, *support], self.rule)
 
     def distances(self, statistics: Statistics) -> Tensor:
         """(B, K) distance of each frame to each support image, 1 at the limits."""
