@@ -23,7 +23,7 @@ FROM python:3.12-slim
 COPY --from=build /opt/metaformer /opt/metaformer
 ENV PATH=/opt/metaformer/bin:$PATH PYTHONUNBUFFERED=1
 RUN useradd --create-home --uid 1000 metaformer && mkdir /data && chown metaformer /data
-USER metaformer
+USER 1000
 WORKDIR /home/metaformer
 VOLUME /data
 EXPOSE 8000
