@@ -12,6 +12,7 @@ import typer
 from metaformer.cli.arguments import (
     check_detector_argument,
     check_support_arguments,
+    refuse_pipe,
     usual_detector,
 )
 from metaformer.cli.options import (
@@ -95,6 +96,8 @@ def adapt(
     ending = Ending()
     with clear_errors():
         check_support_arguments(images)
+        if add is not None:
+            refuse_pipe(add)
         output = output or usual_detector(images, add)
         if not output.parent.is_dir():
             raise FileNotFoundError(

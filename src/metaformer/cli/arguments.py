@@ -8,6 +8,8 @@ from pathlib import Path, PurePosixPath
 import typer
 
 from metaformer.cli.screen import command_line
+from metaformer.io.atomic_files import open_file
+from metaformer.io.omissions import not_a_file
 
 DETECTOR_SUFFIX = ".metaformer"
 UNTELLING = frozenset({"good", "ok", "normal", "normals", "train", "test", "images", "photos"})
@@ -19,10 +21,17 @@ HEADER_BYTES = 4096
 def is_detector(path: Path | str) -> bool:
     """Whether a file is a detector, by its first bytes."""
     try:
-        with Path(path).open("rb") as file:
+        with open_file(path) as file:
             return b"metaformer-detector" in file.read(HEADER_BYTES)
     except (OSError, ValueError):
         return False
+
+
+def refuse_pipe(path: Path) -> None:
+    """Raises: NotAFileError: there is a pipe, socket or device, which might be waited for for
+    ever."""
+    if not_a_file(str(path)) is not None:
+        open_file(path).close()
 
 
 def name_of(argument: str) -> str:
@@ -82,8 +91,12 @@ def check_support_arguments(images: Sequence[str]) -> None:
 
 
 def check_detector_argument(command: str, detector: Path, others: Sequence[Path | str]) -> None:
-    """Raises: ValueError: what stands for the detector is none, and another argument is one, or it
-    is a folder."""
+    """Refuse what stands for the detector.
+
+    Raises:
+        ValueError: it is none, and another argument is one, or it is a folder.
+        NotAFileError: it is a pipe, socket or device.
+    """
     if is_detector(detector):
         return
     for other in others:
@@ -99,6 +112,7 @@ def check_detector_argument(command: str, detector: Path, others: Sequence[Path 
             f"make one: {command_line('adapt', detector, '-o', made)}, then "
             f"{command_line(command, made, *others)}"
         )
+    refuse_pipe(detector)
 
 
 def check_arguments(arguments: list[str]) -> None:

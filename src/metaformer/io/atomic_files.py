@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import sys
@@ -37,8 +38,22 @@ def open_file(path: Path | str) -> BinaryIO:
     file = open(path, "rb", opener=without_waiting)  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise NotAFileError(f"{path}: neither a file nor a link to one.")
+        raise NotAFileError(
+            f"{path}: neither a file nor a link to one, but a pipe, socket or device. Write what "
+            f"it gives into a file first, and give that."
+        )
     return file
+
+
+def read_text(path: Path | str, encoding: str = "utf-8") -> str:
+    """All of a text file, its line ends as ``\\n``.
+
+    Raises:
+        UnicodeDecodeError: it is not text in this encoding.
+        NotAFileError, OSError, ValueError: as ``open_file``.
+    """
+    with io.TextIOWrapper(open_file(path), encoding=encoding) as file:
+        return file.read()
 
 
 @contextmanager

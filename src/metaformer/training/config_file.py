@@ -10,6 +10,8 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from metaformer.io.atomic_files import read_text
+
 Config = TypeVar("Config")
 
 
@@ -18,11 +20,12 @@ def read_config(path: Path | str, kind: type[Config]) -> Config:
 
     Raises:
         FileNotFoundError: there is no such file.
+        NotAFileError: a folder, pipe or device.
         ValueError: it is no YAML mapping, a key is unknown or missing, or a value is not accepted;
             the message names the file and the key.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(path))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file. Examples are in configs/.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

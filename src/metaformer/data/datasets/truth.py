@@ -16,6 +16,7 @@ from pathlib import Path
 
 from metaformer.data.datasets.category import Sample, masks_in
 from metaformer.data.datasets.layouts import BAD_NAMES, GOOD_NAMES, MASK_NAMES
+from metaformer.io.atomic_files import read_text
 from metaformer.io.folders import IMAGE_SUFFIXES
 from metaformer.io.images import ImageError, read_mask
 
@@ -141,7 +142,7 @@ class LabelTable:
         self._rows: dict[str, dict[tuple[str, ...], Sample]] = {}
         self._unused: set[tuple[str, ...]] = set()
         try:
-            text = path.read_text(encoding="utf-8-sig")
+            text = read_text(path, encoding="utf-8-sig")
         except FileNotFoundError:
             raise FileNotFoundError(f"{path}: no such table of labels. Check the path.") from None
         except UnicodeDecodeError as error:
