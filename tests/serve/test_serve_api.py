@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -15,7 +16,7 @@ from PIL import Image
 from metaformer.detection.detector import Detector
 from metaformer.export.backends import engine_name
 from metaformer.inference.batch import write_map
-from metaformer.io.images import ImageError
+from metaformer.io.images import ImageError, WhiteLevelWarning
 from metaformer.serve.store import computed_by
 from tests.helpers import boards, service, trees
 
@@ -102,6 +103,22 @@ def test_a_stranger_among_the_good_images_is_named(http):
     assert "cannot guarantee" in job["warnings"][1]
 
 
+def test_a_copy_among_the_good_images_is_left_out_and_named(http):
+    """The others keep their names: the copy stands between them."""
+    good = [service.png(boards.good(seed)) for seed in range(3)]
+    again = service.encoded(Image.fromarray(boards.good(0)), "BMP")
+    named = [("a.png", good[0]), ("again.bmp", again), ("b.png", good[1]), ("c.png", good[2])]
+    data = {"name": "board", "resolution": "96"}
+    files = [("images", (name, content)) for name, content in named]
+    job = http.post("/api/detectors", data=data, files=files).json()["job"]
+    job = service.wait_for(http, job)
+    assert job["state"] == "done", job["error"]
+    assert "already: again.bmp (a copy of a.png)." in job["warnings"][0]
+    assert job["detector"]["support_count"] == 3
+    info = http.get(f"/api/detectors/{job['detector']['id']}").json()["info"]
+    assert [support["name"] for support in info["support"]] == ["a.png", "b.png", "c.png"]
+
+
 def test_an_unreadable_support_image_is_named_at_once(http):
     files = [*service.good(2), ("images", ("bad.png", service.png(boards.good(1))[:500]))]
     answer = http.post("/api/detectors", data={"name": "board"}, files=files)
@@ -182,9 +199,30 @@ def test_scores_are_those_of_the_library_on_the_same_bytes(http, made, detector)
             "sha256": hashlib.sha256(content).hexdigest(),
             "p_value_kind": detector.calibration.p_value_kind,
             "picture": None,
+            "warnings": [],
             "error": None,
         }
     assert (found["predictions"][3]["width"], found["predictions"][3]["height"]) == (60, 96)
+
+
+def deep(factor: int) -> bytes:
+    """A good photo as a camera of more than 8 bits gives it."""
+    return cv2.imencode(".png", boards.good(9).astype(np.uint16) * factor)[1].tobytes()
+
+
+def test_a_white_level_that_is_not_known_is_doubted_in_the_answer(http, made, detector):
+    """The photo of 12 bits is nearly black; of 16 bits it is seen that white is 65535."""
+    contents = [deep(16), deep(257), service.png(boards.good(9))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # standard error is no place for it
+        entries = predict(http, made, service.images(*contents))["predictions"]
+    doubts = ["65535 is taken" in " ".join(entry["warnings"]) for entry in entries]
+    assert doubts == [True, False, False]
+    with pytest.warns(WhiteLevelWarning):
+        assert entries[0]["raw_score"] == detector.predict(contents[0]).raw_score
+    known = service.adapt(http, files=service.images(deep(16)), white_level="4095")
+    (entry,) = predict(http, known, service.images(deep(16)))["predictions"]
+    assert entry["warnings"] == []
 
 
 def test_the_map_is_the_file_that_predict_writes(http, made, detector, tmp_path):

@@ -70,6 +70,16 @@ def test_photos_that_are_known_already_change_nothing(http, made):
     assert http.get(f"/api/detectors/{made['id']}").json()["support_count"] == 3
 
 
+def test_copies_among_added_photos_are_left_out_and_named(http):
+    made = service.adapt(http, 3)
+    photo = service.png(boards.good(70, "77000005"))
+    job = extend(http, made, service.png(boards.good(1)), photo, photo)
+    assert (job["state"], job["detector"]["support_count"]) == ("done", 4)
+    assert "0.png (a copy of 1.png), 2.png (a copy of 1.png)" in job["warnings"][0]
+    info = http.get(f"/api/detectors/{made['id']}").json()["info"]
+    assert [support["name"] for support in info["support"]] == ["0.png", "1.png", "2.png", "1.png"]
+
+
 def test_a_rate_changed_while_photos_are_added_is_kept(tmp_path):
     with service.client(tmp_path) as http:
         made = service.adapt(http, 3)

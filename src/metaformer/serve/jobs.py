@@ -15,6 +15,7 @@ from typing import Any
 
 from metaformer.detection.detector import Detector
 from metaformer.detection.metaformer import Metaformer
+from metaformer.detection.support_set import SupportRecord
 from metaformer.io.images import ImageError, read_image
 from metaformer.serve.http.limits import Limits
 from metaformer.serve.http.schemas import AdaptRequest, DetectorSummary, Job
@@ -150,10 +151,10 @@ class Adaptations:
         try:
             self._update(job, state="running")
             if isinstance(request, Addition):
-                detector, summary = self._extend(request, paths, names, on_step)
+                warnings, summary = self._extend(request, paths, names, on_step)
             else:
-                detector, summary = self._adapt(request, paths, names, on_step)
-            self._update(job, state="done", detector=summary, warnings=doubts(detector))
+                warnings, summary = self._adapt(request, paths, names, on_step)
+            self._update(job, state="done", detector=summary, warnings=warnings)
         except Stopped:
             self._update(job, state="failed", error="the server was stopped.")
         except (StoreFullError, NoSuchDetectorError, NothingToAddError) as error:
@@ -169,7 +170,7 @@ class Adaptations:
 
     def _adapt(
         self, request: AdaptRequest, paths: list[Path], names: list[str], on_step: OnStep
-    ) -> tuple[Detector, DetectorSummary]:
+    ) -> tuple[list[str], DetectorSummary]:
         universal = Metaformer.from_pretrained(
             request.preset, resolution=request.resolution, aligned=request.aligned
         )
@@ -179,25 +180,23 @@ class Adaptations:
             white_level=request.white_level,
             on_step=on_step,
         )
-        for support, name in zip(detector.provenance["support"], names, strict=True):
-            support["name"] = name
-        return detector, self.store.add(detector, request.name)
+        left_out = name_support(detector, 0, paths, names)
+        return [*left_out, *doubts(detector)], self.store.add(detector, request.name)
 
     def _extend(
         self, request: Addition, paths: list[Path], names: list[str], on_step: OnStep
-    ) -> tuple[Detector, DetectorSummary]:
+    ) -> tuple[list[str], DetectorSummary]:
         id = request.detector
         before = self.store.get(id)
         try:
             detector = before.extended_with(paths, white_level=request.white_level, on_step=on_step)
         except ValueError as error:  # all are known already, or the white level is another
             raise NothingToAddError(str(error)) from error
-        for support in detector.provenance["support"][len(before.provenance["support"]) :]:
-            support["name"] = names[int(support["name"])]  # it was named like the file of an upload
+        left_out = name_support(detector, len(before.provenance["support"]), paths, names)
         rate = self.store.summary(id).false_alarm_rate  # it may have been changed meanwhile
         if rate != detector.calibration.false_alarm_rate:
             detector = detector.with_false_alarm_rate(rate)
-        return detector, self.store.replace(id, detector)
+        return [*left_out, *doubts(detector)], self.store.replace(id, detector)
 
     def _update(self, job: Job, **changes: Any) -> None:
         with self._lock:
@@ -208,6 +207,31 @@ class Adaptations:
         finished = [id for id, job in self._jobs.items() if job.state in ("done", "failed")]
         for id in finished[: max(0, len(self._jobs) - REMEMBERED)]:
             del self._jobs[id]
+
+
+def name_support(detector: Detector, first: int, paths: list[Path], names: list[str]) -> list[str]:
+    """Call the support images from ``first`` on by the names of their uploads, not of their files.
+
+    Returns:
+        A warning that names the uploads left out as copies, if there are any.
+    """
+    support = detector.provenance["support"]
+    taken = set()
+    for image in support[first:]:
+        index = int(image["name"])  # the files of uploads are named by number
+        taken.add(index)
+        image["name"] = names[index]
+    # Python's warning about copies has the names of the files, and is of all threads.
+    record = SupportRecord(support)
+    for index in sorted(set(range(len(paths))) - taken):
+        pixels = read_image(paths[index], white_level=detector.provenance["white_level"])
+        record.take_in(names[index], pixels)
+    if not record.copies:
+        return []
+    return [
+        f"Left out, because the same photo is among the good ones already: "
+        f"{', '.join(record.copies)}. Copies say nothing about other parts."
+    ]
 
 
 def doubts(detector: Detector) -> list[str]:

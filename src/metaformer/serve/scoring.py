@@ -23,7 +23,14 @@ from metaformer.detection.scoring.overlays import draw_overlay, map_levels
 from metaformer.detection.scoring.prediction import Prediction
 from metaformer.inference.report.thumbnails import make_picture
 from metaformer.io.encoding import data_address, encode_levels, encode_photo
-from metaformer.io.images import ImageError, read_image, resize_map, shrink
+from metaformer.io.images import (
+    WHITE_LEVELS,
+    ImageError,
+    guess_white_level,
+    read_image,
+    resize_map,
+    shrink,
+)
 from metaformer.serve.http.limits import Limits, busy
 from metaformer.serve.http.schemas import NotScored, Scored
 from metaformer.serve.http.uploads import Upload
@@ -38,6 +45,13 @@ many."""
 OVERLAY_QUALITY = 90
 REPORT_SIDE = 512
 """Longer side of a photo in a report, as in those of the command line."""
+
+
+UNKNOWN_WHITE_LEVEL = (
+    "a 16-bit image, and the detector, made from 8-bit images, does not know which value is white: "
+    "65535 is taken. Images of a 10 or 12 bit camera are nearly black then. Make the detector from "
+    "16-bit images, or give it the white level (white_level): 1023, 4095, 16383 or 65535."
+)
 
 
 class ClientGone(Exception):
@@ -128,10 +142,13 @@ def score_one(
 ) -> Scored | NotScored:
     """The verdict on one upload, the same that ``Detector.predict`` gives on its bytes."""
     content = upload.read()
+    white_level = detector.provenance["white_level"]
     try:
+        # Where the level is not known `read_image` takes this one, and warns the whole process.
         pixels = read_image(
-            content, white_level=detector.provenance["white_level"], max_pixels=max_pixels
+            content, white_level=white_level or WHITE_LEVELS[-1], max_pixels=max_pixels
         )
+        warnings = [] if white_level else white_level_warnings(content)
     except ImageError as error:
         return NotScored(index=index, name=upload.name, error=error.reason)
     prediction = detector.predict_pixels(pixels)
@@ -152,7 +169,15 @@ def score_one(
         p_value_kind=detector.calibration.p_value_kind,
         map=picture,
         picture=report_picture,
+        warnings=warnings,
     )
+
+
+def white_level_warnings(content: bytes) -> list[str]:
+    """What there is to doubt in an image read with a white level that nobody knows."""
+    # Brighter than 14 bits can be: then 65535 is right.
+    is_dark_and_deep = guess_white_level([content]) in WHITE_LEVELS[:-1]
+    return [UNKNOWN_WHITE_LEVEL] if is_dark_and_deep else []
 
 
 def overlay(pixels: NDArray[np.uint8], prediction: Prediction) -> NDArray[np.uint8]:

@@ -16,7 +16,7 @@ import torch
 import uvicorn
 from uvicorn.config import LOGGING_CONFIG
 
-from metaformer.detection.support_set import OddSupportWarning
+from metaformer.detection.support_set import DuplicateSupportWarning, OddSupportWarning
 from metaformer.serve.app import create_app
 from metaformer.serve.http.limits import Limits
 from metaformer.serve.http.security import LOOPBACK, is_loopback
@@ -59,7 +59,8 @@ def serve(
     # Each worker thread scores an image of its own: the processors are shared between them.
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     # What a job has to say is in its `warnings`.
-    warnings.simplefilter("ignore", OddSupportWarning)
+    for kind in (DuplicateSupportWarning, OddSupportWarning):
+        warnings.simplefilter("ignore", kind)
     allowed = frozenset({*LOOPBACK, host.lower(), *names}) if is_loopback(host) else None
     app = create_app(
         folder,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -127,7 +128,11 @@ class Job(BaseModel):
     done: int = Field(description="Steps done.")
     total: int = Field(description="Steps in all; 0 until known.")
     detector: DetectorSummary | None = None
-    warnings: list[str] = Field(default_factory=list)
+    warnings: list[str] = Field(
+        default_factory=list,
+        description="What to know about the images and the promise: copies left out, images "
+        "unlike the others, a rate that is not guaranteed.",
+    )
     error: str | None = Field(default=None, description="Why it failed.")
 
 
@@ -181,6 +186,11 @@ class Scored(BaseModel):
         "`overlay` a JPEG view of the image with heat map and outlines."
     )
     picture: PictureFound | None = Field(None, description="With `map=report`.")
+    warnings: list[str] = Field(
+        default_factory=list,
+        description="Doubts about the result: a 16-bit image, and the detector does not know "
+        "which value is white.",
+    )
     error: None = None
 
     @classmethod
@@ -194,6 +204,7 @@ class Scored(BaseModel):
         p_value_kind: str,
         map: str | None = None,
         picture: PictureFound | None = None,
+        warnings: Sequence[str] = (),
     ) -> Scored:
         height, width = prediction.anomaly_map.shape
         return cls(
@@ -205,6 +216,7 @@ class Scored(BaseModel):
             p_value_kind=p_value_kind,
             sha256=sha256,
             picture=picture,
+            warnings=list(warnings),
             is_anomalous=prediction.is_anomalous,
             width=width,
             height=height,
