@@ -399,6 +399,15 @@ def test_evaluate_options_that_make_no_sense_are_usage_errors(tmp_path, options)
     assert options[0] in done.stderr
 
 
+def test_evaluate_says_which_white_level_was_taken(tmp_path):
+    for place in ("train/good/0", "train/good/1", "test/good/2", "test/dent/3"):
+        trees.write_grey16_png(tmp_path / "set" / f"{place}.png", white_level=4095)
+    options = ["--shots", 1, "--seeds", 0, "--resolution", 64]
+    assert "White of 16-bit images: 4095." in run("evaluate", tmp_path / "set", *options).stdout
+    done = run("evaluate", tmp_path / "set", *options, "--white-level", 16383, "--json")
+    assert json.loads(done.stdout)["white_level"] == 16383
+
+
 def test_evaluate_on_a_folder_that_is_no_data_set(tmp_path):
     done = run("evaluate", tmp_path / "nowhere")
     assert done.exit_code == 1 and "nowhere" in done.stderr

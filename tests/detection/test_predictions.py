@@ -61,6 +61,17 @@ def test_an_image_in_memory_is_kept_unless_it_was_only_pixels(detector):
         detector.predict(image).overlay(image[:50])
 
 
+def test_an_image_given_again_is_read_as_the_detector_read_it(tmp_path):
+    def deep(image):
+        return np.rint(image * (4095 / 255)).astype(np.uint16)
+
+    twelve = boards.universal().adapt([deep(boards.good(seed)) for seed in range(2)])
+    found = twelve.predict(deep(boards.defective(0)))
+    assert np.array_equal(found.overlay(deep(boards.defective(0))), found.overlay())
+    found.save(tmp_path / "a.png", deep(boards.defective(0)))
+    assert np.array_equal(read_image(tmp_path / "a.png"), found.overlay())
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.JPG"])
 def test_save_writes_the_overlay(detector, photo, tmp_path, name):
     found = detector.predict(photo)

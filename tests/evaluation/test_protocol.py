@@ -478,3 +478,44 @@ def test_in_pairs_each_image_meets_the_threshold_of_its_own_template(tmp_path: P
     results = evaluate(make_pairs(tmp_path / "boards"), ByBrightness(), seeds=(0,), quiet=True)
     assert results["mean"]["recall"] == 0.5
     assert results["mean"]["false_alarm_rate"] is None
+
+
+def make_deep(root: Path, white: int) -> Path:
+    """The images of a category as a camera with this full scale writes them into 16 bits."""
+    for path in [*root.rglob("train/**/*.png"), *root.rglob("test/**/*.png")]:
+        image = cv2.imread(str(path))
+        assert image is not None
+        write(path, np.rint(image * (white / 255)).astype(np.uint16))
+    return root
+
+
+def test_sixteen_bit_images_are_read_with_the_white_level_of_their_supports(tmp_path: Path) -> None:
+    make_category(tmp_path / "bolt")
+    make_deep(make_category(tmp_path / "deep"), 4095)
+    plain, deep = Difference(), Difference()
+    expected = evaluate(tmp_path / "bolt", plain, shots=3, seeds=(0, 1), quiet=True)
+    results = evaluate(tmp_path / "deep", deep, shots=3, seeds=(0, 1), quiet=True)
+    assert (expected["white_level"], results["white_level"]) == (None, 4095)
+    assert results["mean"] == expected["mean"]
+    for one, other in zip(plain.supports, deep.supports, strict=True):
+        assert np.array_equal(one, other)
+    both = evaluate(tmp_path, Difference(), shots=3, seeds=(0,), quiet=True)
+    levels = {name: body["white_level"] for name, body in both["categories"].items()}
+    assert levels == {"bolt": None, "deep": 4095} and both["white_level"] is None
+    one = evaluate(tmp_path, Difference(), shots=3, seeds=(0,), unified=True, quiet=True)
+    assert one["white_level"] == one["categories"]["bolt"]["white_level"] == 4095
+    dark = Difference()
+    results = evaluate(tmp_path / "deep", dark, seeds=(0,), white_level=65535, quiet=True)
+    assert results["white_level"] == 65535 and np.max(dark.supports[0]) < 20
+    with pytest.raises(ValueError, match="white_level is 0"):
+        evaluate(tmp_path / "deep", dark, white_level=0, quiet=True)
+
+
+def test_pairs_have_the_white_level_of_their_templates(tmp_path: Path) -> None:
+    root = make_pairs(tmp_path)
+    for path in [*root.glob("te*/*.png")]:
+        image = cv2.imread(str(path))
+        assert image is not None
+        write(path, np.rint(image * (4095 / 255)).astype(np.uint16))
+    results = evaluate(root, Difference(), seeds=(0,), quiet=True)
+    assert results["white_level"] == 4095 and results["mean"]["pixel_auroc"] == 1.0

@@ -237,3 +237,6 @@ def test_the_universal_model_tells_where_the_object_is() -> None:
     assert response[30:60, 35:75].mean() > response[:15].mean() + 0.5
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     assert np.array_equal(response, load_prior()(tensor)[0, 0].numpy())
+    deep = np.rint(image * (4095 / 255)).astype(np.uint16)  # the same photo of a 12-bit camera
+    for found in (universal.response_map(deep), universal.response_map(deep, white_level=4095)):
+        assert np.abs(found - response).max() < 0.01

@@ -23,6 +23,7 @@ from metaformer.cli.options import (
     Quiet,
     Resolution,
     UniversalWeights,
+    WhiteLevel,
     clear_errors,
 )
 from metaformer.cli.screen import Ending, command_line
@@ -62,6 +63,7 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(help="Test images per category, for a quick look.")
     ] = None,
+    white_level: WhiteLevel = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
     table: Annotated[
         Path | None,
@@ -125,6 +127,7 @@ def evaluate(
                 seeds=seed_list,
                 unified=unified,
                 test_limit=limit,
+                white_level=white_level,
                 quiet=quiet,
                 on_scored=pages.add if pages else lambda scored: None,
             )
@@ -138,6 +141,8 @@ def evaluate(
                 write_table(runs, table)
             if not as_json and not quiet:
                 print_results(run)
+                if run["white_level"] is not None:
+                    typer.echo(f"White of 16-bit images: {run['white_level']}.")
         if as_json:
             typer.echo(json.dumps(results, indent=2))
         elif not quiet:

@@ -223,11 +223,14 @@ class Metaformer:
             self.model, result.adapted, result.calibration, provenance, tuple(record.thumbnails)
         )
 
-    def response_map(self, image: ImageSource) -> NDArray[np.float32]:
+    def response_map(
+        self, image: ImageSource, *, white_level: int | None = None
+    ) -> NDArray[np.float32]:
         """The response map of an image: where its object is, as the prior sees it.
 
         Args:
             image: as ``read_image`` takes it.
+            white_level: of a 16-bit image, as for ``adapt``; guessed from this image if None.
 
         Returns:
             (H, W) in [0, 1] at the image's own size; arbitrary where there is no object, as on a
@@ -235,8 +238,11 @@ class Metaformer:
 
         Raises:
             ImageError: the image cannot be read.
+            ValueError: a white level outside 1 to 65535.
         """
-        pixels = torch.from_numpy(read_image(image)).permute(2, 0, 1)[None]  # (1, 3, H, W)
+        white_level = choose_white_level(white_level, None, [image])
+        read = read_image(image, white_level=white_level)
+        pixels = torch.from_numpy(read).permute(2, 0, 1)[None]  # (1, 3, H, W)
         with torch.inference_mode():
             return np.asarray(self.prior(pixels.float() / 255)[0, 0].numpy(), np.float32)
 

@@ -11,20 +11,18 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from metaformer.data.datasets.loading import Category, Sample, draw_support, load_categories
+from metaformer.data.datasets.loading import Category, Sample, load_categories
 from metaformer.evaluation.aggregate import SeedRun, average, machine, summarise
 from metaformer.evaluation.metrics import PixelMetrics, image_metrics
+from metaformer.evaluation.progress_bar import progress_bar
 from metaformer.evaluation.samples import (
     AnomalyMap,
     Image,
@@ -33,11 +31,10 @@ from metaformer.evaluation.samples import (
     load_mask,
     template_of,
 )
+from metaformer.evaluation.supports import Shots, all_supports, support_of, white_levels
 from metaformer.evaluation.threshold_metrics import flag, threshold_metrics
 from metaformer.io.atomic_files import write_text
 from metaformer.io.images import read_image, resize_map
-
-Shots = int | Literal["full"]
 
 
 class FittedMethod(Protocol):
@@ -90,6 +87,7 @@ def evaluate(
     layout: str = "auto",
     unified: bool = False,
     test_limit: int | None = None,
+    white_level: int | None = None,
     batch_size: int = 8,
     quiet: bool = False,
     on_scored: Callable[[ScoredSample], None] = lambda scored: None,
@@ -107,20 +105,23 @@ def evaluate(
             and score every category with it; it is not told which category an image is of.
         test_limit: at most this many test images a category, the same ones for every seed, with
             the set's share of defective ones; for quick looks, and written in the results.
+        white_level: value of 16-bit images that means white, 1 to 65535; if None, guessed for each
+            category from its supports (with ``unified`` from all of them), as ``adapt`` does.
         batch_size: images read and scored at a time.
         quiet: no progress bar.
         on_scored: called with each test image when it has been scored.
 
     Returns:
         ``preset, settings, shots, seeds, resolution, per_seed, mean, std, mean_ci, kinds, seconds,
-        counts, undefined, version, date, machine``. ``per_seed`` holds per seed its support
-        (paths relative to the category), all metrics and ``image_auroc_ci`` (bootstrap over
-        images). ``mean_ci`` has that interval of the mean, and Wilson's of ``recall``,
+        counts, undefined, white_level, version, date, machine``. ``per_seed`` holds per seed its
+        support (paths relative to the category), all metrics and ``image_auroc_ci`` (bootstrap
+        over images). ``mean_ci`` has that interval of the mean, and Wilson's of ``recall``,
         ``false_alarm_rate`` and ``recall_at_5`` (``threshold_metrics``); ``kinds`` says what is
         flagged of each kind of image. ``std`` is the sample standard deviation over seeds, None
         with one seed. A metric that cannot be computed is None and ``undefined`` says why. With
         several categories there is also ``categories`` (name -> the same keys), and the upper
-        level is the plain mean over the categories that define a metric.
+        level is the plain mean over the categories that define a metric; its ``white_level`` is
+        None where they differ, as where no support has 16 bits.
 
     Raises:
         DatasetError: the folder is no data set, or a category has fewer than ``shots`` images.
@@ -150,7 +151,7 @@ def evaluate(
         if not category.test:
             raise ValueError(f"{category.root}: no test images, so nothing to evaluate on.")
         if not category.is_paired and shots != "full":
-            draw_support(category, shots, seeds[0])  # too few images: say so before the hours
+            support_of(category, shots, seeds[0])  # too few images: say so before the hours
 
     if unified and any(category.is_paired for category in categories):
         raise ValueError("pairs have a template each; one detector for all of them has no meaning.")
@@ -160,11 +161,14 @@ def evaluate(
     summaries: dict[str, dict[str, Any]] = {}
     bootstraps: list[NDArray[np.float64]] = []
     fitted: dict[int, tuple[FittedMethod, float]] = {}
-    with _progress(method.name, total, quiet) as advance:
+    supports = {c.name: all_supports(c, tests[c.name], shots, seeds) for c in categories}
+    levels = white_levels(supports, white_level, unified)
+    with progress_bar(method.name, total, quiet) as advance:
         if unified:
+            level = levels[categories[0].name]
             for seed in seeds:
-                pool = [path for c in categories for path in _support(c, shots, seed)]
-                fitted[seed] = _fit(method, pool, seed)
+                pool = [path for c in categories for path in support_of(c, shots, seed)]
+                fitted[seed] = _fit(method, pool, seed, level)
         for category in categories:
             samples = tests[category.name]
             runs = [
@@ -175,6 +179,7 @@ def evaluate(
                     shots,
                     seed,
                     batch_size,
+                    levels[category.name],
                     advance,
                     on_scored,
                     fitted.get(seed),
@@ -182,7 +187,7 @@ def evaluate(
                 for seed in seeds
             ]
             summary, bootstrap = summarise(category, samples, runs, shots)
-            summaries[category.name] = summary
+            summaries[category.name] = summary | {"white_level": levels[category.name]}
             if bootstrap is not None:
                 bootstraps.append(bootstrap)
 
@@ -195,6 +200,7 @@ def evaluate(
         "settings": method.settings,
         "resolution": method.settings.get("resolution"),
         **body,
+        "white_level": levels.popitem()[1] if len(set(levels.values())) == 1 else None,
         "unified": unified,
         "test_limit": test_limit,
         "version": importlib.metadata.version("metaformer-ad"),
@@ -215,6 +221,7 @@ def _run_seed(
     shots: Shots,
     seed: int,
     batch_size: int,
+    white_level: int | None,
     advance: Callable[[int], None],
     on_scored: Callable[[ScoredSample], None],
     fitted_to_all: tuple[FittedMethod, float] | None,
@@ -224,7 +231,7 @@ def _run_seed(
         jobs = [([template_of(sample)], [sample]) for sample in samples]
         support = list(dict.fromkeys(template_of(sample) for sample in samples))
     else:
-        support = _support(category, shots, seed)
+        support = support_of(category, shots, seed)
         jobs = [(support, samples)]
 
     pixels = PixelMetrics()
@@ -234,11 +241,11 @@ def _run_seed(
     predict_seconds: list[float] = []
     without_mask = 0
     for paths, targets in jobs:
-        fitted, seconds = fitted_to_all or _fit(method, paths, seed)
+        fitted, seconds = fitted_to_all or _fit(method, paths, seed, white_level)
         fit_seconds.append(seconds)
         for first in range(0, len(targets), batch_size):
             batch = targets[first : first + batch_size]
-            images = [read_image(sample.image) for sample in batch]
+            images = [read_image(sample.image, white_level=white_level) for sample in batch]
             start = time.perf_counter()
             outputs = fitted.score(images)
             predict_seconds.append((time.perf_counter() - start) / len(batch))
@@ -276,22 +283,10 @@ def _run_seed(
     )
 
 
-def _support(category: Category, shots: Shots, seed: int) -> list[Path]:
-    return draw_support(category, None if shots == "full" else shots, seed)
-
-
-def _fit(method: Method, paths: Sequence[Path], seed: int) -> tuple[FittedMethod, float]:
+def _fit(
+    method: Method, paths: Sequence[Path], seed: int, white_level: int | None
+) -> tuple[FittedMethod, float]:
     """The fitted method and the seconds it took, reading not counted."""
-    images = [read_image(path) for path in paths]
+    images = [read_image(path, white_level=white_level) for path in paths]
     start = time.perf_counter()
     return method.fit(images, seed), time.perf_counter() - start
-
-
-@contextmanager
-def _progress(name: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on stderr; yields a function that advances it by a number of images."""
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task(name, total=total)
-        yield lambda count: bar.advance(task, count)

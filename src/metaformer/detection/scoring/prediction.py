@@ -92,7 +92,8 @@ class Prediction:
         """Heat map, outlines of the defects and the verdict on the image, (H, W, 3) uint8 RGB.
 
         Args:
-            image: the image that was predicted on; read again from where it came from if None.
+            image: the image that was predicted on, read with the detector's white level if it was
+                given to ``Detector.predict``; read again from where it came from if None.
             opacity: of the heat map, in [0, 1].
             caption: write verdict and score into the top left corner.
 
@@ -104,7 +105,9 @@ class Prediction:
         from metaformer.io.images import read_image
 
         if image is not None:
-            pixels = read_image(image)
+            # How it was read before; unknown where only pixels were given.
+            options = getattr(self.read_pixels, "keywords", {})
+            pixels = read_image(image, **options)
         elif self.read_pixels is not None:
             pixels = self.read_pixels()
         else:
