@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 import warnings
 import zipfile
 from pathlib import Path
@@ -126,6 +127,65 @@ def test_the_root_of_a_data_set_is_recognised(tmp_path):
     trees.write_mvtec(tmp_path / "set" / "screw", train=3, good=2, per_kind=1)
     with pytest.raises(ImageError, match=r"2 products.*of bracket are in .*train/good"):
         boards.universal().adapt(tmp_path / "set")
+
+
+def packed(root: Path, kind: str) -> str:
+    """All files below ``root`` in an archive, or in a list."""
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    target = root.parent / f"packed.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(target, "w") as archive:
+            for path in files:
+                archive.write(path, path.relative_to(root.parent))
+    elif kind == "tar":
+        with tarfile.open(target, "w") as opened:
+            opened.add(root, root.name)
+    else:
+        target.write_text("\n".join(map(str, files)))
+        return f"@{target}"
+    return str(target)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "list"])
+@pytest.mark.parametrize(
+    ("write", "defective", "good"),
+    [
+        (trees.write_mvtec, "set/test/dent", "set/train/good"),
+        (trees.write_btad, "set/test/ko", "set/train/ok"),
+        (trees.write_good_bad, "set/bad", "set/good"),
+        (trees.write_pairs, "set/boxes", "set/template"),
+    ],
+)
+def test_defective_images_in_an_archive_or_list_are_no_support(
+    tmp_path, kind, write, defective, good
+):
+    source = packed(write(tmp_path / "set"), kind)
+    place = tmp_path if kind == "list" else source
+    with pytest.raises(ValueError, match="defective images are among these") as caught:
+        boards.universal().adapt(source)
+    assert str(caught.value).startswith(f"{source}: ")
+    assert f"in {place}/{defective}, which a support must not have" in str(caught.value)
+    assert f"The good images are in {place}/{good}. " in str(caught.value)
+    assert ("Unpack it" in str(caught.value)) == (kind != "list")
+
+
+def test_a_folder_of_test_images_is_no_support(tmp_path, monkeypatch):
+    one = trees.write_mvtec(tmp_path / "bracket", train=3, good=2, per_kind=1)
+    good = f"The good images are in {one / 'train' / 'good'}. Give that."
+    for sources in (
+        Sources((str(one / "test"),), recursive=True),
+        Sources((str(one / "test" / "dent"),)),
+    ):
+        with pytest.raises(ValueError, match="defective images are among these") as caught:
+            boards.universal().adapt(sources)
+        assert good in str(caught.value)
+    monkeypatch.chdir(one / "test")
+    with pytest.raises(ValueError, match="defective images are among these"):
+        boards.universal().adapt(Sources((".",), recursive=True))
+    for alone in ("test/good", "train/good"):  # what names good images is no set
+        source = packed(one / alone, "zip")
+        assert boards.universal().adapt(source).provenance["support"]
+        assert boards.universal().adapt(one / alone).provenance["support"]
 
 
 def test_sub_folders_with_images_are_named(folder, tmp_path_factory):

@@ -549,6 +549,15 @@ def test_once_with_everything_readable(detector_file, tmp_path):
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+def test_sub_folders_that_are_not_looked_into_are_said(detector_file, tmp_path):
+    boards.write_good(tmp_path / "in" / "line 1", 1)
+    done = run(detector_file, tmp_path / "in", "--once", "--poll", POLL)
+    assert done.exit_code == 0 and "0 images scored" in done.stderr
+    assert "1 sub-folder not looked into (line 1). Add --recursive." in done.stderr
+    done = run(detector_file, tmp_path / "in", "--once", "--poll", POLL, "--recursive")
+    assert "1 images scored" in done.stderr and "not looked into" not in done.stderr
+
+
 def test_another_engine_says_the_same(detector_file, tmp_path):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from metaformer.cli.arguments import check_detector_argument
+from metaformer.cli.arguments import check_detector_argument, note_sub_folders
 from metaformer.cli.options import (
     INTERRUPTED,
     SOME_UNREADABLE,
@@ -118,6 +118,8 @@ def watch(
             elif entry["is_anomalous"]:
                 tell(f"anomalous: {entry['path']} ({entry['score']:.2f})")
 
+        if not recursive and not quiet:
+            note_sub_folders([str(folder)])
         post = None if webhook is None else Webhook(webhook, tell=warn)
         job = Watch(
             detector,

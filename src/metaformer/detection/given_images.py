@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from metaformer.data.datasets.suggestion import (
+    defects_among,
     holds_defects,
     suggest_good_folder,
     suggest_test_folder,
@@ -26,6 +27,7 @@ from metaformer.io.omissions import (
     Omission,
 )
 from metaformer.io.sources.items import NamedBytes, items_of
+from metaformer.io.sources.naming import is_address
 from metaformer.io.sources.shards import Sources
 from metaformer.io.tensors import TensorLike
 
@@ -52,7 +54,7 @@ def support_sources(images: SupportImages) -> Sequence[ImageSource]:
 
     Raises:
         ImageError: there are none, or one cannot be read.
-        ValueError: the root of a data set is to be looked into, defective images and all.
+        ValueError: there are defective images of a data set among them, by their folders.
         OSError: a folder cannot be listed.
     """
     if isinstance(images, (bytes, PillowImage.Image)):
@@ -81,6 +83,7 @@ def list_support(sources: Sources) -> tuple[list[ImageSource], list[Omission]]:
     for argument in sources.arguments:
         one = replace(sources, arguments=(argument,))
         images, omitted = list_folder(one) if Path(argument).is_dir() else list_stored(one)
+        refuse_defects(argument, images)
         found += images
         omissions += omitted
     if sum(len(image) for image in found if isinstance(image, bytes)) > MOST_BYTES:
@@ -89,6 +92,20 @@ def list_support(sources: Sources) -> tuple[list[ImageSource], list[Omission]]:
             f"archives or videos. Take the good images you need out into a folder."
         )
     return found, omissions
+
+
+def refuse_defects(argument: str, images: Sequence[ImageSource]) -> None:
+    """Raises: ValueError: some of these images are defective, by the folder they are in."""
+    names = (image.name if isinstance(image, NamedBytes) else str(image) for image in images)
+    if (found := defects_among(names)) is None:
+        return
+    defective, good = found
+    is_near = Path(good).is_dir() or is_address(argument)
+    advice = "Give that." if is_near else "Unpack it, and give that folder."
+    raise ValueError(
+        f"{argument}: defective images are among these, in {defective}, which a support must not "
+        f"have. The good images are in {good}. {advice}"
+    )
 
 
 def list_folder(sources: Sources) -> tuple[list[ImageSource], list[Omission]]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import posixpath
+from collections.abc import Iterable
 from pathlib import Path
 
 from metaformer.data.datasets.category import Category, DatasetError
-from metaformer.data.datasets.layouts import GOOD_NAMES
+from metaformer.data.datasets.layouts import BAD_NAMES, GOOD_NAMES
 from metaformer.data.datasets.loading import load_categories
 from metaformer.io.folders import list_folders, list_images
+from metaformer.io.sources.naming import absolute, is_address
 
 SHOWN = 3
 DEPTH = 2
@@ -51,6 +55,39 @@ def recognised(folder: Path) -> list[Category]:
         return []
     has_defects = any(sample.is_anomalous for category in found for sample in category.test)
     return found if has_defects else []
+
+
+def defects_among(names: Iterable[str]) -> tuple[str, str] | None:
+    """A folder of defective images among those of the images ``names``, and one of good images
+    that tells it; None if there is none.
+
+    Told by names alone, in an archive or at an address as on the disk.
+    """
+    paths = (name if is_address(name) else absolute(name) for name in names)
+    folders = dict.fromkeys(posixpath.dirname(path.replace(os.sep, "/")) for path in paths)
+    for folder in folders:
+        for good in places_of_good(folder):
+            if good in folders or Path(good).is_dir():
+                return folder, good
+    return None
+
+
+def places_of_good(folder: str) -> list[str]:
+    """Where good images are if ``folder`` holds defective ones; none if its name does not say so:
+    ``test/<kind>``, ``bad`` and the like, ``test`` and ``boxes`` of a set of pairs."""
+    above, name = posixpath.split(folder)
+    root, part = posixpath.split(above)
+    if name == "boxes" or (name == "test" and Path(above, "boxes").is_dir()):
+        return [f"{above}/template"]
+    tops = []
+    if part == "test" and name.lower() not in GOOD_NAMES:
+        tops = [f"{root}/train", above]
+    elif name.lower() in BAD_NAMES:
+        tops = [above]
+    spellings = (str.lower, str.capitalize, str.upper)
+    return [
+        f"{top}/{case(good)}" for top in tops for good in sorted(GOOD_NAMES) for case in spellings
+    ]
 
 
 def templates(category: Category) -> list[Path]:
