@@ -12,9 +12,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from metaformer.detection.given_images import PassedOverWarning
-from metaformer.io.folders import list_images, walk
+from metaformer.io.folders import list_images, list_omissions, walk
 from metaformer.io.images import ImageError, guess_white_level, pixels_of, read_image
 from metaformer.io.omissions import Omission
 from metaformer.io.sources.readers import read_shard
@@ -105,6 +106,33 @@ def test_endings_that_are_not_read_are_failures_everywhere(tmp_path):
         archive.add(folder, "photos")
     found = categories(tmp_path / "a.tar")
     assert {Path(name).name: category for name, category in found.items()} == expected
+
+
+def test_what_may_hold_images_is_said_and_companions_are_not(tmp_path):
+    odd = (
+        *("a.rar", "b.7Z", "c.tar.zst", "d.wmv", "e.ts", "f.HEVC", "g.bmp.gz", "h.TIF.xz"),
+        *("i.jpg.part", "j.png.crdownload", "k.zip.part", "l.heic.tmp"),
+    )
+    companions = (
+        *("a.txt", "a.csv", "a.json", "a.xml", "a.pdf", "a.md", "a.db", "a.ini", "a.log", "a.yaml"),
+        *("scores.csv.gz", "a.tmp", "notes.part", "README", ".i.jpg.part"),
+    )
+    folder = tmp_path / "photos"
+    touch(*(folder / name for name in (*odd, *companions)))
+    (folder / "README").write_text("BMP and PNG files of Monday")
+    picture = Image.fromarray(trees.picture())
+    kinds = {"png": ".png", "jpeg": ".jpg", "bmp": ".bmp", "tiff": ".tif", "webp": ".webp"}
+    for kind in kinds:
+        picture.save(folder / f"IMG_{kind}", kind)
+    bare = [f"IMG_{kind}" for kind in kinds]
+    found = {Path(name).name: category for name, category in categories(folder).items()}
+    assert found == dict.fromkeys([*odd, *bare], "not read")
+    said = {Path(one.path).name: one.reason for one in list_omissions(folder)}
+    for kind, ending in kinds.items():
+        assert f"Add {ending} to its name." in said[f"IMG_{kind}"]
+    assert "unfinished" in said["k.zip.part"] and "Unpack" in said["g.bmp.gz"]
+    found = categories(packed(folder, "zip"))
+    assert {Path(name).name: found[name] for name in found} == dict.fromkeys(odd, "not read")
 
 
 def test_links_inside_a_tar_archive_are_failures(tmp_path):

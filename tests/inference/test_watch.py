@@ -607,7 +607,7 @@ def test_nowhere_remembers_nothing(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
 def test_what_is_found_and_not_scored_is_recorded_once(tmp_path):
     folder, file = boards.write_mixed(tmp_path / "in", 2), tmp_path / "r.jsonl"
-    for name in ("b.heic", "c.pgm", "@eaDir/t.png"):
+    for name in ("b.heic", "c.pgm", "@eaDir/t.png", "d.jpg.part"):  # the last is on its way
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"x")
     os.mkfifo(folder / "pipe.png")

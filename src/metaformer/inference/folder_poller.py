@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from metaformer.io.file_kinds import UNFINISHED
 from metaformer.io.folders import check_folder, natural_key, walk
 from metaformer.io.omissions import Omission
 from metaformer.io.sources.naming import version_digest
@@ -74,7 +75,7 @@ class FolderPoller:
                 version = current_version(path, name)
                 if version is not None:
                     yield version
-            else:
+            elif found.reason != UNFINISHED:  # it is on its way, and will have another name
                 try:
                     status = os.stat(path)  # noqa: PTH116
                 except OSError:

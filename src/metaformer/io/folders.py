@@ -11,6 +11,12 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from metaformer.io.file_kinds import (
+    IMAGE_SUFFIXES,
+    OTHER_IMAGE_SUFFIXES,
+    file_omission,
+    suffix_of,
+)
 from metaformer.io.omissions import (
     NO_PERMISSION,
     NOT_READ,
@@ -19,24 +25,6 @@ from metaformer.io.omissions import (
     no_permission,
     not_a_file,
 )
-
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib"}
-    | {".tif", ".tiff", ".webp"}
-)
-"""Endings (lower case) of the files taken for images; case does not matter."""
-
-OTHER_IMAGE_SUFFIXES = frozenset(
-    {".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".j2c", ".jpf", ".jpx", ".jxl", ".jxr"}
-    | {".gif", ".raw", ".pgm", ".ppm", ".pbm", ".pnm", ".pam", ".pfm", ".dcm", ".dicom", ".exr"}
-    | {".tga", ".hdr", ".psd", ".pcx", ".ico", ".svg", ".eps", ".fits", ".fit", ".sgi", ".ras"}
-    | {".btf", ".svs", ".ndpi", ".czi", ".lif", ".nd2", ".vsi", ".npy", ".npz", ".jls", ".wdp"}
-    | {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw", ".x3f"}
-)
-"""Endings of images that are not read: telephones, cameras and instruments write some of them."""
-
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg")
 
 RUN_FILE = "run.json"
 OUTPUT_FOLDERS = ("maps", "scores")
@@ -77,24 +65,6 @@ def natural_key(path: Path | str) -> tuple[object, ...]:
 def is_visible(name: str) -> bool:
     """False for what systems leave behind: ``.DS_Store``, ``._x.png``, ``Thumbs.db``."""
     return (not name.startswith(".") or name == "..") and name.lower() not in _CLUTTER
-
-
-def suffix_of(name: str) -> str:
-    """The ending of a name in lower case, with its dot."""
-    return os.path.splitext(name)[1].lower()  # noqa: PTH122, a hot path
-
-
-def file_omission(path: str, name: str) -> Omission | None:
-    """Why the file ``name`` is not scored though it may hold images; None if nobody would ask."""
-    suffix = suffix_of(name)
-    reason = ""
-    if suffix in OTHER_IMAGE_SUFFIXES:
-        reason = f"{suffix} files cannot be read here; convert to PNG, JPEG or TIFF."
-    elif name.lower().endswith(ARCHIVE_SUFFIXES):
-        reason = "an archive inside a folder or archive is not opened. Name it itself."
-    elif name.lower().endswith(VIDEO_SUFFIXES):
-        reason = "a video inside a folder or archive is not opened. Name it itself."
-    return Omission(path, reason, NOT_READ) if reason else None
 
 
 def sort_file(path: str, name: str, is_stem: Callable[[str], bool]) -> str | Omission | None:

@@ -27,7 +27,8 @@ from metaformer.io.decoding import (
     load,
     may_hold_16_bits,
 )
-from metaformer.io.folders import IMAGE_SUFFIXES, list_images
+from metaformer.io.file_kinds import IMAGE_SUFFIXES
+from metaformer.io.folders import list_images
 from metaformer.io.omissions import MISSING, NO_PERMISSION, NOT_A_FILE
 from metaformer.io.pixels import (
     ImageError,

@@ -17,7 +17,7 @@ from pathlib import Path
 from metaformer.data.datasets.category import Sample, masks_in
 from metaformer.data.datasets.layouts import BAD_NAMES, GOOD_NAMES, MASK_NAMES
 from metaformer.io.atomic_files import read_text
-from metaformer.io.folders import IMAGE_SUFFIXES
+from metaformer.io.file_kinds import IMAGE_SUFFIXES
 from metaformer.io.images import ImageError, read_mask
 
 GOOD_LABELS = GOOD_NAMES | {"0", "false", "pass", "negative"}

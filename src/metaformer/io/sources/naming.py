@@ -12,7 +12,7 @@ import os
 import posixpath
 from pathlib import Path
 
-from metaformer.io.folders import ARCHIVE_SUFFIXES, VIDEO_SUFFIXES
+from metaformer.io.file_kinds import ARCHIVE_SUFFIXES, VIDEO_SUFFIXES
 
 LONGEST_PART = 180
 """Bytes of one part of a map's path; file systems take 255, and endings are added."""

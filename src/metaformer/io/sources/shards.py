@@ -16,7 +16,8 @@ from pathlib import Path
 
 import cv2
 
-from metaformer.io.folders import IMAGE_SUFFIXES, walk
+from metaformer.io.file_kinds import IMAGE_SUFFIXES
+from metaformer.io.folders import walk
 from metaformer.io.omissions import Omission, no_permission, not_a_file
 from metaformer.io.sources.lists import is_list, lines_of, lines_of_pipe
 from metaformer.io.sources.members import Members
