@@ -212,6 +212,20 @@ def test_predict_on_the_bad_folder_exits_with_3(detector_file, tmp_path):
     assert quiet.exit_code == 3 and quiet.stdout == "" and len(quiet.stderr.splitlines()) == 4
 
 
+def test_a_second_run_into_the_same_folder_still_tells_the_failures_of_the_first(
+    detector_file, photos, tmp_path
+):
+    bad = trees.write_text_named_png(tmp_path / "bad.png")
+    one, two = sorted(photos.iterdir())[:2]
+    out = ("-o", tmp_path / "out")
+    assert run("predict", detector_file, one, bad, *out).exit_code == 3
+    done = run("predict", detector_file, two, *out)
+    assert done.exit_code == 3 and "1 not scored (1 of them before)." in done.stdout
+    assert f"not scored: {bad}" in done.stderr
+    told = json.loads(run("predict", detector_file, two, *out, "--json").stdout)
+    assert (told["failed"], told["failed_in_earlier_runs"]) == (1, 1)
+
+
 def test_predict_exits_with_1_when_nothing_could_be_scored(detector_file, tmp_path):
     folder = tmp_path / "photos"
     trees.write_text_named_png(folder / "a.png")

@@ -6,6 +6,7 @@ import csv
 import os
 import shutil
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -225,6 +226,56 @@ def test_a_name_is_text_in_a_spreadsheet_and_known_to_the_next_run(
         failures.add(boards_omission(name))
     with (tmp_path / "out" / "failures.csv").open(newline="") as file:
         assert next(csv.DictReader(file))["path"] == f"'{name}"
+
+
+def failures_in(output: Path) -> list[str]:
+    if not (output / "failures.csv").exists():
+        return []
+    with (output / "failures.csv").open(newline="") as file:
+        return [row["path"] for row in csv.DictReader(file)]
+
+
+def test_failures_of_an_earlier_run_with_other_sources_stay(detector, photos, tmp_path):
+    output = tmp_path / "out"
+    mended, gone, packed = photos[0], photos[1], tmp_path / "monday.zip"
+    good = mended.read_bytes()
+    for path in (mended, gone):
+        path.write_bytes(b"junk")
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("a.png", b"junk")
+        archive.writestr("b.png", good)
+    missing = tmp_path / "no.png"
+    bad = [str(mended), str(gone), f"{packed}/a.png", str(missing)]
+    first = score_images(detector, [*photos[:3], packed, missing], output)
+    assert (first.scored, first.failed, failures_in(output)) == (2, 4, bad)
+
+    second = score_images(detector, photos[3:5], output)
+    assert (second.scored, second.failed, second.failed_before) == (4, 4, 4)
+    assert failures_in(output) == bad and [name for name, _ in second.failures] == bad
+    assert all(name in (output / "report.html").read_text() for name in bad)
+
+    gone.unlink()  # what is not there any more is no failure
+    mended.write_bytes(good)
+    photos[5].write_bytes(b"junk")
+    third = score_images(detector, [mended, photos[5]], output)
+    assert (third.scored, third.failed, third.failed_before) == (5, 3, 2)
+    assert failures_in(output) == [str(photos[5]), *bad[2:]]
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("a.png", good)
+    score_images(detector, [packed], output)
+    assert failures_in(output) == [str(photos[5]), str(missing)]
+    assert score_images(detector, photos[2:4], output, overwrite=True).failed == 0
+    assert failures_in(output) == []
+
+
+def test_an_archive_that_was_cut_short_and_is_whole_now_is_no_failure(detector, photos, tmp_path):
+    packed = tmp_path / "monday.zip"
+    packed.write_bytes(b"PK")
+    assert score_images(detector, [packed], tmp_path / "out").failed == 1
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.write(photos[0], "a.png")
+    assert score_images(detector, [packed], tmp_path / "out").failed == 0
+    assert failures_in(tmp_path / "out") == []
 
 
 def boards_omission(name: str):

@@ -251,6 +251,7 @@ def predict(
             "engine": computed_by,
             "truth": asdict(outcomes) if outcomes.describe() else None,
             "failed": result.failed,
+            "failed_in_earlier_runs": result.failed_before,
             "passed_over": result.skipped,
             "failures": listed,
             "predictions": predictions,
@@ -270,7 +271,8 @@ def predict(
     if not quiet and not as_json:
         earlier = f" ({result.resumed} of them before)" if result.resumed else ""
         images_scored = f"{result.scored} image{'' if result.scored == 1 else 's'} scored"
-        omitted = f", {result.failed} not scored" if result.failed else ""
+        before = f" ({result.failed_before} of them before)" if result.failed_before else ""
+        omitted = f", {result.failed} not scored{before}" if result.failed else ""
         typer.echo(f"{images_scored}{earlier}, {result.anomalous} anomalous{omitted}.")
         if table is not None:
             typer.echo(table.describe())

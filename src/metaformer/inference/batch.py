@@ -73,6 +73,8 @@ class BatchResult:
     """Folders and files passed over on purpose: results, recycle bins, masks; no failures."""
     skipped_listed: tuple[tuple[str, str], ...] = ()
     """(name, reason) of the first thousand of them."""
+    failed_before: int = 0
+    """How many of the failures are of earlier runs, of images that this one had not to score."""
     outcomes: Outcomes = field(default_factory=Outcomes)
     """Verdicts on images whose truth is known, those of earlier runs included."""
 
@@ -185,10 +187,12 @@ class _Run:
         on_step: Callable[[int, int | None], None],
     ) -> BatchResult:
         interrupted = False
-        with self.scores, Failures(self.output) as failures, pool:
+        with self.scores, Failures(self.output, keep_earlier=True) as failures, pool:
             try:
                 white_level = self.detector.provenance["white_level"]
-                with closing(work_ahead(self._items(), white_level, self._work, pool)) as stream:
+                with closing(
+                    work_ahead(self._items(failures), white_level, self._work, pool)
+                ) as stream:
                     for outcome in stream:
                         name = outcome[0]
                         noted = self._note(failures, *outcome)
@@ -200,6 +204,8 @@ class _Run:
                     on_step(self._passed, self._passed)
             except KeyboardInterrupt:
                 interrupted = True
+        for name, reason in failures.earlier:
+            self.report.add_failure(name, reason)
         if self._is_resumed:
             drop_replaced(self.scores, self._scored_now)
         scored, anomalous, resumed = self._count()
@@ -214,13 +220,16 @@ class _Run:
             failures.count,
             failures.skipped,
             tuple(failures.listed_skipped),
+            failures.count_earlier,
             self.outcomes,
         )
 
-    def _items(self) -> Iterator[Item]:
+    def _items(self, failures: Failures) -> Iterator[Item]:
         for shard in shards(self.sources):
             container = container_of(shard)
             version = None if container is None else version_of(container)
+            if container is not None:
+                failures.settle(container)  # what may be wrong with it is said again
             yield from read_shard(shard, partial(self._is_wanted, version=version))
 
     def _is_wanted(self, name: str, version: Version | None) -> bool:
@@ -256,6 +265,7 @@ class _Run:
             if category != SKIPPED:
                 self.report.add_failure(name, str(pixels))
             return str(pixels)
+        failures.settle(name)
         prediction, line = outcome
         known = self.truth(name)
         self.scores.write(with_truth(line, known))

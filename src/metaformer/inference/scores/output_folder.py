@@ -55,6 +55,7 @@ def _prepare(
     run = output / "run.json"
     either: tuple[CsvScores, ParquetScores] = (CsvScores(output), ParquetScores(output))
     if overwrite:
+        (output / "failures.csv").unlink(missing_ok=True)
         for earlier in either:
             remove_results(output, earlier)
         found: dict[str, Any] | None = None
