@@ -83,7 +83,11 @@ def test_adapt_as_json_and_quietly(good, tmp_path):
     printed = json.loads(run("adapt", good, "-o", target, *options, "--json").stdout)
     assert printed["detector"] == str(target)
     assert printed["calibration"]["false_alarm_rate"] == 0.2 and printed["seed"] == 3
-    assert {"detector": str(target), **json.loads(run("info", target, "--json").stdout)} == printed
+    assert {
+        "detector": str(target),
+        "omitted": [],
+        **json.loads(run("info", target, "--json").stdout),
+    } == printed
     quiet = run("adapt", good, "-o", target, *options, "--quiet")
     assert quiet.exit_code == 0 and quiet.output == ""
 
@@ -266,7 +270,19 @@ def test_images_of_a_kind_that_is_not_read_are_not_passed_over_in_silence(detect
     assert failures == dict.fromkeys(("IMG_1.HEIC", "IMG_2.heic", "IMG_3.dng"), "not read")
     done = run("adapt", folder, "-o", tmp_path / "d", "--resolution", 64)
     assert done.exit_code == 3 and f"{folder}: {said}" in done.stderr
-    (folder / "001.png").unlink()
+    assert "2 files not used: IMG_1.HEIC, IMG_2.heic.\n" in done.stderr
+    for i in range(3, 8):
+        (folder / f"IMG_{i}.heic").write_bytes(b"x")
+    done = run("adapt", folder, "-o", tmp_path / "d", "--resolution", 64)
+    assert "7 files not used: IMG_1.HEIC, " in done.stderr
+    assert "IMG_5.heic and 2 more.\n" in done.stderr and "IMG_6" not in done.stderr
+    done = run("adapt", folder, "-o", tmp_path / "d", "--resolution", 64, "--json")
+    omitted = json.loads(done.stdout)["omitted"]
+    assert done.exit_code == 3 and len(omitted) == 7
+    assert omitted[0]["path"] == str(folder / "IMG_1.HEIC")
+    assert "convert to PNG" in omitted[0]["reason"] and omitted[0]["category"] == "not read"
+    for path in [folder / "001.png", *folder.glob("IMG_[3-7].heic")]:
+        path.unlink()
     for command in (
         ["predict", detector_file, folder, "-o", out],
         ["adapt", folder, "-o", tmp_path / "e"],
@@ -363,6 +379,10 @@ def test_predict_takes_labels_and_names_those_of_no_image(detector_file, photos,
     assert f"{labels}: labels 2 good, 1 scratch." in done.stdout
     assert "of 1 defective images caught" in done.stdout
     assert "of no image scored, 1: other.png" in done.stderr
+    told = run(
+        "predict", detector_file, photos, "-o", tmp_path / "out", "--labels", labels, "--json"
+    )
+    assert told.exit_code == 0 and json.loads(told.stdout)["labels_of_no_image"] == ["other.png"]
     assert "truly defective: scratch" in (tmp_path / "out" / "report.html").read_text()
     labels.write_text("nonsense\n")
     wrong = run("predict", detector_file, photos, "-o", tmp_path / "out", "--labels", labels)
@@ -445,6 +465,7 @@ def test_data_list_names_the_sets():
     done = run("data", "list")
     assert done.exit_code == 0
     assert "mvtec" in done.stdout.lower()
+    assert done.stdout.splitlines()[-1].endswith(" Next: metaformer data fetch NAME")
 
 
 @pytest.mark.slow
@@ -456,6 +477,15 @@ def test_demo_ends_with_the_path_of_the_report(tmp_path):
 
 
 # The command line itself
+
+
+def test_adapt_tells_its_exit_codes():
+    assert "3 done, but some files were not used" in " ".join(run("adapt", "-h").stdout.split())
+
+
+def test_evaluate_takes_one_folder(tmp_path):
+    done = run("evaluate", tmp_path, tmp_path)
+    assert done.exit_code == 2 and "one labelled set" in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [[], ["adapt"], ["nonsense"], ["adapt", "x", "--sede", "1"]])

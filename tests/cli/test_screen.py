@@ -101,6 +101,8 @@ def test_adapt_takes_archives_lists_and_several(here):
     for arguments, count in (
         (["good.zip"], 3),
         (["@list.txt"], 2),
+        (["--list", "list.txt"], 2),
+        (["bracket/good/000.png", "--list", "list.txt"], 2),
         (["bracket/good/000.png", "good.zip"], 3),  # a copy is one image
         (["bracket", "--recursive"], 7),
     ):
@@ -127,6 +129,11 @@ def test_adapt_takes_archives_lists_and_several(here):
         ("export bracket/good", "bracket/good: a folder; a detector file is needed here"),
         ("serve bracket/good", "bracket/good: a folder; a detector file is needed here"),
         ("evaluate board.metaformer", "metaformer predict board.metaformer FOLDER --labels"),
+        (
+            "evaluate board.metaformer bracket",
+            "metaformer predict board.metaformer bracket --labels truth.csv, to measure a preset: "
+            "metaformer evaluate bracket",
+        ),
     ],
 )
 def test_swapped_arguments_are_recognised(here, command, message):

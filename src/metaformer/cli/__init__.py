@@ -64,7 +64,10 @@ def metaformer(
 
 app.command(epilog=examples.ADAPT)(adapt.adapt)
 app.command(epilog=examples.PREDICT)(predict.predict)
-app.command(epilog=examples.EVALUATE)(evaluate.evaluate)
+# What is too much for it is told by itself, and better.
+app.command(epilog=examples.EVALUATE, context_settings={"allow_extra_args": True})(
+    evaluate.evaluate
+)
 app.command(epilog=examples.INFO)(adapt.info)
 app.command(epilog=examples.DEMO)(adapt.demo)
 app.command(epilog=examples.EXPORT)(export.export)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +27,7 @@ from metaformer.cli.options import (
     Download,
     Every,
     FalseAlarmRate,
+    Lists,
     Mode,
     ModeName,
     Preset,
@@ -51,17 +54,19 @@ NOT_WITH_ADD = {
     "seed",
 }
 """Parameters of ``adapt`` that a detector to be extended has settled."""
+SHOWN = 5
+"""Files that are not used, and named on the screen."""
 
 
 def adapt(
     context: typer.Context,
     images: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             help="Normal images: folders, files, zip or tar archives, videos, addresses, or @LIST. "
             "1 image is enough."
         ),
-    ],
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -75,6 +80,7 @@ def adapt(
             help="Extend this detector instead of starting over; its own file stays as it is.",
         ),
     ] = None,
+    lists: Lists = None,
     recursive: Recursive = False,
     every: Every = 1,
     preset: Preset = PresetName.feature,
@@ -95,10 +101,15 @@ def adapt(
     """Adapt to a product from a few normal images."""
     ending = Ending()
     with clear_errors():
-        check_support_arguments(images)
+        arguments = [*(images or []), *(f"@{path}" for path in lists or [])]
+        if not arguments:
+            raise typer.BadParameter(
+                "missing. Name images or folders, or a list with --list.", param_hint="IMAGES"
+            )
+        check_support_arguments(arguments)
         if add is not None:
             refuse_pipe(add)
-        output = output or usual_detector(images, add)
+        output = output or usual_detector(arguments, add)
         if not output.parent.is_dir():
             raise FileNotFoundError(
                 f"{output}: its folder {output.parent} does not exist. Create it first."
@@ -114,7 +125,7 @@ def adapt(
         from metaformer.io.omissions import SKIPPED
         from metaformer.io.sources.shards import Sources
 
-        support, omissions = list_support(Sources(tuple(images), recursive, every))
+        support, omissions = list_support(Sources(tuple(arguments), recursive, every))
         warn_about_omissions(omissions)
         if add is not None:
             given = given_options(context)
@@ -152,7 +163,9 @@ def adapt(
                 )
         detector.save(output)
         if as_json:
-            typer.echo(json.dumps({"detector": str(output), **detector.info()}, indent=2))
+            omitted = [asdict(omission) for omission in omissions]
+            told = {"detector": str(output), "omitted": omitted, **detector.info()}
+            typer.echo(json.dumps(told, indent=2))
         elif not quiet:
             count = len(detector.provenance["support"])
             typer.echo(f"{output}: adapted to {count} normal image{'s' if count > 1 else ''}.")
@@ -164,11 +177,18 @@ def adapt(
                 typer.echo(f"White of 16-bit images: {detector.provenance['white_level']}.")
             typer.echo(detector.guarantee)
             ending.say(command_line("predict", output, "FOLDER"), command_line("info", output))
-        not_used = sum(omission.category != SKIPPED for omission in omissions)
+        not_used = [o.path for o in omissions if o.category != SKIPPED]
         if not_used:
             if not quiet:
-                tell(f"{not_used} file{'' if not_used == 1 else 's'} not used.")
+                tell(describe_not_used(not_used))
             raise typer.Exit(SOME_UNREADABLE)
+
+
+def describe_not_used(paths: Sequence[str]) -> str:
+    """How many files were not used, and the names of the first."""
+    names = ", ".join(Path(path).name for path in paths[:SHOWN])
+    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+    return f"{len(paths)} file{'' if len(paths) == 1 else 's'} not used: {names}{more}."
 
 
 def given_options(context: typer.Context) -> set[str]:

@@ -49,6 +49,7 @@ def data_fetch(
 @app.command("list", epilog=examples.LIST)
 def data_list() -> None:
     """The public data sets whose layout is known."""
+    ending = Ending()
     from metaformer.data.datasets.download import PUBLIC_SETS
 
     width = max(len(public.licence) for public in PUBLIC_SETS.values())
@@ -57,3 +58,4 @@ def data_list() -> None:
         typer.echo(f"{name:<16} {how:<8} {public.licence:<{width}}  {public.homepage}")
     typer.echo("\nfetched: `metaformer data fetch NAME` downloads, checks and unpacks it.")
     typer.echo("by hand: the same command says what to download, then checks and unpacks that.")
+    ending.say(command_line("data", "fetch", "NAME"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,7 @@ from metaformer.cli.screen import Ending, command_line
 
 
 def evaluate(
+    context: typer.Context,
     data: Annotated[Path, typer.Argument(help="A category, a root of several, or pairs.")],
     shots: Annotated[
         str,
@@ -80,12 +82,7 @@ def evaluate(
     metrics, over several supports."""
     ending = Ending()
     with clear_errors():
-        if is_detector(data):
-            again = command_line("predict", data, "FOLDER", "--labels", "truth.csv")
-            raise ValueError(
-                f"{data}: a detector; evaluate takes a labelled set and makes its own. To compare "
-                f"this one with what is known of images: {again}"
-            )
+        check_data_arguments([str(data), *context.args])
         numbers = parse_shots(shots)
         seed_list = parse_seeds(seeds)
         from metaformer.data.datasets.loading import load_categories
@@ -154,6 +151,29 @@ def evaluate(
                 again = command_line("evaluate", data, "--shots", shots, "--report", "report.html")
                 steps.append(f"to see the images behind the numbers, {again}")
             ending.say(*steps)
+
+
+def check_data_arguments(given: Sequence[str]) -> None:
+    """Refuse a detector, and more than one folder.
+
+    Raises:
+        ValueError: a detector is among what is given.
+        typer.BadParameter: several folders.
+    """
+    for detector in filter(is_detector, given):
+        others = [other for other in given if other != detector]
+        score = command_line("predict", detector, *(others or ["FOLDER"]), "--labels", "truth.csv")
+        measure = f", to measure a preset: {command_line('evaluate', others[0])}" if others else ""
+        raise ValueError(
+            f"{detector}: a detector; evaluate takes a labelled set and makes its own. To compare "
+            f"this one with what is known of images: {score}{measure}"
+        )
+    if len(given) > 1:
+        raise typer.BadParameter(
+            f"one labelled set, or the root of several, is taken; found {', '.join(given)}. Give "
+            f"the folder above them, or run the command for each.",
+            param_hint="DATA",
+        )
 
 
 def parse_shots(text: str) -> list[Any]:

@@ -24,6 +24,7 @@ ADAPT = epilog(
     "metaformer adapt photos/good -o bracket.metaformer",
     "metaformer adapt photos/good.zip --resolution 512 -o bracket.metaformer",
     "metaformer adapt photos/more --add bracket.metaformer -o bracket-2.metaformer",
+    codes=(DONE, NOTHING, WRONG, "3 done, but some files were not used and are named", STOPPED),
 )
 PREDICT = epilog(
     "metaformer predict bracket.metaformer photos/new -o results",

@@ -123,6 +123,10 @@ WhiteLevel = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", rich_help_panel=RARE)]
 Recursive = Annotated[bool, typer.Option("--recursive", help="Look into sub-folders too.")]
+Lists = Annotated[
+    list[Path] | None,
+    typer.Option("--list", help="File with one path or address a line; may be given again."),
+]
 Every = Annotated[
     int, typer.Option(min=1, help="Of videos, take every Nth frame.", rich_help_panel=RARE)
 ]

@@ -25,6 +25,7 @@ from metaformer.cli.options import (
     Device,
     EngineOption,
     Every,
+    Lists,
     Place,
     Quiet,
     Recursive,
@@ -55,10 +56,7 @@ def predict(
             "images, here.",
         ),
     ] = None,
-    lists: Annotated[
-        list[Path] | None,
-        typer.Option("--list", help="File with one path or address a line; may be given again."),
-    ] = None,
+    lists: Lists = None,
     recursive: Recursive = False,
     every: Every = 1,
     false_alarm_rate: Annotated[
@@ -237,7 +235,8 @@ def predict(
                     on_step=on_step,
                 )
     outcomes = getattr(result, "outcomes", Outcomes())
-    if table is not None and (unused := table.unused()):
+    unused = [] if table is None else table.unused()
+    if unused:
         names = ", ".join(unused[:3]) + (" ..." if len(unused) > 3 else "")
         typer.echo(f"{labels}: of no image scored, {len(unused)}: {names}", err=True)
     if as_json:
@@ -250,6 +249,7 @@ def predict(
             "interrupted": result.interrupted,
             "engine": computed_by,
             "truth": asdict(outcomes) if outcomes.describe() else None,
+            "labels_of_no_image": unused,
             "failed": result.failed,
             "failed_in_earlier_runs": result.failed_before,
             "passed_over": result.skipped,
