@@ -15,11 +15,12 @@ import metaformer.io.forking  # noqa: F401  # from now on forked workers can com
 if TYPE_CHECKING:
     from metaformer.detection.detector import Detector
     from metaformer.detection.detector_file import DetectorFileError
-    from metaformer.detection.given_images import SkippedImageWarning
+    from metaformer.detection.given_images import PassedOverWarning, SkippedImageWarning
     from metaformer.detection.metaformer import Metaformer
     from metaformer.detection.scoring.prediction import Prediction, Region, to_records
     from metaformer.detection.support_set import DuplicateSupportWarning, OddSupportWarning
     from metaformer.inference.allocator import keep_freed_memory
+    from metaformer.io.images import WhiteLevelWarning
     from metaformer.io.pixels import ImageError
 
     __version__: str
@@ -31,9 +32,11 @@ __all__ = [
     "ImageError",
     "Metaformer",
     "OddSupportWarning",
+    "PassedOverWarning",
     "Prediction",
     "Region",
     "SkippedImageWarning",
+    "WhiteLevelWarning",
     "__version__",
     "keep_freed_memory",
     "to_records",
@@ -46,9 +49,11 @@ _MODULES = {
     "ImageError": "metaformer.io.pixels",
     "Metaformer": "metaformer.detection.metaformer",
     "OddSupportWarning": "metaformer.detection.support_set",
+    "PassedOverWarning": "metaformer.detection.given_images",
     "Prediction": "metaformer.detection.scoring.prediction",
     "Region": "metaformer.detection.scoring.prediction",
     "SkippedImageWarning": "metaformer.detection.given_images",
+    "WhiteLevelWarning": "metaformer.io.images",
     "keep_freed_memory": "metaformer.inference.allocator",
     "to_records": "metaformer.detection.scoring.prediction",
 }

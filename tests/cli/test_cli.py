@@ -528,6 +528,13 @@ def test_the_package_loads_nothing_heavy_until_asked():
     assert "torch" in loaded_by("from metaformer import Detector")
 
 
+def test_every_public_name_is_there():
+    import metaformer
+
+    assert {"PassedOverWarning", "WhiteLevelWarning"} <= set(metaformer.__all__)
+    assert all(getattr(metaformer, name) for name in metaformer.__all__)
+
+
 def test_help_answers_in_under_a_second():
     """Of processor time, which other work on the machine does not lengthen; nothing here waits."""
     before = os.times()
