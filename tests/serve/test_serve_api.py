@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +17,9 @@ from PIL import Image
 from metaformer.detection.detector import Detector
 from metaformer.export.backends import engine_name
 from metaformer.inference.batch import write_map
+from metaformer.io import folders
 from metaformer.io.images import ImageError, WhiteLevelWarning
+from metaformer.serve.static_files import FOLDER
 from metaformer.serve.store import computed_by
 from tests.helpers import boards, service, trees
 
@@ -376,3 +379,18 @@ def test_bytes_are_refused_the_same_way_everywhere(http, made, detector):
         detector.predict(content)
     answer = http.post(f"/api/detectors/{made['id']}/predict", files=service.images(content))
     assert refused.value.reason in answer.json()["detail"]
+
+
+# The page
+
+
+def test_folders_are_passed_over_by_the_page_as_by_the_command_line():
+    script = (FOLDER / "folders.js").read_text(encoding="utf-8")
+    (bins,) = re.findall(r"BINS = \{(.*?)\}", script, re.DOTALL)
+    assert dict(re.findall(r'"(.*?)": "(.*?)"', bins)) == folders._BINS
+    (outputs,) = re.findall(r"OUTPUTS = (\[.*?\])", script)
+    assert tuple(json.loads(outputs)) == folders.OUTPUTS
+    assert f'"{folders.RUN_FILE}"' in script
+    masks = (FOLDER / "masks.js").read_text(encoding="utf-8")
+    (names,) = re.findall(r"MASK_NAMES = (\[.*?\])", masks)
+    assert set(json.loads(names)) == folders._TRUTH

@@ -14,6 +14,7 @@ import pytest
 
 from metaformer.data.datasets.truth import LabelTable
 from metaformer.detection.detector import Detector
+from metaformer.serve.jobs import doubts
 from tests.helpers import boards, service
 
 
@@ -78,6 +79,12 @@ def test_copies_among_added_photos_are_left_out_and_named(http):
     assert "0.png (a copy of 1.png), 2.png (a copy of 1.png)" in job["warnings"][0]
     info = http.get(f"/api/detectors/{made['id']}").json()["info"]
     assert [support["name"] for support in info["support"]] == ["0.png", "1.png", "2.png", "1.png"]
+
+
+def test_a_job_repeats_the_promise_as_the_list_of_detectors_has_it():
+    detector = boards.detector(3)
+    detector.provenance["additions"] = [{"calibration": "estimated"}]
+    assert doubts(detector)[-1] == detector.guarantee != detector.calibration.guarantee
 
 
 def test_a_rate_changed_while_photos_are_added_is_kept(tmp_path):

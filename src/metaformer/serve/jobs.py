@@ -245,5 +245,5 @@ def doubts(detector: Detector) -> list[str]:
         if score["is_odd"]
     ]
     if detector.calibration.rule != "rank":
-        odd.append(detector.calibration.guarantee)
+        odd.append(detector.guarantee)
     return odd

@@ -1,13 +1,14 @@
 // Files that the user drops or chooses, and small pictures of them.
 
-const NOT_PHOTOS = /^(\..*|thumbs\.db|desktop\.ini)$/i;  // what systems leave in folders
+import { walk } from "./folders.js";
 
-// Calls onFiles with [{ file, path }], path with the folders it came from.
+// Calls onFiles with [{ file, path }], path with the folders it came from, and with what was left
+// out of folders, [{ path, reason, isFailure }].
 export function acceptFiles(zone, input, onFiles) {
   input.addEventListener("change", () => {
     const chosen = [...input.files].map((file) => ({ file, path: file.webkitRelativePath || file.name }));
     input.value = "";  // so that the same file can be chosen again
-    if (chosen.length) onFiles(chosen);
+    if (chosen.length) onFiles(chosen, []);
   });
   // It looks like a button; left to the browser, Enter would send the form around it.
   input.addEventListener("keydown", (event) => {
@@ -24,8 +25,8 @@ export function acceptFiles(zone, input, onFiles) {
   }
   zone.addEventListener("drop", async (event) => {
     if (input.disabled) return;
-    const found = await readDrop(event.dataTransfer);
-    if (found.length) onFiles(found);
+    const { found, left } = await readDrop(event.dataTransfer);
+    if (found.length || left.length) onFiles(found, left);
   });
 }
 
@@ -41,25 +42,11 @@ async function readDrop(transfer) {
   const items = [...transfer.items].filter((item) => item.kind === "file");
   const entries = items.map((item) => item.webkitGetAsEntry?.()), plain = [...transfer.files];
   if (!entries.length || entries.some((entry) => !entry)) {
-    return plain.map((file) => ({ file, path: file.name }));
+    return { found: plain.map((file) => ({ file, path: file.name })), left: [] };
   }
-  const found = [];
-  for (const entry of entries) await walk(entry, found);
-  return found.sort((a, b) => a.path.localeCompare(b.path, "en", { numeric: true }));
-}
-
-async function walk(entry, found) {
-  if (entry.isFile) {
-    const file = await new Promise((resolve) => entry.file(resolve, () => resolve(null)));
-    if (file && !NOT_PHOTOS.test(file.name)) found.push({ file, path: entry.fullPath.slice(1) });
-    return;
-  }
-  const reader = entry.createReader();
-  for (;;) {  // a hundred at a time, an empty list at the end
-    const some = await new Promise((resolve) => reader.readEntries(resolve, () => resolve([])));
-    if (!some.length) return;
-    for (const inner of some) await walk(inner, found);
-  }
+  const found = [], left = [];
+  for (const entry of entries) await walk(entry, found, left);
+  return { found: found.sort((a, b) => a.path.localeCompare(b.path, "en", { numeric: true })), left };
 }
 
 // The same file chosen twice has the same key.

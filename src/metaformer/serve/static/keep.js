@@ -6,7 +6,7 @@ const NAME = "metaformer", STORE = "entries";
 const KEPT = [
   "key", "path", "name", "folder", "state", "error", "canRetry", "sha256", "score", "rawScore",
   "pValue", "pValueKind", "isAnomalous", "width", "height", "regions", "picture",
-  "outline", "maskSays", "label",
+  "outline", "maskSays", "label", "warnings",
 ];
 
 let opened = null;

@@ -3,6 +3,9 @@
 import { followJob, readJson } from "./api.js";
 import { announcer, byId, make, plural, shownRate } from "./elements.js";
 import { acceptFiles, fileKey, refusal, thumbnail } from "./files.js";
+import { describeLeft } from "./folders.js";
+import { isMask } from "./masks.js";
+import { isAmongDefects } from "./truth.js";
 
 const FEW = 4;  // fewer photos than this get a warning
 const SIDE = 240;  // of a thumbnail
@@ -26,12 +29,19 @@ export function setUpMaking(onMade) {
   describe();
 }
 
-async function add(files) {
+// Why a file is not among the good photos; null if the server shall judge.
+function whyLeftOut(found) {
+  if (isMask(found)) return "a mask that marks defects; left out.";
+  if (isAmongDefects(found)) return "in a folder of defective photos; left out.";
+  return refusal(found);
+}
+
+async function add(files, left) {
   if (isBusy) return;
-  const known = new Set(photos.map(({ key }) => key)), refused = [];
+  const known = new Set(photos.map(({ key }) => key)), unused = [...left];
   for (const found of files) {
-    const key = fileKey(found), why = refusal(found);
-    if (why) refused.push(`${found.file.name}: ${why}`);
+    const key = fileKey(found), why = whyLeftOut(found);
+    if (why) unused.push({ path: found.path, reason: why });
     if (why || known.has(key)) continue;
     known.add(key);
     const photo = { ...found, key };
@@ -39,7 +49,7 @@ async function add(files) {
     photos.push(photo);
     byId("good-list").append(photo.item);
   }
-  byId("make-error").textContent = refused.join(" ");
+  byId("make-error").textContent = describeLeft(unused);
   describe();
   for (const photo of [...photos]) {  // one after another: ten large photos at once fill a phone
     if (photo.isTried || !photos.includes(photo)) continue;

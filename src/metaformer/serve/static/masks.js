@@ -2,8 +2,19 @@
 
 import { endsWith } from "./labels.js";
 
-const MASK_NAMES = ["ground_truth", "mask", "masks"];  // folders, as the command line knows them
+// Folders, as the command line knows them; tests compare the lists.
+const MASK_NAMES = ["ground-truth", "ground_truth", "groundtruth", "mask", "masks"];
 const SIDE = 256;  // longer side of a mask when its outline is followed
+const ROWS = 256;  // of a mask looked at at once: all of a large one would fill a phone
+const MARKED = 127;  // brighter is defective
+
+// A mask that this browser cannot show.
+export class MaskError extends Error {
+  constructor(path) {
+    super("this browser cannot show the mask, so what it marks is not known. Convert it to PNG.");
+    this.path = path;
+  }
+}
 
 const stemOf = (path) => path.slice(path.lastIndexOf("/") + 1).replace(/\.[^.]+$/, "");
 
@@ -34,20 +45,43 @@ export function masksOf({ path, label }, masks) {
 export async function traceMasks(masks, { width, height }) {
   const scale = Math.min(1, SIDE / Math.max(width, height));
   const w = Math.max(1, Math.round(width * scale)), h = Math.max(1, Math.round(height * scale));
-  const canvas = Object.assign(document.createElement("canvas"), { width: w, height: h });
-  const context = canvas.getContext("2d", { willReadFrequently: true });
   const inside = new Uint8Array(w * h);
-  for (const { file } of masks) {
-    const bitmap = await createImageBitmap(file);
-    context.clearRect(0, 0, w, h);
-    context.drawImage(bitmap, 0, 0, w, h);
-    bitmap.close();
-    const { data } = context.getImageData(0, 0, w, h);
-    for (let i = 0; i < inside.length; i++) inside[i] |= data[4 * i] + data[4 * i + 1] + data[4 * i + 2] > 0;
+  for (const mask of masks) {
+    const values = await brightest(mask, w, h);
+    // Where no value gets that far they are numbers of classes, in a format that keeps them exactly.
+    const isOfClasses = values.every((value) => value <= MARKED) && !/\.jpe?g$/i.test(mask.path);
+    const limit = isOfClasses ? 0 : MARKED;
+    for (let i = 0; i < inside.length; i++) inside[i] |= values[i] > limit;
   }
   return follow(inside, w, h).map((points) => points.map(
     (value, i) => Math.round(value * (i % 2 ? height / h : width / w)),
   ));
+}
+
+// The highest value of any channel in each cell of a grid of w x h, so that a thin line is not lost.
+async function brightest({ file, path }, w, h) {
+  let bitmap;
+  try { bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" }); } catch { throw new MaskError(path); }
+  const width = Math.max(w, bitmap.width), height = Math.max(h, bitmap.height);
+  const canvas = Object.assign(document.createElement("canvas"), { width, height: Math.min(ROWS, height) });
+  const context = canvas.getContext("2d", { willReadFrequently: true }), values = new Uint8Array(w * h);
+  context.imageSmoothingEnabled = false;
+  context.fillStyle = "#000";  // under what is see-through, as for the command line
+  for (let top = 0; top < height; top += ROWS) {
+    const rows = Math.min(ROWS, height - top);
+    context.fillRect(0, 0, width, rows);
+    context.drawImage(bitmap, 0, -top, width, height);
+    const { data } = context.getImageData(0, 0, width, rows);
+    for (let y = 0, i = 0; y < rows; y++) {
+      const row = Math.floor(((top + y) * h) / height) * w;
+      for (let x = 0; x < width; x++, i += 4) {
+        const cell = row + Math.floor((x * w) / width);
+        values[cell] = Math.max(values[cell], data[i], data[i + 1], data[i + 2]);
+      }
+    }
+  }
+  bitmap.close();
+  return values;
 }
 
 // Polygons along the edges between pixels inside and outside, the inside always on the right.

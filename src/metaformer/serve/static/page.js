@@ -3,6 +3,7 @@
 import { readJson } from "./api.js";
 import { announcer, byId, number, plural } from "./elements.js";
 import { acceptFiles, keepPageOnDrop } from "./files.js";
+import { describeLeft } from "./folders.js";
 import { setUpMaking } from "./make_detector.js";
 import { chooseProduct, loadProducts, setUpProducts } from "./products.js";
 import { ranked, resetResults, setUpResults, update } from "./results.js";
@@ -45,8 +46,9 @@ function showBatch() {
     detector || !count ? "" : `${plural(count, "photo")} waiting: choose a product.`,
     batch.labels.length ? labelWords() : "",
     batch.masks.length ? `${plural(batch.masks.length, "mask")} taken for the ground truth, not scored.` : "",
+    batch.left.length ? `Not used: ${describeLeft(batch.left)}` : "",
   ].filter(Boolean).join(" ");
-  byId("batch").hidden = count === 0;
+  byId("batch").hidden = count === 0 && !batch.left.length;
   byId("stop").hidden = !isRunning;
   byId("again").hidden = isRunning || !failed.some(({ canRetry }) => canRetry);
   byId("scoring").hidden = !isRunning;

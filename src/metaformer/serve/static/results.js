@@ -2,6 +2,7 @@
 
 import { arrange, byId, fileName, make, number, plural, save } from "./elements.js";
 import { cardOf, paintCards } from "./cards.js";
+import { describeLeft } from "./folders.js";
 import { drawHistogram } from "./histogram.js";
 import { paintRamp } from "./overlay.js";
 import { makeReport } from "./report.js";
@@ -81,6 +82,7 @@ function draw() {
   byId("plot").replaceChildren(drawHistogram(byTruth(entries), cut));
   drawOutcomes(entries, cut);
   drawReview(entries);
+  drawDoubts(entries);
   document.querySelectorAll(".cut-text").forEach((text) => { text.textContent = cut.toFixed(3); });
   byId("cut").setAttribute("aria-valuetext", `${cut.toFixed(3)}, ${flagged} of ${entries.length} flagged`);
   byId("cut").style.setProperty("--at", `${100 * cut}%`);
@@ -138,6 +140,13 @@ function drawReview(entries) {
   byId("review").hidden = !good.length && !byId("review-state").textContent;
 }
 
+// What the service doubts about single photos.
+function drawDoubts(entries) {
+  const doubts = entries.flatMap(({ path, warnings = [] }) => warnings.map((reason) => ({ path, reason })));
+  byId("doubts").hidden = !doubts.length;
+  byId("doubts").textContent = describeLeft(doubts);
+}
+
 // Cards share one shape, that of most photos.
 export function aspect(entries) {
   const ratios = entries.map(({ width, height }) => width / height).sort((a, b) => a - b);
@@ -146,13 +155,14 @@ export function aspect(entries) {
 
 function drawUnread() {
   const failures = batch.entries.filter(({ state }) => state === "failed");
-  byId("unread").hidden = !failures.length;
+  byId("unread").hidden = !failures.length && !batch.left.length;
   byId("failed-note").hidden = !failures.length || batch.isRunning;
   const first = failures.slice(0, 3).map((entry) => `${entry.name}: ${reason(entry)}`).join(" ");
   byId("failed-words").textContent = `${plural(failures.length, "photo")} not scored. ${first}`;
   byId("failed-link").hidden = failures.length <= 3;
-  byId("unread-rows").replaceChildren(...failures.map((entry) => make(
-    "tr", {}, make("td", { className: "path" }, entry.path), make("td", {}, reason(entry)),
+  const lines = [...failures.map((entry) => ({ path: entry.path, reason: reason(entry) })), ...batch.left];
+  byId("unread-rows").replaceChildren(...lines.map(({ path, reason: why }) => make(
+    "tr", {}, make("td", { className: "path" }, path), make("td", {}, why),
   )));
 }
 

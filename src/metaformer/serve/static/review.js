@@ -86,7 +86,9 @@ async function addGood(reloadProduct) {
   ));
   if (over.state === "failed") throw new Error(over.error ?? "The photos could not be added.");
   rescore(await reloadProduct());
-  say(`${plural(there.length, "photo")} added: the detector knows ${plural(over.detector.support_count, "good photo")} now. ${over.detector.guarantee}`);
+  const { support_count: count, guarantee } = over.detector;
+  const doubts = over.warnings.filter((text) => text !== guarantee);  // the last repeats it where it is none
+  say([`Added: the detector knows ${plural(count, "good photo")} now.`, ...doubts, guarantee].join(" "));
 }
 
 // ---- A moved threshold --------------------------------------------------------------------

@@ -4,7 +4,7 @@ import { ApiError, readJson } from "./api.js";
 import { fileKey, refusal } from "./files.js";
 import { forgetEntries, keepEntry, keptEntries } from "./keep.js";
 import { endsWith, isTable, labelOf, readLabels } from "./labels.js";
-import { isMask, masksOf, traceMasks } from "./masks.js";
+import { isMask, MaskError, masksOf, traceMasks } from "./masks.js";
 import { readMap } from "./overlay.js";
 
 const AT_ONCE = 3;  // one being scored while others are on their way
@@ -12,15 +12,16 @@ const UNFIT = [400, 413, 415, 422];  // answers that say something of the photo
 
 // Entries are { key, file, path, name, folder, state, ... }: state is "waiting", "scoring",
 // "scored" (then with the answer's fields, `picture` and `map`), or "failed" (with `error` and
-// `canRetry`). `file` is null where the browser has not kept it over a reload.
-export const batch = { detector: null, entries: [], masks: [], labels: [], isRunning: false, wait: "" };
+// `canRetry`). `file` is null where the browser has not kept it over a reload. `left` holds
+// { path, reason } of what is no photo to score and is not used.
+export const batch = { detector: null, entries: [], masks: [], labels: [], left: [], isRunning: false, wait: "" };
 
 let onChange = () => {};
 let run = null;  // AbortController of the work going on
 
 export function watchBatch(callback) { onChange = callback; }
 
-export async function addFiles(files) {
+export async function addFiles(files, left) {
   const tables = files.filter(isTable);
   for (const table of tables) await addTable(table);
   files = files.filter((found) => !tables.includes(found));
@@ -38,13 +39,22 @@ export async function addFiles(files) {
     known.set(key, {});
     addEntry(found, refusal(found));
   }
+  for (const { path, reason, isFailure } of left) {
+    const key = `${path}|unread`;
+    if (!isFailure) leaveOut(path, reason);
+    else if (!known.has(key)) addEntry({ file: null, path }, reason, key);
+  }
   start();
 }
 
-function addEntry(found, error) {
+function leaveOut(path, reason) {
+  batch.left = [...batch.left.filter((other) => other.path !== path), { path, reason }];
+}
+
+function addEntry(found, error, key = fileKey(found)) {
   const slash = found.path.lastIndexOf("/");
   batch.entries.push({
-    key: fileKey(found), file: found.file, path: found.path, label: labelOf(found.path, batch.labels),
+    key, file: found.file, path: found.path, label: labelOf(found.path, batch.labels),
     name: found.path.slice(slash + 1), folder: found.path.slice(0, Math.max(0, slash)),
     ...(error ? { state: "failed", error, canRetry: false } : { state: "waiting" }),
   });
@@ -129,6 +139,7 @@ export function clear() {
   batch.entries = [];
   batch.masks = [];
   batch.labels = [];
+  batch.left = [];
   forgetEntries();
   onChange();
 }
@@ -187,7 +198,7 @@ async function score(entry, detector, signal) {
     score: found.score, rawScore: found.raw_score, pValue: found.p_value, pValueKind: found.p_value_kind,
     isAnomalous: found.is_anomalous, sha256: found.sha256,
     width: found.width, height: found.height, regions: found.regions,
-    picture: found.picture, map: await readMap(found.picture.heat),
+    picture: found.picture, map: await readMap(found.picture.heat), warnings: found.warnings,
   };
 }
 
@@ -198,8 +209,10 @@ async function trueOutline(entry, size) {
   try {
     const outline = await traceMasks(masks, size);
     return { outline, maskSays: outline.length ? "defective" : "good" };
-  } catch {
-    return { outline: [], maskSays: null };  // a format that the browser cannot show
+  } catch (error) {
+    if (!(error instanceof MaskError)) throw error;
+    leaveOut(error.path, error.message);
+    return { outline: [], maskSays: null };
   }
 }
 

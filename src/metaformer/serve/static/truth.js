@@ -27,6 +27,14 @@ export function truthOf(entry, roots) {
   return { truth: entry.maskSays ?? null, kind: "" };
 }
 
+// Whether the folders of a photo say that it is defective, whatever else was dropped.
+export function isAmongDefects({ path }) {
+  const folders = path.split("/").slice(0, -1), test = folders.indexOf("test");
+  const kind = test < 0 ? undefined : folders[test + 1];
+  if (kind !== undefined && !GOOD_NAMES.includes(kind.toLowerCase())) return true;
+  return BAD_NAMES.includes(folders.at(-1)?.toLowerCase());
+}
+
 // "caught", "missed", "alarm", "passed"; null where the truth is not known.
 export function outcomeOf({ score, truth }, limit) {
   if (!truth) return null;
