@@ -344,6 +344,30 @@ def test_downloads_hold_what_the_page_shows(browser, address, detector, expected
         assert "cut-short.jpg" in page.locator(".unread").inner_text()
 
 
+def test_a_report_prints_the_regions_with_their_crops(browser, address, detector, photos, tmp_path):
+    """Paper cannot be clicked; afterwards what was closed is closed again."""
+    report = tmp_path / "report.html"
+    with opened(browser, address) as page:
+        score(page, [photos["new"][1], photos["new"][3]])
+        with page.expect_download() as download:
+            page.click("#report")
+        download.value.save_as(report)
+    with opened(browser, report.as_uri()) as page:
+        crops = page.locator(".card .crops img")
+        assert crops.count() >= 2 and not crops.last.is_visible()
+        page.locator(".card summary").first.click()
+        page.evaluate("() => dispatchEvent(new Event('beforeprint'))")
+        assert all(crop.is_visible() for crop in crops.all())
+        wait_until(lambda: crops.last.evaluate("(crop) => crop.complete && crop.naturalWidth > 0"))
+        page.evaluate("() => dispatchEvent(new Event('afterprint'))")
+        is_open = page.locator(".card details").evaluate_all("(all) => all.map((one) => one.open)")
+        assert is_open == [True, False]
+        page.evaluate("() => { window.print = () => { window.printed = true; }; }")
+        page.click("#print")
+        wait_until(lambda: page.evaluate("() => window.printed"))
+        assert crops.last.is_visible()
+
+
 # The review
 
 

@@ -101,7 +101,21 @@ function paintForPrint() {
   }
 }
 
+// Paper cannot be clicked: regions with their crops are shown, and closed again afterwards.
+const opened = new Set();
+function openForPrint() {
+  for (const card of cards) {
+    const details = card.querySelector("details:not([open])");
+    if (!details || card.hidden) continue;
+    for (const crop of details.querySelectorAll("img")) crop.loading = "eager";
+    details.open = true;
+    opened.add(details);
+  }
+}
+
 function afterPrint() {
+  for (const details of opened) details.open = false;
+  opened.clear();
   for (const card of cards) if (!maps.has(canvasOf(card))) release(canvasOf(card));
 }
 
@@ -246,9 +260,12 @@ if (byId("all")) {
 }
 byId("reset").addEventListener("click", () => { byId("cut").value = data.threshold; judge(); byId("cut").focus(); });
 byId("print").addEventListener("click", async () => {
-  await Promise.all(cards.map((card) => mapOf(card).decode().catch(() => {})));
+  openForPrint();
+  const pictures = cards.flatMap((card) => [mapOf(card), ...(card.hidden ? [] : card.querySelectorAll(".crops img"))]);
+  await Promise.all(pictures.map((picture) => picture.decode().catch(() => {})));
   window.print();
 });
+window.addEventListener("beforeprint", openForPrint);
 window.addEventListener("beforeprint", paintForPrint);
 window.addEventListener("afterprint", afterPrint);
 window.addEventListener("resize", soon);
