@@ -31,7 +31,8 @@ from metaformer.evaluation.samples import (
     load_mask,
     template_of,
 )
-from metaformer.evaluation.supports import Shots, all_supports, support_of, white_levels
+from metaformer.evaluation.supports import Shots as Shots
+from metaformer.evaluation.supports import all_supports, support_of, white_levels
 from metaformer.evaluation.threshold_metrics import flag, threshold_metrics
 from metaformer.io.atomic_files import write_text
 from metaformer.io.images import read_image, resize_map
