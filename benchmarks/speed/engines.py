@@ -31,7 +31,7 @@ from metaformer.detection.metaformer import Metaformer
 from metaformer.detection.presets import PRESETS
 from metaformer.evaluation.aggregate import machine
 from metaformer.evaluation.protocol import save_results
-from metaformer.export.backends import installed_engines, make_engine, test_image, with_engine
+from metaformer.export.backends import installed_engines, make_engine, probe_image, with_engine
 from metaformer.inference.allocator import keep_freed_memory
 from metaformer.io.atomic_files import write_text
 from metaformer.io.images import list_images, read_image
@@ -99,7 +99,7 @@ def time_engines(
     result: dict[str, Any] = {}
     engines = {name: make_engine(detector, name) for name in names}
     for batch in BATCHES:
-        x = test_image(detector).expand(batch, -1, -1, -1).contiguous()
+        x = probe_image(detector).expand(batch, -1, -1, -1).contiguous()
         tasks: Tasks = {name: partial(engine, x) for name, engine in engines.items()}
         result[f"networks, batch {batch}"] = rates(in_turns(tasks, rounds, clock), batch)
     detectors = {name: with_engine(detector, name) for name in names}

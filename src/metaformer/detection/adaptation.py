@@ -28,6 +28,8 @@ the model, and views of a 24-megapixel photo would take gigabytes."""
 PIXEL_FALSE_ALARM_RATE = 0.002
 """Share of normal pixels that may lie above the pixel threshold. Pixels are marked on images
 already found anomalous, so this sets how tight the outline is and not how often one is drawn."""
+TYPICAL_PIXELS = 1.15
+"""The pixel threshold of a lone image over its typical score: the mean of eight sets with four."""
 ALIGNED_MOVES = 0.1
 """How much less views move where parts stand in the same place."""
 
@@ -85,14 +87,14 @@ def adapt_to_support(
     # Another part differs from this one by more than a changed view of it does.
     views = views_of(preset, image, seed)
     maps = [preset.view_factor * done.adapted.anomaly_maps(view) for view in views]
-    if done.adapted.frame is not None:
-        done.adapted.frame.allow([done.adapted.frame_distance(view) for view in views])
     on_step(2, 2)
+    typical = done.adapted.typical_score
     calibration = calibrate(
         scores_of(done.adapted, maps),
         false_alarm_rate,
-        pixel_threshold=pixel_threshold_of(maps),
+        pixel_threshold=pixel_threshold_of(maps) if typical is None else TYPICAL_PIXELS * typical,
         from_views=True,
+        typical_score=typical,
     )
     return Calibrated(done.adapted, calibration, ())
 
@@ -100,7 +102,12 @@ def adapt_to_support(
 def calibrated(adapted: Adapted[P], left_out: Sequence[Tensor], rate: float) -> Calibrated:
     """With the threshold that left-out maps (M, h, w) of two or more support images give."""
     scores = scores_of(adapted, left_out)
-    calibration = calibrate(scores, rate, pixel_threshold=pixel_threshold_of(left_out))
+    calibration = calibrate(
+        scores,
+        rate,
+        pixel_threshold=pixel_threshold_of(left_out),
+        typical_score=adapted.typical_score,
+    )
     return Calibrated(adapted, calibration, judge_support(scores))
 
 

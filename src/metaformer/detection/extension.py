@@ -74,7 +74,12 @@ def extend(
     weight = len(earlier.scores) / len(scores)
     old_threshold = factor * earlier.calibration.pixel_threshold
     pixel_threshold = weight * old_threshold + (1 - weight) * pixel_threshold_of(maps)
-    calibration = calibrate(scores, false_alarm_rate, pixel_threshold=pixel_threshold)
+    calibration = calibrate(
+        scores,
+        false_alarm_rate,
+        pixel_threshold=pixel_threshold,
+        typical_score=adapted.typical_score,
+    )
     unscored = earlier.count - len(earlier.scores)  # a first image that was alone has no score
     judged = tuple(replace(s, index=s.index + unscored) for s in judge_support(scores))
     return Calibrated(adapted, calibration, judged), "estimated"

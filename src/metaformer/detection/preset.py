@@ -62,8 +62,10 @@ class Adapted(Protocol[P]):
         """(M, h, w) raw maps, blurred, 0 or more: the first scores the image, the last marks its
         pixels; M is 1 or 2. They depend on this image and the support alone."""
 
-    def frame_distance(self, image: P) -> float:
-        """How far an image as a whole is from the support (``FrameCheck``)."""
+    @property
+    def typical_score(self) -> float | None:
+        """Raw score of a good image of a typical product with as many support images; None if not
+        known for these settings."""
 
     def kept_support(self) -> list[P] | None:
         """The support as ``Preset.prepare`` gave it, to adapt anew; None if not all is kept."""

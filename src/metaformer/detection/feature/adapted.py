@@ -132,9 +132,9 @@ class AdaptedFeature(nn.Module):
     def anomaly_maps(self, image: FeatureImage) -> Tensor:
         return self.maps(image.features)[0]
 
-    @torch.inference_mode()
-    def frame_distance(self, image: FeatureImage) -> float:
-        return 0.0 if self.frame is None else float(self.frame.distance(image.features))
+    @property
+    def typical_score(self) -> float | None:
+        return self.config.typical_score(self.count)
 
     @torch.inference_mode()
     def left_out_distances(self, image: FeatureImage, index: int) -> dict[str, Tensor]:

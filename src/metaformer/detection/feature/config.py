@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,11 @@ AUTOENCODER = "autoencoder"
 """The backbone of the ``pixel`` preset: its autoencoder, fitted to the product."""
 TRAINED_ON = {SHIPPED: OF_BACKBONE, AUTOENCODER: OF_AUTOENCODER}
 """Backbones that a transformer was trained on."""
+
+TYPICAL_LOG, TYPICAL_OF_COUNT, TYPICAL_OF_SIDE, TYPICAL_SIDE = 2.755, 0.093, 0.25, 256
+"""Mean logarithm of the raw score of good images with one support image, how much it falls with the
+logarithm of their number, and rises with that of the resolution over ``TYPICAL_SIDE``. Mean of
+eight sets, or six (``docs/decisions/01-threshold.md``)."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,14 @@ class FeatureConfig:
     def strides(self) -> tuple[int, ...]:
         """Strides of the backbone that are read."""
         return self.levels if self.readings is None else self.readings.strides
+
+    def typical_score(self, count: int) -> float | None:
+        """Raw score of a good image of a typical product with ``count`` support images; None for
+        settings that it was not measured for."""
+        if self.backbone != SHIPPED or not self.corrects:
+            return None
+        finer = TYPICAL_OF_SIDE * math.log(self.resolution / TYPICAL_SIDE)
+        return math.exp(TYPICAL_LOG + finer - TYPICAL_OF_COUNT * math.log(count))
 
     def reach_cells(self, level: int) -> int:
         """``reach`` in cells of ``level``, at least one."""

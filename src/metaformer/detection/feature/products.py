@@ -97,10 +97,9 @@ class SeveralProducts(nn.Module):
         assert self.frame is not None
         return self.frame(maps, features)[0]
 
-    @torch.inference_mode()
-    def frame_distance(self, image: FeatureImage) -> float:
-        assert self.frame is not None
-        return float(self.frame.distance(image.features))
+    @property
+    def typical_score(self) -> None:
+        """Maps are in units of each product's own scores."""
 
     def kept_support(self) -> list[FeatureImage] | None:
         images: dict[int, FeatureImage] = {}

@@ -52,8 +52,9 @@ class AdaptedPixel:
     def anomaly_maps(self, image: Tensor) -> Tensor:
         return self.model.anomaly_maps(self.encode(image))
 
-    def frame_distance(self, image: Tensor) -> float:
-        return self.model.frame_distance(self.encode(image))
+    @property
+    def typical_score(self) -> float | None:
+        return self.model.typical_score
 
     def kept_support(self) -> None:
         """The autoencoder was fitted to the earlier images themselves, which are not kept."""

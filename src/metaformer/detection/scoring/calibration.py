@@ -10,8 +10,9 @@ with. What n such scores can promise is limited, and ``guarantee`` says so in wo
 * **Tail rule**: with fewer images no rank gives the asked rate. We then take the prediction bound
   of a Gaussian with unknown mean and variance, mean + t * s * sqrt(1 + 1/n), where s leans on what
   is typical of other products: two images say almost nothing of their own spread, and the plain
-  bound would then flag nothing at all. It holds if normal scores are about Gaussian and the
-  product is a typical one, which nothing here can check.
+  bound would then flag nothing at all. Where it is known what good images of other products score
+  (``typical_score``), the mean leans on that too, and the bound is taken of logarithms. It holds if
+  normal scores are about Gaussian and the product is a typical one, which nothing here can check.
 
 The out-of-sample scores come from detectors with slightly fewer images than the final one, and the
 images serve in each other's detectors, so both rules are approximate by that much; the error is
@@ -22,21 +23,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-RELATIVE_SPREAD = 0.02
-"""Least spread assumed between normal scores, as a share of their median: two photos of one part
-under one camera can score almost the same, and the next one will not."""
-
-TYPICAL_SPREAD = 0.15
-"""Standard deviation of normal out-of-sample scores as a share of their mean, typical of products
-(``docs/decisions/01-threshold.md``)."""
-TYPICAL_WEIGHT = 4
-"""How many degrees of freedom that typical spread counts for (scaled inverse chi-squared prior)."""
+from metaformer.detection.scoring.prediction_bounds import (
+    RELATIVE_SPREAD,
+    bound_by_own,
+    bound_by_typical,
+)
 
 MAP_ROWS = 64
 """Rows of a map that are calibrated at a time; bounds memory."""
@@ -61,10 +58,14 @@ class Calibration:
     pixel_threshold: float
     """Raw map value at or above which a pixel of an anomalous image is marked."""
     rule: Rule
+    typical_score: float | None = None
+    """What a good image of a typical product scores; None if not known."""
 
     @property
     def center(self) -> float:
-        """Median normal score: calibrated to 0.25."""
+        """Median normal score: calibrated to 0.25. Views of one image do not say it."""
+        if self.rule == "views" and self.typical_score is not None:
+            return self.typical_score
         return float(np.median(self.normal_scores))
 
     @property
@@ -161,10 +162,13 @@ class Calibration:
                 f"images to be spread as a bell curve. The best rate that {n} images can "
                 f"guarantee is {1 / (n + 1):.1%}."
             )
+        source = "shifted, turned, lightened and noisy views of it"
+        if self.typical_score is not None:
+            source = "what good images of other products score"
         return (
             f"One normal image shows nothing of how good parts differ. The threshold comes from "
-            f"shifted, turned, lightened and noisy views of it, and the false-alarm rate of "
-            f"{rate:.1%} is a guess. {needed} images give a guarantee."
+            f"{source}, and the false-alarm rate of {rate:.1%} is a guess. {needed} images give a "
+            f"guarantee."
         )
 
     def with_false_alarm_rate(self, rate: float) -> Calibration:
@@ -174,6 +178,7 @@ class Calibration:
             rate,
             pixel_threshold=self.pixel_threshold,
             from_views=self.rule == "views",
+            typical_score=self.typical_score,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -211,6 +216,7 @@ def calibrate(
     *,
     pixel_threshold: float,
     from_views: bool = False,
+    typical_score: float | None = None,
 ) -> Calibration:
     """Choose the threshold for ``false_alarm_rate`` from out-of-sample scores of normal images.
 
@@ -219,6 +225,7 @@ def calibrate(
         false_alarm_rate: share of normal images that may be flagged, in (0, 1).
         pixel_threshold: raw map value at which pixels are marked.
         from_views: the scores are of views of one image, so no rank rule applies.
+        typical_score: what a good image of a typical product scores; None if not known.
 
     Raises:
         ValueError: the rate is not accepted, there are fewer than two scores, or one is not
@@ -241,18 +248,18 @@ def calibrate(
         threshold = float(np.nextafter(scores[rank - 1], np.inf))
     else:
         rule = "views" if from_views else "tail"
-        # Views of one image say where normal scores lie, and nothing of how parts differ.
-        own = 0 if from_views else n - 1
-        mean, degrees = float(scores.mean()), TYPICAL_WEIGHT + own
-        typical = TYPICAL_SPREAD * max(abs(mean), 1e-6)
-        squares = TYPICAL_WEIGHT * typical**2 + own * float(scores.var(ddof=1))
-        spread = max(math.sqrt(squares / degrees), least_spread)
-        quantile = student_t_quantile(1 - false_alarm_rate, degrees)
-        threshold = mean + quantile * spread * math.sqrt(1 + 1 / n)
-        threshold = max(threshold, float(np.nextafter(scores[-1], np.inf)))
+        if typical_score is None:
+            threshold = bound_by_own(scores, false_alarm_rate, from_views)
+        else:
+            own_scores = scores[:0] if from_views else scores
+            threshold = bound_by_typical(own_scores, false_alarm_rate, typical_score)
+        if not (from_views and typical_score is not None):
+            threshold = max(threshold, float(np.nextafter(scores[-1], np.inf)))
+    found = Calibration(
+        tuple(scores.tolist()), false_alarm_rate, threshold, pixel_threshold, rule, typical_score
+    )
     # Scores are measured in units of this distance; it must not vanish when normals tie.
-    threshold = max(threshold, median + least_spread)
-    return Calibration(tuple(scores.tolist()), false_alarm_rate, threshold, pixel_threshold, rule)
+    return replace(found, threshold=max(threshold, found.center + least_spread))
 
 
 def soften(distance: Any, out: NDArray[np.float32] | None = None) -> Any:
@@ -265,14 +272,3 @@ def soften(distance: Any, out: NDArray[np.float32] | None = None) -> Any:
     half = np.multiply(distance, 0.5, out=out)
     half = np.divide(half, size, out=out)
     return np.add(half, 0.5, out=out)
-
-
-def student_t_quantile(probability: float, degrees: int) -> float:
-    """Quantile of Student's t distribution.
-
-    SciPy comes with scikit-learn. ``scipy.stats`` calls the same function and takes 0.7 s
-    more to import, so it is not asked.
-    """
-    from scipy.special import stdtrit
-
-    return float(stdtrit(degrees, probability))

@@ -180,11 +180,6 @@ class FrameCheck(nn.Module):
             return is_far
         return is_far | (self.lost_detail(statistics) > LOST_DETAIL)
 
-    def allow(self, distances: Sequence[float]) -> None:
-        """Widen the limit for frames as far away as these, which show the product: changed views of
-        a lone support image."""
-        self.limit = max(self.limit, MARGIN * max(distances))
-
     def set_levels(self, calibration: Calibration) -> None:
         """So that a refused frame is flagged at every false-alarm rate there is. They do not depend
         on the rate that ``calibration`` is made for."""
