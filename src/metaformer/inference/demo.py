@@ -90,7 +90,8 @@ def save_telling(output: Path, found: list[tuple[Path, Prediction]]) -> Iterator
     by_product: dict[str, list[tuple[Path, Prediction]]] = {}
     for image, prediction in found:
         by_product.setdefault(image.parent.parent.name, []).append((image, prediction))
-    told = [max(each, key=lambda pair: pair[1].score) for each in by_product.values()]
+    # Of equal scores the last: the most damaged wall.
+    told = [max(reversed(each), key=lambda pair: pair[1].score) for each in by_product.values()]
     told.append(min(found, key=lambda pair: pair[1].score))
     for i, (image, prediction) in enumerate(told, start=1):
         verdict = "defective" if prediction.is_anomalous else "normal"
