@@ -127,6 +127,7 @@ class Detector:
             mask=mask,
             regions=find_regions(mask, anomaly_map),
             path=path,
+            white_level=self.provenance["white_level"],
         )
 
     def score_pixels(self, pixels: NDArray[np.uint8]) -> tuple[float, NDArray[np.float32]]:

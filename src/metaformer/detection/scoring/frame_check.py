@@ -31,7 +31,7 @@ MARGIN = 1.25
 the others, and beyond the fixed limits."""
 ABOVE = 1.01
 """How many times the highest threshold a refused frame scores: no rounding lets it pass."""
-MARKED_RATE = 1e-3
+MARKED_RATE = 5e-3
 """What a refused frame's map marks is kept if it reaches the image threshold of this rate."""
 
 

@@ -63,6 +63,8 @@ class Prediction:
     read_pixels: Callable[[], NDArray[np.uint8]] | None = field(default=None, compare=False)
     """Reads the image again as (H, W, 3) uint8 RGB, for pictures; None if it was not kept. Of a
     file no pixels are held."""
+    white_level: int | None = field(default=None, compare=False)
+    """That 16-bit images are read with; None if not known."""
 
     def __repr__(self) -> str:
         from metaformer.detection.scoring.overlays import format_score, verdict
@@ -92,8 +94,8 @@ class Prediction:
         """Heat map, outlines of the defects and the verdict on the image, (H, W, 3) uint8 RGB.
 
         Args:
-            image: the image that was predicted on, read with the detector's white level if it was
-                given to ``Detector.predict``; read again from where it came from if None.
+            image: the image that was predicted on, read with the detector's white level; read again
+                from where it came from if None.
             opacity: of the heat map, in [0, 1].
             caption: write verdict and score into the top left corner.
 
@@ -105,9 +107,7 @@ class Prediction:
         from metaformer.io.images import read_image
 
         if image is not None:
-            # How it was read before; unknown where only pixels were given.
-            options = getattr(self.read_pixels, "keywords", {})
-            pixels = read_image(image, **options)
+            pixels = read_image(image, white_level=self.white_level)
         elif self.read_pixels is not None:
             pixels = self.read_pixels()
         else:
