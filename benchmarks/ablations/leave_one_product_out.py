@@ -168,12 +168,6 @@ def drawn_support(train: Sequence[Path], shots: int, seed: int) -> list[Path]:
     return [train[i] for i in drawn]
 
 
-def core_of(distances: dict[str, Tensor], image: FeatureImage, config: FeatureConfig) -> Tensor:
-    """(1, h, w) map before it is blurred."""
-    size = image.features[config.levels[0]].shape[2:]
-    return fuse(distances, config, (size[0], size[1]))
-
-
 def measure_tests(
     preset: FeaturePreset, tests: SampledTests, shots: int, supports: int
 ) -> dict[str, list[Row]]:
@@ -194,9 +188,7 @@ def measure_tests(
                     adapted.distances(describe(image.features, full.levels, full.cosine_share))
                     for image in tests.images
                 ]
-            maps = []
-            for image, distances in zip(tests.images, banks[key], strict=True):
-                maps.append(smooth(core_of(distances, image, config), config.sigma)[0])
+            maps = [smooth(fuse(found, config), config.sigma)[0] for found in banks[key]]
             rows.setdefault(name, []).append(tests.judge(maps, config.score_share))
     return rows
 

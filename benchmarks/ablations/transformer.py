@@ -44,7 +44,6 @@ from benchmarks.ablations.leave_one_product_out import (
     Results,
     Row,
     SampledTests,
-    core_of,
     drawn_support,
     means,
     save,
@@ -52,6 +51,7 @@ from benchmarks.ablations.leave_one_product_out import (
 )
 from metaformer.detection.adaptation import prepare
 from metaformer.detection.feature.adapted import AdaptedFeature, from_support
+from metaformer.detection.feature.comparison import fuse
 from metaformer.detection.feature.config import FeatureConfig
 from metaformer.detection.feature.feature_image import FeatureImage
 from metaformer.detection.feature.gap_correction import (
@@ -132,7 +132,7 @@ def measure_tests(
             image = read(test)
             described = describe(image.features, config.levels, config.cosine_share)
             of_bank = adapted.distances(described)
-            core = core_of(of_bank, image, config)
+            core = fuse(of_bank, config)
             maps.setdefault(OFF, []).append(smooth(core, config.sigma)[0])
             found = measure_to(
                 readings.stride_grids(image.features), view.patches, of_core(of_bank)

@@ -96,7 +96,6 @@ def steps_of(detector: Detector, path: Path) -> list[tuple[str, Callable[[], Any
     features = adapted.backbone(image)
     described = describe(features, config.levels, config.cosine_share)
     distances = adapted.distances(described)
-    size = (image.shape[2] // 8, image.shape[3] // 8)
     view = correction.view
     found = measure_to(OF_BACKBONE.stride_grids(features), view.patches, of_core(distances))
     readings, own = OF_BACKBONE.together(found, features)
@@ -108,7 +107,7 @@ def steps_of(detector: Detector, path: Path) -> list[tuple[str, Callable[[], Any
         ("backbone", lambda: adapted.backbone(image), [image, adapted.backbone]),
         ("descriptors", lambda: describe(features, config.levels, 0.2), [features]),
         ("distances", lambda: adapted.distances(described), [described, adapted.compare]),
-        ("fusion, blur", lambda: smooth(fuse(distances, config, size), 0.6), [distances]),
+        ("fusion, blur", lambda: smooth(fuse(distances, config), 0.6), [distances]),
         (
             "distances of the transformer",
             lambda: measure_to(

@@ -15,12 +15,11 @@ from metaformer.networks.gap_transformer import (
     BOUND_WHERE_SURE,
     GapTransformer,
     GapTransformerConfig,
-    SupportDescription,
     bounded,
     corrected,
-    describe_support,
     enlarged,
 )
+from metaformer.networks.support_description import SupportDescription, describe_support
 
 CHANNELS = {8: 12, 16: 20}
 CONFIG = GapTransformerConfig(CHANNELS, distances=3, width=32, heads=4, fine_width=16)

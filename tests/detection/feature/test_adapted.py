@@ -184,9 +184,9 @@ def test_a_map_rises_with_each_distance(share):
     generator = torch.Generator().manual_seed(0)
     names = [POOLED] * (share < 1) + ["8", "16"] * (share > 0)
     base = {name: torch.rand(1, 4, 4, generator=generator) + 0.1 for name in names}
-    before = fuse(base, config, (4, 4))
+    before = fuse(base, config)
     for name in names:
-        after = fuse({**base, name: 2 * base[name]}, config, (4, 4))
+        after = fuse({**base, name: 2 * base[name]}, config)
         assert (after > before).all()
 
 

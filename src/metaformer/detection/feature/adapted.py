@@ -111,8 +111,7 @@ class AdaptedFeature(nn.Module):
             view: what the transformer knows of the support; None for all that it knows.
         """
         config = self.config
-        size = features[config.levels[0]].shape[2:]
-        core = fuse(distances, config, (size[0], size[1]))  # (B, h, w)
+        core = fuse(distances, config)  # (B, h, w)
         scored = smooth(core, config.sigma)[:, None]
         if self.correction is None:
             return scored

@@ -44,9 +44,7 @@ class BankComparison(nn.Module):
         if without is not None:
             search = search_of(self.coreset.without(without), self.config)
         return {
-            name: search[name](to_rows(grid)).unflatten(
-                0, (grid.shape[0], grid.shape[2], grid.shape[3])
-            )
+            name: search[name](to_rows(grid)).reshape(grid.shape[0], *grid.shape[2:])
             for name, grid in descriptors.items()
         }
 
@@ -103,11 +101,13 @@ def stacked_grids(support: Sequence[FeatureImage], config: FeatureConfig) -> Des
     }
 
 
-def fuse(distances: dict[str, Tensor], config: FeatureConfig, size: tuple[int, int]) -> Tensor:
-    """Name -> (B, h, w) distances -> (B, *size) map: the weighted geometric mean of the
-    Euclidean and the cosine distance, which needs no common unit; times the difference of pixels
-    where it was measured."""
+def fuse(distances: dict[str, Tensor], config: FeatureConfig) -> Tensor:
+    """Name -> (B, h, w) distances -> (B, h, w) map on the finest grid: the weighted geometric mean
+    of the Euclidean and the cosine distance, which needs no common unit; times the difference of
+    pixels where it was measured."""
     share = config.cosine_share
+    finest = distances[POOLED if share < 1 else str(config.levels[0])]
+    size = (finest.shape[1], finest.shape[2])
     parts = []
     if share < 1:
         parts.append(distances[POOLED] ** (1 - share))

@@ -17,13 +17,8 @@ from metaformer.detection.feature.gap_distances import (
     some_patches,
 )
 from metaformer.networks.feature_maps import GAP, RESPONSE, Features
-from metaformer.networks.gap_transformer import (
-    GapTransformer,
-    GapTransformerConfig,
-    SupportDescription,
-    corrected,
-    describe_support,
-)
+from metaformer.networks.gap_transformer import GapTransformer, GapTransformerConfig, corrected
+from metaformer.networks.support_description import SupportDescription, describe_support
 from metaformer.networks.weight_files import load_weights, refuse_not_finite
 
 MOST_IMAGES = 16

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metaformer.detection.nearest_neighbors import as_columns, nearest_distance
 from metaformer.networks.feature_maps import GAP, Features
-from metaformer.networks.gap_transformer import FLOOR
+from metaformer.networks.support_description import FLOOR
 
 POOLED = "p"
 SCALE = {"p": 50.0, "e4": 20.0, "e8": 42.0, "e16": 60.0, "e32": 44.0}

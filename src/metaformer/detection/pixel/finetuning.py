@@ -122,9 +122,7 @@ class Finetuning:
         features = adapted.backbone(image)
         described = describe(features, config.levels, config.cosine_share)
         distances = adapted.distances(described, index if len(self.support) > 1 else None)
-        size = features[config.levels[0]].shape[2:]
-        core = fuse(distances, config, (size[0], size[1]))
-        return Query(features, distances, core, self.views.get(index))
+        return Query(features, distances, fuse(distances, config), self.views.get(index))
 
     def loss(self, drawn: Example) -> Tensor:
         """The defect is to be located, and to score above the image without it."""

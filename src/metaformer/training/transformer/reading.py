@@ -27,8 +27,8 @@ from metaformer.detection.pixel.config import PixelConfig
 from metaformer.detection.pixel.universal_weights import load_universal
 from metaformer.networks.efficientnet import load_backbone
 from metaformer.networks.feature_maps import RESPONSE
-from metaformer.networks.gap_transformer import SupportDescription, describe_support
 from metaformer.networks.instance_prior import load_prior
+from metaformer.networks.support_description import SupportDescription, describe_support
 from metaformer.training.episodes.episodes import Episode
 
 AT_ONCE = 2
