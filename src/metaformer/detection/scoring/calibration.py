@@ -156,10 +156,11 @@ class Calibration:
             )
         needed = math.ceil(1 / rate - 1)
         if self.rule == "tail":
+            near = "" if self.typical_score is None else ", near those of other products"
             return (
                 f"{n} normal images cannot guarantee a false-alarm rate of {rate:.1%} "
                 f"({needed} could). It is an estimate: the threshold takes the scores of normal "
-                f"images to be spread as a bell curve. The best rate that {n} images can "
+                f"images to be spread as a bell curve{near}. The best rate that {n} images can "
                 f"guarantee is {1 / (n + 1):.1%}."
             )
         source = "shifted, turned, lightened and noisy views of it"
