@@ -15,10 +15,10 @@ import metaformer.io.forking  # noqa: F401  # from now on forked workers can com
 if TYPE_CHECKING:
     from metaformer.detection.detector import Detector
     from metaformer.detection.detector_file import DetectorFileError
-    from metaformer.detection.given_images import PassedOverWarning, SkippedImageWarning
     from metaformer.detection.metaformer import Metaformer
     from metaformer.detection.scoring.prediction import Prediction, Region, to_records
-    from metaformer.detection.support_set import DuplicateSupportWarning, OddSupportWarning
+    from metaformer.detection.support.given_images import PassedOverWarning, SkippedImageWarning
+    from metaformer.detection.support.support_set import DuplicateSupportWarning, OddSupportWarning
     from metaformer.inference.allocator import keep_freed_memory
     from metaformer.io.images import WhiteLevelWarning
     from metaformer.io.pixels import ImageError
@@ -45,14 +45,14 @@ __all__ = [
 _MODULES = {
     "Detector": "metaformer.detection.detector",
     "DetectorFileError": "metaformer.detection.detector_file",
-    "DuplicateSupportWarning": "metaformer.detection.support_set",
+    "DuplicateSupportWarning": "metaformer.detection.support.support_set",
     "ImageError": "metaformer.io.pixels",
     "Metaformer": "metaformer.detection.metaformer",
-    "OddSupportWarning": "metaformer.detection.support_set",
-    "PassedOverWarning": "metaformer.detection.given_images",
+    "OddSupportWarning": "metaformer.detection.support.support_set",
+    "PassedOverWarning": "metaformer.detection.support.given_images",
     "Prediction": "metaformer.detection.scoring.prediction",
     "Region": "metaformer.detection.scoring.prediction",
-    "SkippedImageWarning": "metaformer.detection.given_images",
+    "SkippedImageWarning": "metaformer.detection.support.given_images",
     "WhiteLevelWarning": "metaformer.io.images",
     "keep_freed_memory": "metaformer.inference.allocator",
     "to_records": "metaformer.detection.scoring.prediction",

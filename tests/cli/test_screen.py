@@ -17,8 +17,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from metaformer.cli import app
-from metaformer.cli.arguments import name_of
-from metaformer.cli.screen import describe_seconds
+from metaformer.cli.shared.arguments import name_of
+from metaformer.cli.shared.screen import describe_seconds
 from metaformer.cli.watch import stopped_by_signals
 from tests.helpers import boards, trees
 from tests.helpers.terminal import run_in_terminal

@@ -17,7 +17,7 @@ from metaformer.detection.adaptation import (
 )
 from metaformer.detection.augmentation import VIEWS, perturbed_views
 from metaformer.detection.scoring.anomaly_map import image_score
-from metaformer.detection.support_set import MIN_IMAGES_TO_DOUBT, judge_support, make_folds
+from metaformer.detection.support.support_set import MIN_IMAGES_TO_DOUBT, judge_support, make_folds
 from metaformer.io.images import Image, shrink
 from tests.helpers import boards, trees
 

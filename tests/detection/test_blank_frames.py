@@ -18,7 +18,7 @@ from metaformer.detection.presets import PRESETS, PresetName
 from tests.helpers import boards
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::metaformer.detection.support_set.OddSupportWarning"
+    "ignore::metaformer.detection.support.support_set.OddSupportWarning"
 )
 
 Image = NDArray[np.uint8]

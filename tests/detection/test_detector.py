@@ -24,7 +24,7 @@ from metaformer.detection.metaformer import Metaformer
 from metaformer.detection.pixel.config import PixelConfig
 from metaformer.detection.pixel.preset import PixelPreset
 from metaformer.detection.scoring.prediction import Prediction
-from metaformer.detection.support_set import OddSupportWarning
+from metaformer.detection.support.support_set import OddSupportWarning
 from metaformer.io.images import ImageError, WhiteLevelWarning
 from tests.helpers import boards, trees
 

@@ -23,12 +23,12 @@ from metaformer.detection.pixel.adapted import AdaptedPixel
 from metaformer.detection.pixel.config import PixelConfig
 from metaformer.detection.pixel.preset import PixelPreset
 from metaformer.detection.scoring.anomaly_map import image_score
-from metaformer.detection.support_set import DuplicateSupportWarning, OddSupportWarning
+from metaformer.detection.support.support_set import DuplicateSupportWarning, OddSupportWarning
 from metaformer.io.images import ImageError
 from tests.helpers import boards
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::metaformer.detection.support_set.OddSupportWarning"
+    "ignore::metaformer.detection.support.support_set.OddSupportWarning"
 )
 """Boards vary more than they should; which of them stand out is not the point here."""
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from metaformer.cli.options import PartName
+from metaformer.cli.shared.options import PartName
 from metaformer.detection.adaptation import prepare
 from metaformer.detection.feature.config import ALIGNED, FeatureConfig
 from metaformer.detection.feature.preset import FeaturePreset

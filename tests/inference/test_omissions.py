@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metaformer.detection.given_images import PassedOverWarning
+from metaformer.detection.support.given_images import PassedOverWarning
 from metaformer.io.folders import list_images, list_omissions, walk
 from metaformer.io.images import ImageError, guess_white_level, pixels_of, read_image
 from metaformer.io.omissions import Omission

@@ -19,7 +19,7 @@ from metaformer.export.backends import engine_name
 from metaformer.inference.batch import write_map
 from metaformer.io import folders
 from metaformer.io.images import ImageError, WhiteLevelWarning
-from metaformer.serve.static_files import FOLDER
+from metaformer.serve.routes.static_files import FOLDER
 from metaformer.serve.store import computed_by
 from tests.helpers import boards, service, trees
 

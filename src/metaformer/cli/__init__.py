@@ -20,13 +20,13 @@ from metaformer.cli import (
     adapt,
     data,
     evaluate,
-    examples,
     export,
     predict,
     pretrain,
     serve,
     watch,
 )
+from metaformer.cli.shared import examples
 from metaformer.inference.allocator import keep_freed_memory
 
 app = typer.Typer(

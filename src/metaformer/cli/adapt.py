@@ -11,13 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
-from metaformer.cli.arguments import (
+from metaformer.cli.shared.arguments import (
     check_detector_argument,
     check_support_arguments,
     refuse_pipe,
     usual_detector,
 )
-from metaformer.cli.options import (
+from metaformer.cli.shared.options import (
     SOME_UNREADABLE,
     Aligned,
     AsJson,
@@ -41,7 +41,7 @@ from metaformer.cli.options import (
     clear_errors,
     progress_bar,
 )
-from metaformer.cli.screen import Ending, command_line, show_table, tell
+from metaformer.cli.shared.screen import Ending, command_line, show_table, tell
 
 NOT_WITH_ADD = {
     "preset",
@@ -119,9 +119,9 @@ def adapt(
                 f"{output}: a folder. Give a file, {output / 'product.metaformer'} for example."
             )
         from metaformer.detection.detector import Detector
-        from metaformer.detection.given_images import list_support, warn_about_omissions
         from metaformer.detection.metaformer import Metaformer
         from metaformer.detection.summary import products_in_words
+        from metaformer.detection.support.given_images import list_support, warn_about_omissions
         from metaformer.io.omissions import SKIPPED
         from metaformer.io.sources.shards import Sources
 

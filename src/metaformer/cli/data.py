@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from metaformer.cli import examples
-from metaformer.cli.options import Quiet, clear_errors
-from metaformer.cli.screen import Ending, command_line
+from metaformer.cli.shared import examples
+from metaformer.cli.shared.options import Quiet, clear_errors
+from metaformer.cli.shared.screen import Ending, command_line
 
 
 def set_names(incomplete: str) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from metaformer.cli.arguments import is_detector
-from metaformer.cli.options import (
+from metaformer.cli.shared.arguments import is_detector
+from metaformer.cli.shared.options import (
     AsJson,
     Backbone,
     BackboneWeights,
@@ -27,7 +27,7 @@ from metaformer.cli.options import (
     WhiteLevel,
     clear_errors,
 )
-from metaformer.cli.screen import Ending, command_line
+from metaformer.cli.shared.screen import Ending, command_line
 
 
 def evaluate(

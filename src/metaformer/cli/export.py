@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from metaformer.cli.arguments import check_detector_argument, usual_export
-from metaformer.cli.options import AsJson, Quiet, clear_errors, progress_bar
-from metaformer.cli.screen import Ending
+from metaformer.cli.shared.arguments import check_detector_argument, usual_export
+from metaformer.cli.shared.options import AsJson, Quiet, clear_errors, progress_bar
+from metaformer.cli.shared.screen import Ending
 
 
 class FormatName(StrEnum):

@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from metaformer.cli.arguments import (
+from metaformer.cli.shared.arguments import (
     check_arguments,
     check_detector_argument,
     note_sub_folders,
     usual_results,
 )
-from metaformer.cli.options import (
+from metaformer.cli.shared.options import (
     INTERRUPTED,
     RARE,
     SOME_UNREADABLE,
@@ -33,7 +33,7 @@ from metaformer.cli.options import (
     clear_errors,
     progress_bar,
 )
-from metaformer.cli.screen import Ending, command_line, flag
+from metaformer.cli.shared.screen import Ending, command_line, flag
 
 SHOWN = 10
 """Flagged images that are named on the screen, the highest scores."""

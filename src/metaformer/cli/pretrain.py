@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from metaformer.cli import examples
-from metaformer.cli.options import Device, Quiet, clear_errors
-from metaformer.cli.screen import Ending, command_line
+from metaformer.cli.shared import examples
+from metaformer.cli.shared.options import Device, Quiet, clear_errors
+from metaformer.cli.shared.screen import Ending, command_line
 
 app = typer.Typer(help="Train what is shipped with the package.", no_args_is_help=True)
 

@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from metaformer.cli.arguments import check_detector_argument
-from metaformer.cli.options import Quiet, clear_errors
-from metaformer.cli.screen import Ending, command_line, warn
+from metaformer.cli.shared.arguments import check_detector_argument
+from metaformer.cli.shared.options import Quiet, clear_errors
+from metaformer.cli.shared.screen import Ending, command_line, warn
 
 
 class ServeEngineOption(StrEnum):

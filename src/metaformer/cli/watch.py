@@ -13,15 +13,15 @@ from typing import Annotated, Any
 
 import typer
 
-from metaformer.cli.arguments import check_detector_argument, note_sub_folders
-from metaformer.cli.options import (
+from metaformer.cli.shared.arguments import check_detector_argument, note_sub_folders
+from metaformer.cli.shared.options import (
     INTERRUPTED,
     SOME_UNREADABLE,
     BackboneWeights,
     Quiet,
     clear_errors,
 )
-from metaformer.cli.screen import Ending, command_line, flag, tell, warn
+from metaformer.cli.shared.screen import Ending, command_line, flag, tell, warn
 
 
 class WatchEngineOption(StrEnum):

@@ -19,7 +19,7 @@ from metaformer.detection.preprocessing import to_tensor
 from metaformer.detection.preset import Adapted, OnStep, P, Preset
 from metaformer.detection.scoring.anomaly_map import image_score
 from metaformer.detection.scoring.calibration import Calibration, calibrate, check_rate
-from metaformer.detection.support_set import SupportScore, judge_support
+from metaformer.detection.support.support_set import SupportScore, judge_support
 from metaformer.io.images import Image, shrink
 
 VIEW_DETAIL = 4

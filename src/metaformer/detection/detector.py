@@ -20,13 +20,6 @@ from metaformer.detection.detector_file import (
     write_detector_file,
 )
 from metaformer.detection.extension import Earlier, extend
-from metaformer.detection.given_images import (
-    ImageSource,
-    SkippedImageWarning,
-    SupportImages,
-    named_sources,
-    support_sources,
-)
 from metaformer.detection.preset import Adapted, EarlierVersionError, Preset
 from metaformer.detection.presets import restore_preset
 from metaformer.detection.scoring.anomaly_map import image_score, to_image_size
@@ -34,14 +27,21 @@ from metaformer.detection.scoring.calibration import Calibration, check_rate, gu
 from metaformer.detection.scoring.prediction import Prediction
 from metaformer.detection.scoring.regions import find_regions
 from metaformer.detection.summary import summary_html
-from metaformer.detection.support_set import (
+from metaformer.detection.support.given_images import (
+    ImageSource,
+    SkippedImageWarning,
+    SupportImages,
+    named_sources,
+    support_sources,
+)
+from metaformer.detection.support.support_set import (
     SupportRecord,
     choose_white_level,
     describe_source,
     warn_about_odd,
     when_and_with_what,
 )
-from metaformer.detection.support_thumbnails import (
+from metaformer.detection.support.support_thumbnails import (
     GoodExample,
     nearest,
     take_from,

@@ -27,7 +27,7 @@ from metaformer.detection.adaptation import (
 )
 from metaformer.detection.preset import Adapted, How, Preset
 from metaformer.detection.scoring.calibration import Calibration, calibrate
-from metaformer.detection.support_set import judge_support
+from metaformer.detection.support.support_set import judge_support
 
 
 @dataclass(frozen=True)

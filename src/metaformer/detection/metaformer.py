@@ -17,11 +17,6 @@ from metaformer.detection.adaptation import adapt_to_support
 from metaformer.detection.detector import Detector
 from metaformer.detection.feature.config import SHIPPED
 from metaformer.detection.feature.preset import FeaturePreset
-from metaformer.detection.given_images import (
-    ImageSource,
-    SupportImages,
-    support_sources,
-)
 from metaformer.detection.pixel.config import Mode
 from metaformer.detection.preset import Preset
 from metaformer.detection.presets import (
@@ -30,7 +25,12 @@ from metaformer.detection.presets import (
     make_preset,
 )
 from metaformer.detection.scoring.calibration import check_rate
-from metaformer.detection.support_set import (
+from metaformer.detection.support.given_images import (
+    ImageSource,
+    SupportImages,
+    support_sources,
+)
+from metaformer.detection.support.support_set import (
     SupportRecord,
     choose_white_level,
     describe_source,

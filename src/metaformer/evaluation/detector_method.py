@@ -16,7 +16,7 @@ from metaformer.detection.feature.config import SHIPPED
 from metaformer.detection.metaformer import Metaformer
 from metaformer.detection.pixel.config import Mode
 from metaformer.detection.presets import PresetName
-from metaformer.detection.support_set import OddSupportWarning
+from metaformer.detection.support.support_set import OddSupportWarning
 from metaformer.io.workers import ordered_map
 
 Image = NDArray[np.uint8]

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from metaformer.io.atomic_files import NotAFileError, open_file
-from metaformer.io.decoding import (
+from metaformer.io.file_kinds import IMAGE_SUFFIXES
+from metaformer.io.folders import list_images
+from metaformer.io.formats.decoding import (
     BIT_DEPTH_WITHIN,
     check_size,
     count_pixels,
@@ -27,8 +29,6 @@ from metaformer.io.decoding import (
     load,
     may_hold_16_bits,
 )
-from metaformer.io.file_kinds import IMAGE_SUFFIXES
-from metaformer.io.folders import list_images
 from metaformer.io.omissions import MISSING, NO_PERMISSION, NOT_A_FILE
 from metaformer.io.pixels import (
     ImageError,

@@ -21,13 +21,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import metaformer
 from metaformer.detection.detector_file import DetectorFileError
 from metaformer.io.extras import need
-from metaformer.serve import api_docs, review_routes, routes, static_files
 from metaformer.serve.http.limits import Gate, Limits
 from metaformer.serve.http.openapi import fit_document
 from metaformer.serve.http.security import ANSWER_POLICY, refusal
 from metaformer.serve.jobs import Adaptations
 from metaformer.serve.marks import MarksFileError, MarksFullError, MarkStore
 from metaformer.serve.metrics import Metrics
+from metaformer.serve.routes import api_docs, detector_routes, review_routes, static_files
 from metaformer.serve.scoring import ClientGone, Workers
 from metaformer.serve.service import Service
 from metaformer.serve.store import (
@@ -112,7 +112,7 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.service = service
-    app.include_router(routes.router)
+    app.include_router(detector_routes.router)
     app.include_router(review_routes.router)
     app.include_router(api_docs.router)
     app.include_router(static_files.router)
@@ -152,7 +152,7 @@ def add_error_answers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return answer(422, routes.describe_errors(error.errors()))
+        return answer(422, detector_routes.describe_errors(error.errors()))
 
     @app.exception_handler(NoSuchDetectorError)
     async def missing(request: Request, error: NoSuchDetectorError) -> Response:

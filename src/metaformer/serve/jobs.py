@@ -15,7 +15,7 @@ from typing import Any
 
 from metaformer.detection.detector import Detector
 from metaformer.detection.metaformer import Metaformer
-from metaformer.detection.support_set import SupportRecord
+from metaformer.detection.support.support_set import SupportRecord
 from metaformer.io.images import ImageError, read_image
 from metaformer.serve.http.limits import Limits
 from metaformer.serve.http.schemas import AdaptRequest, DetectorSummary, Job

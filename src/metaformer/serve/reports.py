@@ -12,7 +12,7 @@ from pathlib import Path
 from metaformer.data.datasets.category import Sample
 from metaformer.detection.detector import Detector
 from metaformer.detection.scoring.prediction import Region
-from metaformer.detection.support_thumbnails import GoodExample
+from metaformer.detection.support.support_thumbnails import GoodExample
 from metaformer.inference.report.html import ReportBuilder
 from metaformer.inference.report.settings import report_settings
 from metaformer.inference.report.thumbnails import LISTED_REGIONS, Picture

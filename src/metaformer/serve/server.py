@@ -16,7 +16,7 @@ import torch
 import uvicorn
 from uvicorn.config import LOGGING_CONFIG
 
-from metaformer.detection.support_set import DuplicateSupportWarning, OddSupportWarning
+from metaformer.detection.support.support_set import DuplicateSupportWarning, OddSupportWarning
 from metaformer.serve.app import create_app
 from metaformer.serve.http.limits import Limits
 from metaformer.serve.http.security import LOOPBACK, is_loopback

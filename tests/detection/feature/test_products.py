@@ -19,7 +19,7 @@ from tests.helpers import boards
 RESOLUTION = 128
 COUNT = 4
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::metaformer.detection.support_set.OddSupportWarning"
+    "ignore::metaformer.detection.support.support_set.OddSupportWarning"
 )
 
 

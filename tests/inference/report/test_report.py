@@ -21,7 +21,7 @@ from metaformer.data.datasets.category import Sample
 from metaformer.detection.scoring.overlays import heat_colours
 from metaformer.detection.scoring.prediction import Prediction
 from metaformer.detection.scoring.regions import find_regions
-from metaformer.detection.support_thumbnails import GoodExample, make_thumbnail
+from metaformer.detection.support.support_thumbnails import GoodExample, make_thumbnail
 from metaformer.inference.report.histogram import BINS, PLOT_HEIGHT, draw_histogram
 from metaformer.inference.report.html import ReportBuilder
 from metaformer.inference.report.thumbnails import (

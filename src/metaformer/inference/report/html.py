@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from metaformer.data.datasets.category import Sample
 from metaformer.detection.scoring.prediction import Prediction
-from metaformer.detection.support_thumbnails import GoodExample
+from metaformer.detection.support.support_thumbnails import GoodExample
 from metaformer.evaluation.samples import load_mask
 from metaformer.inference.report.page import THRESHOLD, Line, PageContent, as_text, render_page
 from metaformer.inference.report.thumbnails import Picture, make_picture

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from metaformer.detection.scoring.overlays import map_levels
 from metaformer.detection.scoring.prediction import Prediction, Region
-from metaformer.detection.support_thumbnails import GoodExample
+from metaformer.detection.support.support_thumbnails import GoodExample
 from metaformer.io.encoding import encode_levels, encode_photo
 from metaformer.io.images import resize_image
 

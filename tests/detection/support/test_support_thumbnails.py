@@ -5,8 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from metaformer.detection import support_thumbnails
 from metaformer.detection.detector import Detector
+from metaformer.detection.support import support_thumbnails
 from tests.helpers import boards
 
 PLACES = ["00041005", "00041025", "77000005", "77000015"]
@@ -44,5 +44,5 @@ def test_a_file_of_an_earlier_version_has_none():
 def test_large_images_become_small_and_only_the_first_are_kept(monkeypatch):
     jpeg = support_thumbnails.make_thumbnail(np.zeros((100, 640, 3), np.uint8))
     assert cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).shape == (25, 160, 3)
-    monkeypatch.setattr("metaformer.detection.support_set.MOST_THUMBNAILS", 2)
+    monkeypatch.setattr("metaformer.detection.support.support_set.MOST_THUMBNAILS", 2)
     assert len(boards.universal().adapt([boards.good(i) for i in range(3)]).thumbnails) == 2

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from metaformer.cli.screen import fail, warn
+from metaformer.cli.shared.screen import fail, warn
 
 SOME_UNREADABLE = 3
 INTERRUPTED = 130

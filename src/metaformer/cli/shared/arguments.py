@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import typer
 
-from metaformer.cli.screen import command_line
+from metaformer.cli.shared.screen import command_line
 from metaformer.io.atomic_files import open_file
 from metaformer.io.omissions import not_a_file
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, HTTPException
 from fastapi.responses import Response
 
 from metaformer.serve.http.security import DOCS_POLICY
-from metaformer.serve.static_files import page_file
+from metaformer.serve.routes.static_files import page_file
 
 FILES = {
     "swagger-ui-bundle.js": "text/javascript",

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from metaformer.inference.report.page import read_template
 from metaformer.serve.http.security import PAGE_POLICY
 
-FOLDER = Path(__file__).parent / "static"
+FOLDER = Path(__file__).parents[1] / "static"
 KINDS = {
     ".html": "text/html",
     ".js": "text/javascript",

@@ -24,7 +24,7 @@ from metaformer.serve.http.security import REPORT_POLICY
 from metaformer.serve.http.uploads import receive_form, receive_json
 from metaformer.serve.jobs import Addition
 from metaformer.serve.reports import PictureError, make_report
-from metaformer.serve.routes import (
+from metaformer.serve.routes.detector_routes import (
     BODY_ERRORS,
     UPLOAD_ERRORS,
     DetectorId,

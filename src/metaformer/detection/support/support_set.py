@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metaformer.detection.given_images import ImageSource
-from metaformer.detection.support_thumbnails import MOST as MOST_THUMBNAILS
-from metaformer.detection.support_thumbnails import make_thumbnail
+from metaformer.detection.support.given_images import ImageSource
+from metaformer.detection.support.support_thumbnails import MOST as MOST_THUMBNAILS
+from metaformer.detection.support.support_thumbnails import make_thumbnail
 from metaformer.io.images import guess_white_level
 from metaformer.io.pixels import check_white_level
 from metaformer.io.sources.items import NamedBytes

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from metaformer import Detector
-from metaformer.detection.support_set import (
+from metaformer.detection.support.support_set import (
     DuplicateSupportWarning,
     Signatures,
     SupportRecord,
@@ -24,7 +24,7 @@ from metaformer.io.images import list_images, read_image
 from tests.helpers import boards
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::metaformer.detection.support_set.OddSupportWarning"
+    "ignore::metaformer.detection.support.support_set.OddSupportWarning"
 )
 
 Image = NDArray[np.uint8]

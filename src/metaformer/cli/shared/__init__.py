@@ -1,0 +1,1 @@
+"""What the commands share: arguments, options, examples of use, and how they speak."""
