@@ -63,6 +63,10 @@ class Adapted(Protocol[P]):
         pixels; M is 1 or 2. They depend on this image and the support alone."""
 
     @property
+    def products(self) -> int:
+        """How many products have a model of their own. A traced graph computes the maps of each."""
+
+    @property
     def typical_score(self) -> float | None:
         """Raw score of a good image of a typical product with as many support images; None if not
         known for these settings."""

@@ -127,8 +127,11 @@ def pays_off(sources: Sources) -> bool:
 
 
 def usual_engine(detector: Detector) -> Engine:
-    """ONNX Runtime, or PyTorch where that does not give PyTorch's results."""
+    """ONNX Runtime, or PyTorch where that does not give PyTorch's results, or is faster: of several
+    products it computes the map of one."""
     pytorch = torch_engine(detector)
+    if detector.adapted.products > 1:
+        return pytorch
     try:
         engine = make_engine(detector, "onnxruntime")
         check_engine(detector, engine, pytorch(probe_image(detector))[0])

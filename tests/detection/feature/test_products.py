@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from metaformer import Detector, Metaformer
 from metaformer.detection.adaptation import prepare
 from metaformer.detection.feature.products import SeveralProducts, product_groups
-from metaformer.export.backends import make_engine
+from metaformer.export.backends import engine_name, make_engine, with_engine
 from tests.detection.test_blank_frames import board, flange, uniform
 from tests.helpers import boards
 
@@ -110,6 +110,10 @@ def test_another_engine_reads_each_image_by_its_product():
         expected = detector.adapted.as_module()(images)
     found = make_engine(detector, "onnxruntime")(images)
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_pytorch_computes_them_unless_told_otherwise():
+    assert engine_name(with_engine(of_both(), "auto")) == "torch"
 
 
 def test_more_images_are_as_if_all_had_been_there():

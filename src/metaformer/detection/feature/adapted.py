@@ -132,6 +132,10 @@ class AdaptedFeature(nn.Module):
         return self.maps(image.features)[0]
 
     @property
+    def products(self) -> int:
+        return 1
+
+    @property
     def typical_score(self) -> float | None:
         return self.config.typical_score(self.count)
 

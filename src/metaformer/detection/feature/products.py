@@ -98,6 +98,10 @@ class SeveralProducts(nn.Module):
         return self.frame(maps, features)[0]
 
     @property
+    def products(self) -> int:
+        return len(self.parts)
+
+    @property
     def typical_score(self) -> None:
         """Maps are in units of each product's own scores."""
 

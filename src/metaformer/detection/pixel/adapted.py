@@ -53,6 +53,10 @@ class AdaptedPixel:
         return self.model.anomaly_maps(self.encode(image))
 
     @property
+    def products(self) -> int:
+        return 1
+
+    @property
     def typical_score(self) -> float | None:
         return self.model.typical_score
 
