@@ -32,7 +32,9 @@ the others, and beyond the fixed limits."""
 ABOVE = 1.01
 """How many times the highest threshold a refused frame scores: no rounding lets it pass."""
 MARKED_RATE = 5e-3
-"""What a refused frame's map marks is kept if it reaches the image threshold of this rate."""
+"""A refused frame's map that marks pixels reaches at least the image threshold of this rate."""
+EPS = 1e-6
+"""Added to that map: where it is zero everywhere, all of it is marked."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class FrameCheck(nn.Module):
         self.level = 0.0
         """Raw score that a refused frame has at least."""
         self.marked_level = 0.0
-        """A map that marks pixels is raised where it does not reach this anywhere."""
+        """A map that marks pixels is enlarged where it does not reach this anywhere."""
         self.limit = 1.0
         if self.count > 1:
             between = self.distances(references).fill_diagonal_(torch.inf)
@@ -191,15 +193,15 @@ class FrameCheck(nn.Module):
 
     def forward(self, maps: Tensor, features: Mapping[int, Tensor]) -> Tensor:
         """(B, M, h, w) maps, the first of a refused frame raised to ``level`` everywhere: it scores
-        the image. The last, which marks pixels, is raised where it would mark nothing: a refused
-        frame can show a large defect, too."""
+        the image. The last, which marks pixels, is enlarged until its highest value marks some: a
+        refused frame can show a large defect, too."""
         is_refused = self.refuses(features)  # (B,)
         raised = (self.level * is_refused.to(maps.dtype))[:, None, None, None]
         scored = torch.maximum(maps[:, :1], raised)
-        marked = maps[:, 1:]  # none where one map does both
-        is_unmarked = marked.amax((2, 3), keepdim=True) < self.marked_level
-        marked = torch.maximum(marked, raised * is_unmarked.to(maps.dtype))
-        return torch.cat([scored, marked], dim=1)
+        marked = maps[:, 1:] + EPS  # none where one map does both
+        factor = (self.marked_level / marked.amax((2, 3), keepdim=True)).clamp_min(1)
+        enlarged = torch.where(is_refused[:, None, None, None], factor * marked, maps[:, 1:])
+        return torch.cat([scored, enlarged], dim=1)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and settings for a detector file."""
