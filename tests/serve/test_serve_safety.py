@@ -13,10 +13,11 @@ from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metaformer.serve import jobs, scoring, static_files
+from metaformer.serve import jobs, scoring
 from metaformer.serve.http.limits import Gate, Limits
 from metaformer.serve.http.security import is_loopback
 from metaformer.serve.http.uploads import shown
+from metaformer.serve.routes import static_files
 from tests.helpers import boards, service
 
 SMALL = Limits(
