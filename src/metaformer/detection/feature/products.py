@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from metaformer.detection.feature.adapted import AdaptedFeature, Backbone
-from metaformer.detection.feature.config import FeatureConfig
+from metaformer.detection.feature.config import SHIPPED, FeatureConfig
 from metaformer.detection.feature.feature_image import FeatureImage, statistics_of
 from metaformer.detection.feature.state import image_count, restore, under
 from metaformer.detection.preset import Adaptation, Extension, OnStep
@@ -231,7 +231,8 @@ def product_groups(support: Sequence[FeatureImage], config: FeatureConfig) -> li
     """Indices of the images of each product; one group where they cannot be told apart."""
     count = len(support)
     one = [list(range(count))]
-    if count < 2 * LEAST_IMAGES or config.aligned:
+    # How far apart products are is known for the shipped backbone alone.
+    if count < 2 * LEAST_IMAGES or config.aligned or config.backbone != SHIPPED:
         return one
     statistics = [statistics_of(image, config) for image in support]
     drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:MOST_COMPARED]
