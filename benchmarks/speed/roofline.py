@@ -39,6 +39,7 @@ from metaformer.evaluation.aggregate import machine
 from metaformer.export.backends import ENGINES, make_engine
 from metaformer.io.atomic_files import write_text
 from metaformer.io.images import read_image
+from metaformer.networks.feature_maps import with_detail
 
 ROUNDS = 15
 
@@ -93,7 +94,7 @@ def steps_of(detector: Detector, path: Path) -> list[tuple[str, Callable[[], Any
     assert correction is not None and frame is not None
     pixels = read_image(path)
     image = at_working_size(detector.model, pixels)
-    features = adapted.backbone(image)
+    features = with_detail(adapted.backbone(image), image)
     described = describe(features, config.levels, config.cosine_share)
     distances = adapted.distances(described)
     view = correction.view
