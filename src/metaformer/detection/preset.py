@@ -52,8 +52,10 @@ class PresetConfig(Protocol):
 class Adapted(Protocol[P]):
     """A preset adapted to one product."""
 
-    frame: FrameCheck | None
-    """Refuses frames that do not show the product; part of ``anomaly_maps`` and ``as_module``."""
+    @property
+    def frame(self) -> FrameCheck | None:
+        """Refuses frames that do not show the product; part of ``anomaly_maps`` and
+        ``as_module``."""
 
     @property
     def config(self) -> PresetConfig: ...

@@ -48,8 +48,8 @@ HALF_FROM = 1_000
 """Features of a support of more images are kept in float16 while it is adapted to: 4,000 images
 would take more than 2 GB."""
 MANY_PRODUCTS = 10
-"""Of a support of so many times ``mirrored_images`` at most the images themselves are kept while it
-is adapted to: each may be of a product of few images, whose mirror images are wanted."""
+"""In a support of up to this many times ``mirrored_images`` the images are kept in memory during
+adaptation: they are mirrored if their product turns out to have few images."""
 KEPT_OF_MIRRORED = 3
 """One in so many patches of each of the three mirror images is kept: together as many as the image
 itself has."""

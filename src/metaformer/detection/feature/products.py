@@ -19,17 +19,17 @@ from metaformer.detection.feature.state import image_count, restore, under
 from metaformer.detection.preset import Adaptation, Extension, OnStep
 from metaformer.detection.scoring.anomaly_map import image_score
 from metaformer.detection.scoring.frame_check import (
-    MOST_REFERENCES,
     FrameCheck,
     Statistics,
+    drawn_references,
     joined,
 )
 from metaformer.networks.feature_maps import Features, with_detail
 
 LINKED = 0.7
 """Images at most so far apart show one product, and so do those linked by others between them; 1 is
-the limit of the frame check. No support of 6 to 40 images of one of eight products is taken apart,
-and of 300 mixtures of two to four of them 252 are, rightly and in full."""
+the limit of the frame check. On eight sets this splits no support of 6 to 40 images of one product,
+and separates all products in 252 of 300 mixtures of two to four."""
 LEAST_IMAGES = 3
 """Fewer images are no product: they may be odd ones of another."""
 MOST_COMPARED = 256
@@ -66,10 +66,10 @@ class SeveralProducts(nn.Module):
         self.config = config
         self.backbone = backbone
         self.parts = list(parts)
-        self.registered = nn.ModuleList(parts)
+        self.registered = nn.ModuleList(parts)  # ``eval`` and the exporter find them here
         self.members = [list(of_part) for of_part in members]
         self.units = list(units)
-        self.frame: FrameCheck | None = frame
+        self.frame = frame
         self.owners = torch.tensor(owners)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -78,12 +78,10 @@ class SeveralProducts(nn.Module):
         maps = self.maps_of_part(0, features)
         for number in range(1, len(self.parts)):  # a traced graph has no branches: all are computed
             maps = torch.where(product == number, self.maps_of_part(number, features), maps)
-        assert self.frame is not None
         return self.frame(maps, features)
 
     def product_of(self, features: Mapping[int, Tensor]) -> Tensor:
         """(B,) number of the product that each image shows."""
-        assert self.frame is not None
         distances = self.frame.distances(self.frame.statistics(features))  # (B, K)
         return self.owners[distances.argmin(1)]
 
@@ -94,7 +92,6 @@ class SeveralProducts(nn.Module):
     def anomaly_maps(self, image: FeatureImage) -> Tensor:
         features = image.features
         maps = self.maps_of_part(int(self.product_of(features)), features)
-        assert self.frame is not None
         return self.frame(maps, features)[0]
 
     @property
@@ -115,7 +112,7 @@ class SeveralProducts(nn.Module):
         return [images[i] for i in sorted(images)]
 
     def extend(self, new: Sequence[FeatureImage], *, seed: int) -> Extension[FeatureImage]:
-        """Each image goes to the product that it is most like; there is none for a new one."""
+        """Adds each image to the product that it is most like; makes no new product."""
         count = sum(map(len, self.members))
         products = [int(self.product_of(image.features)) for image in new]
         parts: list[AdaptedFeature] = []
@@ -133,7 +130,6 @@ class SeveralProducts(nn.Module):
             parts.append(done.adapted)
             maps = done.left_out[-len(added) :]
             left_out |= {i: m / self.units[number] for i, m in zip(added, maps, strict=True)}
-        assert self.frame is not None
         frame, owners = frame_of(
             [*self.frame.each(), *(statistics_of(image, self.config) for image in new)],
             [*self.owners.tolist(), *products],
@@ -148,7 +144,6 @@ class SeveralProducts(nn.Module):
         return self
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        assert self.frame is not None
         tensors, frame = self.frame.state()
         settings: dict[str, Any] = {"products": [], "frame": frame}
         for number, part in enumerate(self.parts):
@@ -249,7 +244,6 @@ def frame_of(
     statistics: Sequence[Statistics], products: Sequence[int], config: FeatureConfig
 ) -> tuple[FrameCheck, list[int]]:
     """A frame check by some of the images, and the product of each of its references."""
-    drawn = torch.randperm(len(statistics), generator=torch.Generator().manual_seed(0))
-    kept = drawn[:MOST_REFERENCES].sort().values.tolist()
+    kept = drawn_references(len(statistics))
     check = FrameCheck(joined([statistics[i] for i in kept]), config.frame_rule)
     return check, [products[i] for i in kept]

@@ -63,7 +63,7 @@ class Calibration:
 
     @property
     def center(self) -> float:
-        """Median normal score: calibrated to 0.25. Views of one image do not say it."""
+        """Median normal score, calibrated to 0.25; of one image the typical score, if known."""
         if self.rule == "views" and self.typical_score is not None:
             return self.typical_score
         return float(np.median(self.normal_scores))

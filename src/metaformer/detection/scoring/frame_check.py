@@ -97,6 +97,13 @@ def joined(images: Sequence[Statistics]) -> Statistics:
     }
 
 
+def drawn_references(count: int) -> list[int]:
+    """Indices of the support images that are compared with: all, or ``MOST_REFERENCES`` at
+    random."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    return [int(i) for i in order[:MOST_REFERENCES].sort().values]
+
+
 class FrameCheck(nn.Module):
     """Raises the anomaly map where a frame does not show the product.
 
@@ -120,11 +127,7 @@ class FrameCheck(nn.Module):
     @classmethod
     def of(cls, support: Sequence[Statistics], rule: FrameRule) -> FrameCheck:
         """From the statistics of each support image, a batch of one each."""
-        if len(support) > MOST_REFERENCES:
-            generator = torch.Generator().manual_seed(0)
-            kept = torch.randperm(len(support), generator=generator)[:MOST_REFERENCES]
-            support = [support[i] for i in kept.sort().values.tolist()]
-        return cls(joined(support), rule)
+        return cls(joined([support[i] for i in drawn_references(len(support))]), rule)
 
     def extended(self, support: Sequence[Statistics]) -> FrameCheck:
         """With the statistics of more support images."""
@@ -166,10 +169,6 @@ class FrameCheck(nn.Module):
         found, known = statistics[DETAIL][0], self.references[DETAIL][0]  # (B, 5, 1), (K, 5, 1)
         pairs = (1 - found[:, None] / known[None]).flatten(0, 1).amax((1, 2))
         return pairs.unflatten(0, (-1, len(known))).amin(1)
-
-    def distance(self, features: Mapping[int, Tensor]) -> Tensor:
-        """(B,) distance to the nearest support image."""
-        return self.distances(self.statistics(features)).amin(1)
 
     def statistics(self, features: Mapping[int, Tensor]) -> Statistics:
         return frame_statistics(features, tuple(self.references), self.rule)

@@ -18,7 +18,8 @@ TYPICAL_WEIGHT = 4
 """How many degrees of freedom that typical spread counts for (scaled inverse chi-squared prior)."""
 
 LOG_SPREAD = 0.13
-"""The same of the logarithm of scores, where a typical score is known."""
+"""Typical standard deviation of the logarithm of one product's normal scores; counts for as many
+degrees of freedom."""
 BETWEEN_PRODUCTS = 0.12
 """Standard deviation of the logarithm of a product's mean score about the typical one, as the bound
 allows for it."""
