@@ -77,6 +77,7 @@ MIRRORED = FeatureConfig(
     transformer=False,
     mirrored_images=10,
     coreset_size=4_096,
+    cosine_rows=4_096,
     principal_directions=0,
 )
 CANDIDATES: dict[str, FeatureConfig] = {
@@ -87,7 +88,7 @@ CANDIDATES: dict[str, FeatureConfig] = {
     "mirrored": replace(MIRRORED, cosine_share=0.0),
     "cosine 0.2, mirrored": MIRRORED,
     "cosine 0.2, mirrored, 2,048 patches, 64 directions": replace(
-        MIRRORED, coreset_size=2_048, principal_directions=64
+        MIRRORED, coreset_size=2_048, cosine_rows=2_048, principal_directions=64
     ),
     "cosine 0.2, mirrored, top 1 %": replace(MIRRORED, score_share=0.01),
     "cosine 0.2, mirrored, blur 1": replace(MIRRORED, sigma=1.0),

@@ -12,6 +12,7 @@ import argparse
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from metaformer.detection.feature.preset import FeaturePreset
 from metaformer.detection.metaformer import Metaformer
 from metaformer.detection.pixel.config import PixelConfig
 from metaformer.detection.pixel.preset import PixelPreset
+from metaformer.detection.preset import PARTS as PART_NAMES
 from metaformer.evaluation.detector_method import DetectorMethod
 from metaformer.evaluation.protocol import evaluate, save_results
 from metaformer.io.atomic_files import write_text
@@ -35,11 +37,13 @@ from metaformer.io.atomic_files import write_text
 METRICS = ("image_auroc", "recall_at_5", "pixel_ap", "aupro")
 NO_IMAGE_METRICS = "mvtec_screw"
 """Its good test images are darker than all others."""
+SMALL_BANK = "small memory bank"
 PARTS = {
-    "feature": ("", "transformer", "gap"),
+    "feature": ("", "transformer", "gap", SMALL_BANK),
     "pixel": ("", "transformer", "response", "gap", "adaptation"),
 }
 """What is left out; the empty one is the whole preset."""
+MORE_PATCHES = replace(FeatureConfig(), coreset_size=2_048, cosine_rows=2_048)
 
 
 def main() -> None:
@@ -78,9 +82,10 @@ def main() -> None:
 
 
 def of_feature(part: str) -> DetectorMethod:
-    config = FeatureConfig()
+    config = MORE_PATCHES if part == SMALL_BANK else FeatureConfig()
     preset = FeaturePreset(config, backbone_of(config.levels, config.corrects))
-    return DetectorMethod.of(Metaformer(preset.without([part] if part else []), "feature"), part)
+    left_out = [part] if part in PART_NAMES else []
+    return DetectorMethod.of(Metaformer(preset.without(left_out), "feature"), part)
 
 
 def of_pixel(preset: PixelPreset, part: str) -> DetectorMethod:

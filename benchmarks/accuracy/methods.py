@@ -33,6 +33,7 @@ NEAREST_PATCH = FeatureConfig(
     cosine_share=0,
     mirrored_images=0,
     coreset_size=EVERY_PATCH,
+    cosine_rows=EVERY_PATCH,
     principal_directions=0,
 )
 """The plainest method on the same features: Euclidean distance of pooled features of strides 8 and

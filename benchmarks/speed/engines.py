@@ -27,11 +27,12 @@ import numpy as np
 import torch
 
 from metaformer.detection.detector import Detector
+from metaformer.detection.engines.engine import installed_engines, make_engine, probe_image
 from metaformer.detection.metaformer import Metaformer
 from metaformer.detection.presets import PRESETS
 from metaformer.evaluation.aggregate import machine
 from metaformer.evaluation.protocol import save_results
-from metaformer.export.backends import installed_engines, make_engine, probe_image, with_engine
+from metaformer.export.backends import with_engine
 from metaformer.inference.allocator import keep_freed_memory
 from metaformer.io.atomic_files import write_text
 from metaformer.io.images import list_images, read_image

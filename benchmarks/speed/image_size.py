@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="a .json file; .md beside it")
     options = parser.parse_args()
     detector = Metaformer.from_pretrained().adapt(options.images)
-    engines = {"torch": detector, "onnxruntime": with_engine(detector, "onnxruntime")}
+    engines = {name: with_engine(detector, name) for name in ("torch", "onnxruntime")}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for width, height in SIDES:

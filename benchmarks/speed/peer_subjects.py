@@ -229,7 +229,7 @@ EXPORTS: dict[str, Callable[[Sequence[Image], Path], None]] = {
 
 def load_exported(name: str, folder: Path, threads: int) -> Score:
     """The model behind a function of images, both runtimes told to compute in float32."""
-    from metaformer.export.sessions import Runtime, compile_model
+    from metaformer.detection.engines.sessions import Runtime, compile_model
 
     runtime: Runtime = "openvino" if name.endswith("openvino") else "onnxruntime"
     if name.startswith("metaformer"):

@@ -25,6 +25,7 @@ import torch
 
 from metaformer.data.datasets.loading import Category, Sample, draw_support, load_categories
 from metaformer.detection.detector import Detector
+from metaformer.detection.engines.sessions import PrecisionError, RunModel, compile_model, versions
 from metaformer.detection.metaformer import Metaformer
 from metaformer.evaluation.aggregate import machine
 from metaformer.evaluation.metrics import image_metrics
@@ -32,7 +33,6 @@ from metaformer.evaluation.protocol import save_results
 from metaformer.evaluation.samples import limit_samples
 from metaformer.export.exporter import quantise
 from metaformer.export.onnx.detector import full_model
-from metaformer.export.sessions import PrecisionError, RunModel, compile_model, versions
 from metaformer.export.verification import (
     ExportRefusedError,
     Image,

@@ -30,13 +30,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from metaformer import Detector, Metaformer
 from metaformer.data.datasets.loading import load_categories
 from metaformer.detection.adaptation import at_working_size
+from metaformer.detection.engines.engine import ENGINES, make_engine
 from metaformer.detection.feature.adapted import AdaptedFeature
 from metaformer.detection.feature.comparison import fuse
 from metaformer.detection.feature.gap_distances import OF_BACKBONE, measure_to, of_core
 from metaformer.detection.feature.memory_bank import describe
 from metaformer.detection.scoring.anomaly_map import smooth
 from metaformer.evaluation.aggregate import machine
-from metaformer.export.backends import ENGINES, make_engine
 from metaformer.io.atomic_files import write_text
 from metaformer.io.images import read_image
 from metaformer.networks.feature_maps import with_detail

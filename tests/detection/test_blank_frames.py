@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from metaformer import Detector, Metaformer
+from metaformer.detection.detector_file import read_detector_file, write_detector_file
 from metaformer.detection.presets import PRESETS, PresetName
 from tests.helpers import boards
 
@@ -138,12 +139,14 @@ def test_a_grey_frame_is_flagged_at_every_rate(preset, count, tmp_path):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_file_of_an_earlier_version_with_a_lower_level_flags_it_too(preset, tmp_path):
-    earlier = detector("flange", preset, 4)
+    made = detector("flange", preset, 4)
     path = tmp_path / "flange.safetensors"
-    levels = earlier.adapted.frame.level, earlier.adapted.frame.marked_level
-    earlier.adapted.frame.level = earlier.calibration.threshold
-    earlier.save(path)
-    earlier.adapted.frame.level, earlier.adapted.frame.marked_level = levels
+    made.save(path)
+    header, tensors = read_detector_file(path)
+    settings = header["settings"].get("comparison", header["settings"])
+    settings["frame"]["level"] = made.calibration.threshold
+    del settings["frame"]["marked_level"]
+    write_detector_file(path, header, tensors)
     strict = Detector.load(path).with_false_alarm_rate(1e-6)
     assert strict.predict(frames("flange")["grey"]).is_anomalous
 

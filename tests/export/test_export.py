@@ -21,23 +21,22 @@ from typer.testing import CliRunner
 import metaformer
 from metaformer import Detector, Metaformer
 from metaformer.cli import app
-from metaformer.detection.feature.config import FeatureConfig
-from metaformer.detection.feature.preset import FeaturePreset
-from metaformer.detection.pixel.preset import PixelPreset
-from metaformer.export.backends import (
+from metaformer.detection.engines.engine import (
     Engine,
     EngineError,
     check_engine,
-    engine_name,
     make_engine,
-    pays_off,
     probe_image,
     torch_engine,
-    with_engine,
 )
+from metaformer.detection.engines.graph import UnsupportedExportError
+from metaformer.detection.engines.sessions import PrecisionError, check_bf16, compile_model
+from metaformer.detection.feature.config import FeatureConfig
+from metaformer.detection.feature.preset import FeaturePreset
+from metaformer.detection.pixel.preset import PixelPreset
+from metaformer.export.backends import engine_name, pays_off, with_engine
 from metaformer.export.exporter import export_detector
-from metaformer.export.onnx.detector import UnsupportedExportError, full_model
-from metaformer.export.sessions import PrecisionError, check_bf16, compile_model
+from metaformer.export.onnx.detector import full_model
 from metaformer.export.verification import (
     Comparison,
     Differences,
@@ -200,14 +199,16 @@ def test_openvino_files_give_the_same_after_being_written(
 
 
 def test_a_model_that_differs_is_refused_and_nothing_written(
-    tmp_path: Path, detectors: dict[str, Detector], boards: list[Image]
+    tmp_path: Path,
+    detectors: dict[str, Detector],
+    boards: list[Image],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The detector's PyTorch side is changed under the exporter's feet."""
-    detector = detectors["feature"]
-    off = Detector(detector.model, detector.adapted, detector.calibration, detector.provenance)
-    off.engine = lambda images: torch_engine(detector)(images) * 1.1
+    """The exporter is given the model of another detector."""
+    other = Metaformer.from_pretrained(resolution=96).adapt(boards[:1])
+    monkeypatch.setattr("metaformer.export.exporter.full_model", lambda _: full_model(other))
     with pytest.raises(ExportRefusedError, match="differs from PyTorch"):
-        export_detector(off, tmp_path / "board.onnx", check=boards)
+        export_detector(detectors["feature"], tmp_path / "board.onnx", check=boards)
     assert not list(tmp_path.iterdir())
 
 
@@ -295,9 +296,9 @@ def test_impossible_requests_are_explained(
 def test_engines_give_pytorchs_results(
     name: Any, kind: str, detectors: dict[str, Detector], boards: list[Image]
 ) -> None:
-    detector = detectors[kind]
+    detector = with_engine(detectors[kind], "torch")
     other = with_engine(detector, name)
-    assert other.engine is not None
+    assert (detector.engine.name, other.engine.name) == ("torch", name)
     for board in boards[3:]:
         expected, found = detector.predict(board), other.predict(board)
         assert found.score == pytest.approx(expected.score, abs=1e-5)
@@ -312,10 +313,9 @@ def test_engines_give_pytorchs_results(
 def test_an_engine_with_other_results_is_refused(detectors: dict[str, Detector]) -> None:
     detector = detectors["feature"]
     engine = make_engine(detector, "onnxruntime")
-    expected = torch_engine(detector)(probe_image(detector))[0]
-    check_engine(detector, engine, expected)
+    check_engine(detector, engine)
     with pytest.raises(EngineError, match="--engine torch"):
-        check_engine(detector, Engine("onnxruntime", lambda x: engine(x) * 1.1), expected)
+        check_engine(detector, Engine("onnxruntime", lambda x: engine(x) * 1.1))
     spread = detector.calibration.spread
 
     def one_cell_off(images: torch.Tensor) -> torch.Tensor:
@@ -325,7 +325,7 @@ def test_an_engine_with_other_results_is_refused(detectors: dict[str, Detector])
         return maps
 
     with pytest.raises(EngineError, match="a map that is up to"):
-        check_engine(detector, Engine("onnxruntime", one_cell_off), expected)
+        check_engine(detector, Engine("onnxruntime", one_cell_off))
 
 
 def test_auto_is_onnxruntime_where_it_is_right(
@@ -336,7 +336,7 @@ def test_auto_is_onnxruntime_where_it_is_right(
     right = make_engine(detector, "onnxruntime")
 
     def chosen(made: Any) -> str:
-        monkeypatch.setattr("metaformer.export.backends.make_engine", made)
+        monkeypatch.setattr("metaformer.detection.engines.engine.make_engine", made)
         return engine_name(with_engine(detector, "auto"))
 
     def wrong(_: Detector, name: Any) -> Engine:
@@ -351,7 +351,10 @@ def test_auto_is_onnxruntime_where_it_is_right(
         assert chosen(broken) == "torch"
 
 
-def test_auto_stays_with_pytorch_for_few_or_large_images(tmp_path: Path) -> None:
+def test_what_has_to_be_traced_stays_with_pytorch_for_few_or_large_images(
+    tmp_path: Path, detectors: dict[str, Detector]
+) -> None:
+    traced = detectors["aligned"]
     few, many, large = (tmp_path / name for name in ("few", "many", "large"))
     encoded = list_images(BOARDS / "test")[0].read_bytes()
     for folder, count in ((few, 49), (many, 50)):
@@ -364,7 +367,7 @@ def test_auto_stays_with_pytorch_for_few_or_large_images(tmp_path: Path) -> None
         (large / f"{i + 1}.png").hardlink_to(large / "0.png")
 
     def found(*names: Path) -> bool:
-        return pays_off(Sources(tuple(map(str, names))))
+        return pays_off(traced, Sources(tuple(map(str, names))))
 
     assert not found(few)
     assert found(many)
@@ -383,7 +386,7 @@ def test_without_onnx_pytorch_is_the_engine(
     with pytest.raises(MissingExtraError, match=r"metaformer-ad\[export\]"):
         with_engine(detectors["feature"], "onnxruntime")
     with pytest.warns(UserWarning, match="onnxruntime cannot be used"):
-        assert with_engine(detectors["feature"], "auto").engine is None
+        assert engine_name(with_engine(detectors["feature"], "auto")) == "torch"
 
 
 class Unfit(torch.nn.Module):
@@ -409,7 +412,7 @@ def test_what_onnx_cannot_express_is_named_and_stays_in_pytorch(
     assert not list(tmp_path.iterdir())
     with pytest.raises(UnsupportedExportError):
         with_engine(detector, "openvino")
-    assert with_engine(detector, "auto").engine is None
+    assert engine_name(with_engine(detector, "auto")) == "torch"
 
 
 def test_from_the_command_line_to_the_edge(
@@ -470,9 +473,9 @@ def test_predict_with_another_engine(tmp_path: Path, detectors: dict[str, Detect
 
 
 def test_predict_chooses_an_engine_by_itself(
-    tmp_path: Path, detectors: dict[str, Detector], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, detectors: dict[str, Detector]
 ) -> None:
-    """None of its libraries is loaded for a few images; what it takes for more is told."""
+    """What it takes is told; none of the others' libraries is loaded where PyTorch is asked for."""
     detector_file = tmp_path / "board.metaformer"
     detectors["feature"].save(detector_file)
     folder = str(BOARDS / "test")
@@ -482,20 +485,18 @@ def test_predict_chooses_an_engine_by_itself(
         "assert not {'onnx', 'onnxruntime', 'openvino'} & set(sys.modules)\n"
     )
     arguments = ["predict", str(detector_file), folder, "--no-maps", "--no-report", "-o"]
-    command = [sys.executable, "-c", program, *arguments, str(tmp_path / "few")]
+    command = [sys.executable, "-c", program, *arguments, str(tmp_path / "torch")]
+    command += ["--engine", "torch"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "engine: " not in done.stdout
 
-    monkeypatch.setattr("metaformer.export.backends.LEAST_IMAGES", 2)
-    ran = CliRunner().invoke(app, [*arguments, str(tmp_path / "more"), "--json"])
+    ran = CliRunner().invoke(app, [*arguments, str(tmp_path / "auto"), "--json"])
     assert ran.exit_code == 0, ran.output
     summary = json.loads(ran.stdout)
     assert summary["engine"] == "onnxruntime"
-    lines = [(tmp_path / name / "scores.csv").read_text().splitlines() for name in ("few", "more")]
-    for few, more in zip(*lines, strict=True):
-        if few.startswith("path"):
-            continue
-        assert float(few.split(",")[1]) == pytest.approx(float(more.split(",")[1]), abs=1e-5)
+    tables = [(tmp_path / name / "scores.csv").read_text() for name in ("torch", "auto")]
+    for expected, found in zip(*(table.splitlines()[1:] for table in tables), strict=True):
+        assert float(found.split(",")[1]) == pytest.approx(float(expected.split(",")[1]), abs=1e-5)
 
 
 def test_export_leaves_an_earlier_file_when_refused(

@@ -5,9 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from metaformer.detection.engines.engine import (
+    EngineName,
+    make_engine,
+    probe_image,
+    torch_engine,
+)
 from metaformer.detection.feature.adapted import AdaptedFeature
 from metaformer.detection.metaformer import Metaformer
-from metaformer.export.backends import EngineName, make_engine, probe_image, torch_engine
 from metaformer.networks.feature_maps import with_detail
 from tests.helpers import boards
 
@@ -27,7 +32,7 @@ def test_with_as_many_frames_as_support_images_each_frame_has_its_own_verdict(
     with torch.inference_mode():
         features = with_detail(detector.adapted.backbone(images), images)
         distances = frame.distances(frame.statistics(features)).amin(1).tolist()
-    frame.limit = sum(distances) / 2  # one of the two is refused
+    frame.limit = torch.tensor(sum(distances) / 2)  # one of the two is refused
     expected = [bool(maps[0].min() >= frame.level) for maps in torch_engine(detector)(images)]
     assert sorted(expected) == [False, True]
     found = make_engine(detector, engine)(images)

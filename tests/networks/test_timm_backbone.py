@@ -22,7 +22,7 @@ from metaformer import Detector, DetectorFileError, Metaformer
 from metaformer.cli import app
 from metaformer.detection.adaptation import prepare
 from metaformer.detection.detector_file import read_detector_file, write_detector_file
-from metaformer.export.onnx.detector import UnsupportedExportError, map_model
+from metaformer.detection.engines.graph import UnsupportedExportError, graph_of
 from metaformer.networks.backbone_weights import BackboneError, digest
 from metaformer.networks.efficientnet import load_backbone
 from metaformer.networks.timm_backbone import load_timm_backbone
@@ -469,7 +469,7 @@ def test_it_leaves_pytorch_or_says_why_not(detector):
     """What ONNX can express is exported; what it cannot is refused by name."""
     pytest.importorskip("onnx")
     try:
-        model = map_model(detector)
+        model = graph_of(detector.adapted, detector.model.size_multiple)
     except UnsupportedExportError as error:
         assert "ONNX cannot express this model" in str(error)
         return

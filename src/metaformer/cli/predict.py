@@ -86,8 +86,8 @@ def predict(
     engine: Annotated[
         EngineOption,
         typer.Option(
-            help="What computes; auto: onnxruntime for 50 images or more, else "
-            "torch; ray: as --on ray.",
+            help="What computes; auto: onnxruntime, or torch where that is faster; ray: as "
+            "--on ray.",
             rich_help_panel=RARE,
         ),
     ] = EngineOption.auto,
@@ -215,12 +215,11 @@ def predict(
                 )
                 if false_alarm_rate is not None:
                     detector = detector.with_false_alarm_rate(false_alarm_rate)
-                if engine is not EngineOption.torch:
-                    from metaformer.export.backends import engine_name, pays_off, with_engine
+                from metaformer.export.backends import engine_name, pays_off, with_engine
 
-                    if engine is not EngineOption.auto or pays_off(sources):
-                        detector = with_engine(detector, engine.value)
-                    computed_by = engine_name(detector)
+                if engine is not EngineOption.auto or pays_off(detector, sources):
+                    detector = with_engine(detector, engine.value)
+                computed_by = engine_name(detector)
                 result = score_images(
                     detector,
                     sources,

@@ -99,7 +99,7 @@ def watch(
         detector = Detector.load(detector_file, backbone_weights=backbone_weights)
         if false_alarm_rate is not None:
             detector = detector.with_false_alarm_rate(false_alarm_rate)
-        if not (engine is WatchEngineOption.torch or (engine is WatchEngineOption.auto and once)):
+        if not (engine is WatchEngineOption.auto and once):
             from metaformer.export.backends import with_engine
 
             detector = with_engine(detector, engine.value)

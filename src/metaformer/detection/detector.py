@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from metaformer.detection.adaptation import at_working_size, prepare
 from metaformer.detection.detector_file import (
@@ -19,6 +19,7 @@ from metaformer.detection.detector_file import (
     read_detector_file,
     write_detector_file,
 )
+from metaformer.detection.engines.engine import MOST_PIXELS, Engine, default_engine
 from metaformer.detection.extension import Earlier, extend
 from metaformer.detection.preset import Adapted, EarlierVersionError, Preset
 from metaformer.detection.presets import restore_preset
@@ -65,7 +66,7 @@ class Detector:
         provenance: dict[str, Any],
         thumbnails: tuple[bytes, ...] = (),
     ) -> None:
-        if adapted.frame is not None:
+        if adapted.frame is not None and not adapted.frame.has_levels:
             adapted.frame.set_levels(calibration)
         self.model = model
         self.adapted = adapted
@@ -73,9 +74,7 @@ class Detector:
         self.provenance = provenance
         self.thumbnails = thumbnails
         """Small JPEGs of the first support images, in their order; for reports alone."""
-        self.engine: Callable[[Tensor], Tensor] | None = None
-        """(N, 3, H, W) at the working size -> (N, M, h, w) raw maps; None for PyTorch. See
-        ``metaformer.export.backends``."""
+        self._engine: Engine | None = None
 
     def __repr__(self) -> str:
         count = len(self.provenance["support"])
@@ -130,9 +129,21 @@ class Detector:
             white_level=self.provenance["white_level"],
         )
 
+    @property
+    def engine(self) -> Engine:
+        """What computes the maps; ``metaformer.export.backends.with_engine`` chooses another. Made
+        when it is first needed, in a third of a second."""
+        if self._engine is None:
+            self._engine = default_engine(self)
+        return self._engine
+
+    @engine.setter
+    def engine(self, engine: Engine) -> None:
+        self._engine = engine
+
     def score_pixels(self, pixels: NDArray[np.uint8]) -> tuple[float, NDArray[np.float32]]:
         """Raw score and raw (H, W) map of an image (H, W, 3) uint8 RGB, before calibration."""
-        if self.engine is None:
+        if pixels[..., 0].size > MOST_PIXELS or self.engine.name == "torch":
             grids = self.adapted.anomaly_maps(prepare(self.model, pixels))  # (M, h, w)
         else:
             grids = self.engine(at_working_size(self.model, pixels))[0]
@@ -193,7 +204,7 @@ class Detector:
         """The same detector with the threshold for another rate; nothing is computed anew."""
         calibration = self.calibration.with_false_alarm_rate(rate)
         same = Detector(self.model, self.adapted, calibration, self.provenance, self.thumbnails)
-        same.engine = self.engine
+        same._engine = self._engine
         return same
 
     def extended_with(

@@ -29,12 +29,16 @@ def nearest_distance(queries: Tensor, columns: Tensor, *, euclidean: bool) -> Te
         euclidean: Euclidean distance; otherwise 1 - cosine.
     """
     asked = torch.cat([queries, queries.new_ones(queries.shape[0], 1)], 1) if euclidean else queries
-    # A loop over chunks of queries would be fixed to the traced size.
-    chunks = [asked] if is_tracing() else [*asked.split(QUERY_CHUNK)]
-    parts = columns.split(BANK_CHUNK, dim=1)
-    best = torch.cat(
-        [torch.stack([(chunk @ part).amax(1) for part in parts]).amax(0) for chunk in chunks]
-    )
+    if is_tracing():  # a loop over chunks would be fixed to the traced sizes
+        best = (asked @ columns).amax(1)
+    else:
+        parts = columns.split(BANK_CHUNK, dim=1)
+        best = torch.cat(
+            [
+                torch.stack([(chunk @ part).amax(1) for part in parts]).amax(0)
+                for chunk in asked.split(QUERY_CHUNK)
+            ]
+        )
     if not euclidean:
         return (1 - best).clamp_min(0)
     return (queries.square().sum(1) - 2 * best).clamp_min(0).sqrt()

@@ -69,6 +69,11 @@ class Adapted(Protocol[P]):
         """How many products have a model of their own. A traced graph computes the maps of each."""
 
     @property
+    def graph(self) -> str | None:
+        """Name of the graph inside the package that fits ``as_module``; None if it has to be
+        traced."""
+
+    @property
     def typical_score(self) -> float | None:
         """Raw score of a good image of a typical product with as many support images; None if not
         known for these settings."""

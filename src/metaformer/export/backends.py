@@ -1,80 +1,27 @@
-"""Engines that compute a detector's maps with the same results: PyTorch, ONNX Runtime, OpenVINO.
-
-Only the networks change hands. Reading, resizing, scoring and calibration stay as they are, so
-results differ by the order of sums in the networks alone, and that is checked before use.
-"""
+"""Which engine computes a detector's maps, where a user or a folder of images decides."""
 
 from __future__ import annotations
 
-import importlib.util
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
-import torch
-from torch import Tensor
-
 from metaformer.detection.detector import Detector
-from metaformer.detection.scoring.anomaly_map import image_score
-from metaformer.export.onnx.detector import UnsupportedExportError, map_model
-from metaformer.export.sessions import Runtime, compile_model
+from metaformer.detection.engines.engine import (
+    ENGINES,
+    MOST_PIXELS,
+    EngineName,
+    check_engine,
+    make_engine,
+    usual_engine,
+)
+from metaformer.detection.engines.graph import has_graph
 from metaformer.io.images import pixels_of
 from metaformer.io.sources.shards import Files, Sources, images_in, shards
-from metaformer.io.workers import usual_workers
 
-EngineName = Literal["torch", "onnxruntime", "openvino"]
-ENGINES: tuple[EngineName, ...] = ("torch", "onnxruntime", "openvino")
-
-MOST_SCORE_DIFFERENCE = 0.002
-"""How far the score of the test image may lie from PyTorch's, in units of the distance from a
-typical normal score to the threshold; 0.001 of a calibrated score, as for exported models.
-Measured: below 1e-5."""
-MOST_MAP_DIFFERENCE = 0.01
-"""The same of each cell of its map; 0.005 of a calibrated map."""
 LEAST_IMAGES = 50
-"""Images from which on ONNX Runtime pays: tracing a detector takes a second, and an image is scored
-in about 10 ms less (``benchmarks/results/roofline.md``)."""
-MOST_PIXELS = 24_000_000
-"""Of photos above it decoding is most of the work, and the library of another engine would bring
-``predict`` above 1 GB."""
-
-
-@dataclass(frozen=True)
-class Engine:
-    """Runs the networks of one detector."""
-
-    name: EngineName
-    run: Callable[[Tensor], Tensor]
-
-    @property
-    def workers(self) -> int:
-        """Images that a folder is scored by at once: the others have threads of their own."""
-        return usual_workers() if self.name == "torch" else 1
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) float32 in [0, 1] at a working size -> (N, M, h, w) raw maps, blurred."""
-        return self.run(images)
-
-
-class EngineError(RuntimeError, ValueError):
-    """An engine does not give PyTorch's results here."""
-
-
-def installed_engines() -> list[EngineName]:
-    """PyTorch, and what else the ``export`` extra has brought."""
-    has_onnx = importlib.util.find_spec("onnx") is not None
-    return [
-        name
-        for name in ENGINES
-        if name == "torch" or (has_onnx and importlib.util.find_spec(name) is not None)
-    ]
+"""Images from which on tracing a detector pays, which takes more than a second."""
 
 
 def engine_name(detector: Detector) -> EngineName:
     """What computes the maps of ``detector``."""
-    return detector.engine.name if isinstance(detector.engine, Engine) else "torch"
+    return detector.engine.name
 
 
 def with_engine(detector: Detector, name: str) -> Detector:
@@ -97,7 +44,7 @@ def with_engine(detector: Detector, name: str) -> Detector:
             raise ValueError(f'no engine "{name}": choose auto, {", ".join(ENGINES)}.')
         engine = make_engine(detector, chosen)
         if chosen != "torch":
-            check_engine(detector, engine, torch_engine(detector)(probe_image(detector))[0])
+            check_engine(detector, engine)
     same = Detector(
         detector.model,
         detector.adapted,
@@ -105,16 +52,18 @@ def with_engine(detector: Detector, name: str) -> Detector:
         detector.provenance,
         detector.thumbnails,
     )
-    same.engine = None if engine.name == "torch" else engine
+    same.engine = engine
     return same
 
 
-def pays_off(sources: Sources) -> bool:
-    """Whether making another engine takes less time than it saves on these images.
+def pays_off(detector: Detector, sources: Sources) -> bool:
+    """Whether another engine takes less time for these images than it takes to make.
 
-    It does from ``LEAST_IMAGES`` on, unless the first is a file above ``MOST_PIXELS``. Of what
-    cannot be counted beforehand (tar archives) many are expected.
+    Where the detector has to be traced it does from ``LEAST_IMAGES`` on, unless the first is a file
+    above ``MOST_PIXELS``. Of what cannot be counted beforehand (tar archives) many are expected.
     """
+    if has_graph(detector.adapted):
+        return False  # it computes with that engine already
     count = 0
     for number, shard in enumerate(shards(sources)):
         if number == 0 and isinstance(shard, Files) and pixels_of(shard.paths[0]) > MOST_PIXELS:
@@ -124,81 +73,3 @@ def pays_off(sources: Sources) -> bool:
         if count >= LEAST_IMAGES:
             return True
     return False
-
-
-def usual_engine(detector: Detector) -> Engine:
-    """ONNX Runtime, or PyTorch where that does not give PyTorch's results, or is faster: of several
-    products it computes the map of one."""
-    pytorch = torch_engine(detector)
-    if detector.adapted.products > 1:
-        return pytorch
-    try:
-        engine = make_engine(detector, "onnxruntime")
-        check_engine(detector, engine, pytorch(probe_image(detector))[0])
-    except UnsupportedExportError:
-        return pytorch  # documented, nothing to tell
-    except Exception as error:  # a broken installation must not stop what PyTorch can do
-        warnings.warn(f"onnxruntime cannot be used: {error}", stacklevel=2)
-        return pytorch
-    return engine
-
-
-def make_engine(detector: Detector, name: EngineName) -> Engine:
-    """The networks of ``detector``, run by the engine ``name`` on as many threads as PyTorch.
-
-    Raises:
-        MissingExtraError: the engine is not installed.
-    """
-    if name == "torch":
-        return torch_engine(detector)
-    runtime: Runtime = name
-    model = map_model(detector).SerializeToString()
-    run = compile_model(model, runtime, threads=torch.get_num_threads())
-    return Engine(name, lambda images: torch.from_numpy(run(images.numpy())["raw_maps"]))
-
-
-def torch_engine(detector: Detector) -> Engine:
-    """One image after another: that is how a detector works in PyTorch."""
-
-    module = detector.adapted.as_module()
-
-    @torch.inference_mode()
-    def run(images: Tensor) -> Tensor:
-        return torch.cat([module(image[None]) for image in images])
-
-    return Engine("torch", run)
-
-
-def probe_image(detector: Detector) -> Tensor:
-    """(1, 3, H, W) at a working size: blotches with noise, the same every time."""
-    side = max(1, round(detector.model.config.resolution / detector.model.size_multiple))
-    side *= detector.model.size_multiple
-    rng = np.random.default_rng(0)
-    blotches = np.kron(rng.random((1, 3, 8, 8)), np.ones((1, 1, -(-side // 8), -(-side // 8))))
-    noise = rng.normal(0, 0.05, (1, 3, side, side))
-    pixels = np.clip(blotches[:, :, :side, :side] + noise, 0, 1)
-    return torch.from_numpy(pixels.astype(np.float32))
-
-
-def check_engine(detector: Detector, engine: Engine, expected_map: Tensor) -> None:
-    """Hold an engine against PyTorch's maps (M, h, w) of the test image.
-
-    Raises:
-        EngineError: the score or the map is another.
-    """
-    share = detector.model.config.score_share
-    found_map = engine(probe_image(detector))[0]
-    expected, found = image_score(expected_map[0], share), image_score(found_map[0], share)
-    spread = detector.calibration.spread
-    furthest = float((found_map - expected_map).abs().max())
-    # Written so that NaN is refused too.
-    if (
-        abs(found - expected) <= MOST_SCORE_DIFFERENCE * spread
-        and furthest <= MOST_MAP_DIFFERENCE * spread
-    ):
-        return
-    raise EngineError(
-        f"{engine.name} gives a raw score of {found:.6g} where PyTorch gives {expected:.6g}, and "
-        f"a map that is up to {furthest:.2g} off. Use --engine torch, and please report this with "
-        f"the versions that `pip list` shows."
-    )

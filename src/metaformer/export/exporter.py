@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from metaformer.detection.detector import Detector
+from metaformer.detection.engines.sessions import Precision, Runtime, compile_model, versions
 from metaformer.export.onnx.detector import full_model
-from metaformer.export.sessions import Precision, Runtime, compile_model, versions
 from metaformer.export.verification import (
     ENLARGED,
     LEAST_IMAGES,

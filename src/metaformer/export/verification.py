@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from metaformer.data.synthetic.defects import draw_defect
 from metaformer.detection.detector import Detector
+from metaformer.detection.engines.sessions import RunModel
 from metaformer.detection.scoring.prediction import Prediction
-from metaformer.export.sessions import RunModel
+from metaformer.export.backends import with_engine
 from metaformer.io.images import ImageError, list_images, read_image, resize_image
 
 Image = NDArray[np.uint8]
@@ -151,6 +152,7 @@ def compare(
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Comparison]:
     """Each image through PyTorch alone and through the model in batches of one size."""
+    pytorch = with_engine(detector, "torch")
     comparisons = []
     for group in same_sized(images):
         found = run(np.stack([images[i] for i in group]))
@@ -159,7 +161,7 @@ def compare(
             size = detector.model.working_size(height, width)
             comparisons.append(
                 Comparison(
-                    detector.predict_pixels(images[i]),
+                    pytorch.predict_pixels(images[i]),
                     {name: values[place] for name, values in found.items()},
                     size[0] > height or size[1] > width,
                 )

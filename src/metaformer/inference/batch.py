@@ -45,7 +45,7 @@ from metaformer.io.sources.naming import (
 from metaformer.io.sources.prefetch import work_ahead
 from metaformer.io.sources.readers import Item, read_shard
 from metaformer.io.sources.shards import Sources, common_root, container_of, count_images, shards
-from metaformer.io.workers import WorkerPool, usual_workers
+from metaformer.io.workers import WorkerPool
 
 REPORT_LINES = 2000
 """Most images that the report lists, the highest scores; the scores themselves have them all."""
@@ -120,7 +120,7 @@ def score_images(
         OSError: a folder cannot be listed, ``output`` cannot be written to, or the disk is full.
     """
     if workers is None:
-        workers = usual_workers() if detector.engine is None else 1
+        workers = detector.engine.workers
     sources = images if isinstance(images, Sources) else Sources(tuple(map(str, images)))
     total = count_images(sources)
     pool = WorkerPool(min(workers, total or workers))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 from typing import Any
 
 
@@ -15,8 +17,9 @@ def need(package: str) -> Any:
     Raises:
         MissingExtraError: it is not installed.
     """
-    import importlib
-
+    # The packages of ONNX Runtime keep an identifier of the machine and send usage data; this has to
+    # be set before they are imported.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         return importlib.import_module(package)
     except ImportError as error:

@@ -77,12 +77,11 @@ class Rebuild(nn.Module):
         scale = F.softplus(self.raw_sharpness) / channels
         # Minus the squared distance, sharpened, but for what is the same for all keys.
         logits = F.linear(query, 2 * scale * flat, -scale * flat.square().sum(1))  # (B, N, k * m)
-        if images > 1:
-            fit = logits.unflatten(2, (images, each)).amax(3).mean(1)  # (B, k)
-            fit = fit - fit.amax(1, keepdim=True)
-            bias = F.softplus(self.raw_trust) * fit  # (B, k), 0 for the best
-            logits = logits + bias.repeat_interleave(each, dim=1)[:, None]
-        return logits.softmax(2) @ flat
+        # Reshaped to sizes that an exported graph leaves free.
+        of_image = logits.reshape(*logits.shape[:2], images, each)  # (B, N, k, m)
+        fit = of_image.amax(3).mean(1)  # (B, k)
+        bias = F.softplus(self.raw_trust) * (fit - fit.amax(1, keepdim=True))  # 0 for the best
+        return (of_image + bias[:, None, :, None]).flatten(2).softmax(2) @ flat
 
 
 class SelfAttention(nn.Module):
@@ -108,7 +107,7 @@ class SelfAttention(nn.Module):
             part.unflatten(2, (self.heads, -1)).transpose(1, 2)
             for part in self.to_qkv(self.norm(x)).chunk(3, dim=2)
         )  # (B, heads, N, W / heads) each
-        logits = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])  # (B, heads, N, N)
+        logits = (q / math.sqrt(q.shape[3])) @ k.transpose(2, 3)  # (B, heads, N, N)
         if response is not None:
             strength = F.softplus(self.raw_strength)
             logits = logits + strength * (response + RESPONSE_EPS).log()[:, None, None]
@@ -191,7 +190,8 @@ class GapTransformer(nn.Module):
         fine = torch.cat([logs, self._patches(features, support, FINE), fine_response], dim=1)
         mean = F.interpolate(F.avg_pool2d(logs, 2, ceil_mode=True), coarse_size)
         highest = F.interpolate(F.max_pool2d(logs, 2, ceil_mode=True), coarse_size)
-        shots = torch.full_like(coarse_response, math.log2(support.keys[COARSE].shape[0]) / 3)
+        images = torch.ones_like(support.keys[COARSE][:, 0, 0]).sum()
+        shots = (images.log2() / 3).expand_as(coarse_response)
         patches = self._patches(features, support, COARSE)
         coarse = torch.cat([mean, highest, patches, coarse_response, shots], dim=1)
 

@@ -49,7 +49,7 @@ def create_app(
     token: str | None = None,
     workers: int | None = None,
     allowed_hosts: frozenset[str] | None = None,
-    engine: ServeEngine = "torch",
+    engine: ServeEngine = "auto",
 ) -> FastAPI:
     """The service over the detectors in ``folder``, ready for any ASGI server.
 

@@ -68,7 +68,7 @@ class DetectorStore:
     """
 
     def __init__(
-        self, folder: Path, *, most: int, loaded: int, engine: ServeEngine = "torch"
+        self, folder: Path, *, most: int, loaded: int, engine: ServeEngine = "auto"
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -275,10 +275,8 @@ def computed_by(detector: Detector, engine: ServeEngine) -> Detector:
         MissingExtraError: the engine is not installed.
         EngineError: its results are not PyTorch's.
     """
-    if engine == "torch":
-        return detector
+    from metaformer.detection.engines.graph import UnsupportedExportError
     from metaformer.export.backends import with_engine
-    from metaformer.export.onnx.detector import UnsupportedExportError
 
     try:
         return with_engine(detector, engine)

@@ -23,7 +23,8 @@ from metaformer.detection.scoring.anomaly_map import image_score, smooth
 from metaformer.networks.efficientnet import EfficientNetLite0, load_backbone
 from tests.helpers import boards
 
-CONFIG = FeatureConfig(resolution=96, transformer=False)
+CONFIG = FeatureConfig(resolution=96, transformer=False, cosine_rows=1_024)
+"""All patches of three images are compared with."""
 EXACT = replace(CONFIG, principal_directions=0)
 ALIGNED = replace(CONFIG, aligned=True, **ALIGNED_SETTINGS)
 PURE = replace(EXACT, cosine_floor=0.0, sigma=0.0, mirrored_images=0)
@@ -110,7 +111,7 @@ def test_distances_are_to_the_nearest_of_all_support_patches(backbone):
 @given(st.integers(1, 6), st.integers(0, 10_000))
 def test_more_memory_never_raises_a_distance_nor_the_score(backbone, count, seed):
     """While the bank is not cut. It is why earlier scores are lowered, and never raised."""
-    model = preset(backbone, replace(EXACT, coreset_size=10**6))
+    model = preset(backbone, replace(EXACT, coreset_size=10**6, cosine_rows=10**6))
     images = prepared(
         model, [boards.good(seed + i) for i in range(count + 1)], support_size=count + 1
     )
@@ -267,11 +268,11 @@ def test_a_large_support_is_drawn_from_by_seed(backbone):
 
 
 def test_no_more_than_the_coreset_is_compared_with(backbone):
-    model = preset(backbone, replace(CONFIG, coreset_size=50))
+    model = preset(backbone, replace(CONFIG, coreset_size=50, cosine_rows=40))
     adapted = adapted_to(model, support(model, 3))
     assert {name: search.columns.shape[1] for name, search in adapted.compare.search.items()} == {
-        "8": 50,
-        "16": 50,
+        "8": 40,
+        "16": 40,
         POOLED: 50,
     }
     assert adapted.bank is not None and len(adapted.bank.rows["8"]) == 2 * 3 * 144

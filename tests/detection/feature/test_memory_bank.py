@@ -111,7 +111,7 @@ def test_a_bank_is_drawn_by_its_seed():
 @given(counts, st.integers(1, 250), seeds)
 def test_a_coreset_is_bounded_deterministic_and_of_the_banks_rows(sizes, most, seed):
     bank = make(sizes, 10**6, seed)
-    coreset, again = bank.coreset(most), bank.coreset(most)
+    coreset, again = bank.coreset(most, most), bank.coreset(most, most)
     for name, rows in coreset.rows.items():
         assert len(rows) == min(most, len(bank.rows[name]))
         assert row_set(rows) <= row_set(bank.rows[name]) and len(row_set(rows)) == len(rows)
@@ -122,7 +122,7 @@ def test_a_coreset_is_bounded_deterministic_and_of_the_banks_rows(sizes, most, s
 
 
 def test_a_coreset_is_of_all_images_alike():
-    owners = make([1000] * 4, 10**6).coreset(400).owners["8"]
+    owners = make([1000] * 4, 10**6).coreset(400, 400).owners["8"]
     shares = torch.bincount(owners, minlength=4)
     assert (shares > 60).all() and (shares < 140).all()  # 100 each; standard deviation 8.2
 

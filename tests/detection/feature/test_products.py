@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from metaformer import Detector, Metaformer
 from metaformer.detection.adaptation import prepare
+from metaformer.detection.engines.engine import make_engine
 from metaformer.detection.feature.products import SeveralProducts, product_groups
-from metaformer.export.backends import engine_name, make_engine, with_engine
+from metaformer.export.backends import engine_name, with_engine
 from tests.detection.test_blank_frames import board, flange, uniform
 from tests.helpers import boards
 
@@ -58,7 +59,7 @@ def test_products_are_told_apart_by_their_looks():
 
 @pytest.mark.parametrize("product", [0, 1])
 def test_an_image_is_read_as_by_the_detector_of_its_product(product):
-    both, one = of_both(), of_one(product)
+    both, one = of_both(), with_engine(of_one(product), "torch")
     unit = both.adapted.units[product]
     for image in ((board, flange)[product](50), broken((board, flange)[product](51))):
         found, expected = both.score_pixels(image), one.score_pixels(image)

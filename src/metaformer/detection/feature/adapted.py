@@ -136,6 +136,11 @@ class AdaptedFeature(nn.Module):
         return 1
 
     @property
+    def graph(self) -> str | None:
+        is_whole = self.bank is not None and self.frame is not None and self.frame.reads_detail
+        return self.config.graph if is_whole else None
+
+    @property
     def typical_score(self) -> float | None:
         return self.config.typical_score(self.count)
 

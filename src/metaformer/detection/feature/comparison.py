@@ -35,7 +35,7 @@ class BankComparison(nn.Module):
     def __init__(self, bank: MemoryBank, config: FeatureConfig) -> None:
         super().__init__()
         self.config = config
-        self.coreset = bank.coreset(config.coreset_size)
+        self.coreset = bank.coreset(config.coreset_size, config.cosine_rows)
         self.search = search_of(self.coreset, config)
 
     def forward(self, descriptors: Descriptors, without: int | None = None) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from metaformer.detection.feature.gap_distances import OF_AUTOENCODER, OF_BACKBONE, Readings
@@ -16,6 +16,8 @@ AUTOENCODER = "autoencoder"
 """The backbone of the ``pixel`` preset: its autoencoder, fitted to the product."""
 TRAINED_ON = {SHIPPED: OF_BACKBONE, AUTOENCODER: OF_AUTOENCODER}
 """Backbones that a transformer was trained on."""
+GRAPHS = {SHIPPED: "feature", AUTOENCODER: "pixel"}
+"""Names of the graphs inside the package, of the settings that are usual with each backbone."""
 
 TYPICAL_LOG, TYPICAL_OF_COUNT, TYPICAL_OF_SIDE, TYPICAL_SIDE = 2.755, 0.093, 0.25, 256
 """Mean logarithm of the raw score of good images with one support image, how much it falls with the
@@ -39,8 +41,10 @@ class FeatureConfig:
     cosine_floor: float = 1e-3
     """Added to the cosine distance: a patch that points just as a support patch does would
     otherwise silence the Euclidean distance."""
-    coreset_size: int = 2_048
-    """Most patch features of a memory bank that an image is compared with, at each level."""
+    coreset_size: int = 1_024
+    """Most pooled patch features of a memory bank that an image is compared with."""
+    cosine_rows: int = 512
+    """The same of each level that is compared by direction."""
     principal_directions: int = 64
     """Euclidean distances are measured in so many directions; 0 for all."""
     max_patches: int = 20_000
@@ -97,6 +101,16 @@ class FeatureConfig:
         return OF_DIRECTIONS if self.backbone == AUTOENCODER else OF_STRENGTH
 
     @property
+    def graph(self) -> str | None:
+        """Name of the shipped graph that computes with these settings, if there is one."""
+        elsewhere = ("resolution", "coreset_size", "cosine_rows", "max_patches", "mirrored_images")
+        usual = {SHIPPED: FeatureConfig(), AUTOENCODER: OVER_AUTOENCODER}.get(self.backbone)
+        if usual is None:
+            return None
+        same = replace(self, **{name: getattr(usual, name) for name in elsewhere})
+        return GRAPHS[self.backbone] if same == usual else None
+
+    @property
     def corrects(self) -> bool:
         """Whether the transformer has a say."""
         return self.readings is not None
@@ -119,6 +133,10 @@ class FeatureConfig:
         return max(1, round(self.reach / level))
 
 
+OVER_AUTOENCODER = FeatureConfig(
+    transformer=False, mirrored_images=0, cosine_share=0.5, backbone=AUTOENCODER
+)
+"""What the ``pixel`` preset compares in its fast mode."""
 ALIGNED: dict[str, Any] = {
     "levels": (4, 8),
     "level_weights": (1.0, 1.0),

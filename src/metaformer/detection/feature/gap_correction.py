@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,13 @@ from metaformer.detection.feature.gap_distances import (
 )
 from metaformer.networks.feature_maps import GAP, RESPONSE, Features
 from metaformer.networks.gap_transformer import GapTransformer, GapTransformerConfig, corrected
-from metaformer.networks.support_description import SupportDescription, describe_support
+from metaformer.networks.named_buffers import NamedBuffers
+from metaformer.networks.support_description import (
+    COARSE,
+    FINE,
+    SupportDescription,
+    describe_support,
+)
 from metaformer.networks.weight_files import load_weights, refuse_not_finite
 
 MOST_IMAGES = 16
@@ -66,6 +72,40 @@ class SupportView:
     """Name -> (M, C) support patches to measure distances to."""
     description: SupportDescription
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by name, as a detector file has it."""
+        about = self.description
+        found = {f"patches.{name}": rows for name, rows in self.patches.items()}
+        for stride in about.keys:
+            found[f"mean.{stride}"] = about.mean[stride]
+            found[f"deviation.{stride}"] = about.deviation[stride]
+            found[f"keys.{stride}"] = about.keys[stride]
+        found["log_mean"], found["log_deviation"] = about.log_mean, about.log_deviation
+        found["loudest"] = about.loudest
+        return found
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> SupportView:
+        """What ``tensors`` gave. Raises: KeyError: something is missing."""
+
+        def by_stride(name: str) -> dict[int, Tensor]:
+            return {stride: tensors[f"{name}.{stride}"] for stride in (FINE, COARSE)}
+
+        description = SupportDescription(
+            by_stride("mean"),
+            by_stride("deviation"),
+            by_stride("keys"),
+            tensors["log_mean"],
+            tensors["log_deviation"],
+            tensors["loudest"],
+        )
+        return cls(under("patches.", tensors), description)
+
+
+def under(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin with ``start``, without it."""
+    return {n[len(start) :]: t for n, t in tensors.items() if n.startswith(start)}
+
 
 class GapCorrection(nn.Module):
     """Corrects maps of images by their features."""
@@ -75,7 +115,12 @@ class GapCorrection(nn.Module):
         self.network = network
         self.readings = readings
         # In the layout that a detector file has, so that sums round alike after loading.
-        self.view = replace(view, patches={n: t.contiguous() for n, t in view.patches.items()})
+        self.seen = NamedBuffers({n: t.contiguous() for n, t in view.tensors().items()})
+
+    @property
+    def view(self) -> SupportView:
+        """What is known of the support."""
+        return SupportView.of(self.seen.tensors())
 
     def forward(
         self,
@@ -100,39 +145,14 @@ class GapCorrection(nn.Module):
     def state(self) -> dict[str, Tensor]:
         """Tensors for a detector file."""
         tensors = {f"transformer.{n}": t for n, t in self.network.state_dict().items()}
-        tensors |= {f"seen.patches.{n}": t for n, t in self.view.patches.items()}
-        about = self.view.description
-        for stride in about.keys:
-            tensors[f"seen.mean.{stride}"] = about.mean[stride]
-            tensors[f"seen.deviation.{stride}"] = about.deviation[stride]
-            tensors[f"seen.keys.{stride}"] = about.keys[stride]
-        tensors["seen.log_mean"], tensors["seen.log_deviation"] = (
-            about.log_mean,
-            about.log_deviation,
-        )
-        tensors["seen.loudest"] = about.loudest
+        tensors |= {f"seen.{n}": t for n, t in self.seen.tensors().items()}
         return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
     @classmethod
     def from_state(cls, tensors: Mapping[str, Tensor], readings: Readings) -> GapCorrection:
         """Raises: KeyError, ValueError, RuntimeError: something is missing or does not fit."""
-
-        def under(start: str) -> dict[str, Tensor]:
-            return {n[len(start) :]: t for n, t in tensors.items() if n.startswith(start)}
-
-        def by_stride(name: str) -> dict[int, Tensor]:
-            return {stride: tensors[f"seen.{name}.{stride}"] for stride in (8, 16)}
-
-        description = SupportDescription(
-            by_stride("mean"),
-            by_stride("deviation"),
-            by_stride("keys"),
-            tensors["seen.log_mean"],
-            tensors["seen.log_deviation"],
-            tensors["seen.loudest"],
-        )
-        view = SupportView(under("seen.patches."), description)
-        return cls(from_tensors(under("transformer."), readings), view, readings)
+        view = SupportView.of(under("seen.", tensors))
+        return cls(from_tensors(under("transformer.", tensors), readings), view, readings)
 
 
 @torch.no_grad()
@@ -173,7 +193,7 @@ def build_correction(
             measured.append(readings.together(found, images[i]))
     patches = some_patches(joined(described), generator)
     description = describe_support(
-        [{stride: image[stride][0] for stride in (8, 16)} for image in images],
+        [{stride: image[stride][0] for stride in (FINE, COARSE)} for image in images],
         [distances[0] for distances, _ in measured],
         [core[0] for _, core in measured],
     )

@@ -80,14 +80,15 @@ class MemoryBank:
             rows[name], owners[name] = joined.contiguous(), owner
         return cls(rows, owners)
 
-    def coreset(self, most: int) -> MemoryBank:
-        """At most ``most`` rows of each descriptor, the same every time.
+    def coreset(self, pooled: int, others: int) -> MemoryBank:
+        """At most ``pooled`` pooled rows and ``others`` of each other kind, the same every time.
 
         Pooled rows are spread out; the others, of which a random choice loses nothing, are drawn
         at random.
         """
         rows, owners = {}, {}
         for name, all_rows in self.rows.items():
+            most = pooled if name == POOLED else others
             kept = torch.arange(len(all_rows))
             if len(all_rows) > most:
                 generator = torch.Generator().manual_seed(0)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from metaformer.detection.feature.adapted import AdaptedFeature, Backbone
@@ -97,6 +96,10 @@ class SeveralProducts(nn.Module):
     @property
     def products(self) -> int:
         return len(self.parts)
+
+    @property
+    def graph(self) -> None:
+        return None
 
     @property
     def typical_score(self) -> None:
@@ -229,6 +232,8 @@ def product_groups(support: Sequence[FeatureImage], config: FeatureConfig) -> li
     # How far apart products are is known for the shipped backbone alone.
     if count < 2 * LEAST_IMAGES or config.aligned or config.backbone != SHIPPED:
         return one
+    from scipy.sparse.csgraph import connected_components  # takes longer than the rest here
+
     statistics = [statistics_of(image, config) for image in support]
     drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:MOST_COMPARED]
     compared = FrameCheck(joined([statistics[i] for i in drawn.tolist()]), config.frame_rule)

@@ -93,7 +93,10 @@ def restore(
         return restore_version_1(tensors, settings)
     if version != STATE_VERSION:
         raise ValueError(f"version {version} of the feature preset is not known here")
-    config = FeatureConfig(**with_tuples(settings["config"]))
+    stored = settings["config"]
+    # Earlier versions had one number for all kinds of patch features.
+    stored = {"cosine_rows": stored["coreset_size"], **stored}
+    config = FeatureConfig(**with_tuples(stored))
     is_inside = config.backbone in (SHIPPED, AUTOENCODER)
     if not is_inside and not isinstance(config.backbone_sha256, str):
         raise ValueError(f"no SHA-256 of the weights of {config.backbone}")
@@ -170,6 +173,7 @@ def restore_version_1(tensors: dict[str, Tensor], settings: dict[str, Any]) -> R
         cosine_share=1.0,
         cosine_floor=0.0,
         coreset_size=stored.get("compared_tokens", 2**62),
+        cosine_rows=stored.get("compared_tokens", 2**62),
         principal_directions=0,
         max_patches=stored.get("max_tokens", 20_000),
         mirrored_images=0,

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from metaformer.detection.feature.adapted import AdaptedFeature
 from metaformer.detection.feature.feature_image import FeatureImage
 from metaformer.detection.feature.state import restore, under
-from metaformer.detection.pixel.autoencoder_backbone import AutoencoderBackbone
+from metaformer.detection.pixel.autoencoder_backbone import AutoencoderBackbone, nested
 from metaformer.detection.pixel.config import PixelConfig
 from metaformer.detection.preset import EarlierVersionError, Extension
 from metaformer.detection.scoring.frame_check import FrameCheck
-from metaformer.networks.autoencoder import Autoencoder, AutoencoderConfig, Moments
+from metaformer.networks.autoencoder import Autoencoder, AutoencoderConfig
 from metaformer.networks.feature_maps import with_detail
 from metaformer.networks.instance_prior import InstancePrior, PriorConfig
 
@@ -57,6 +57,10 @@ class AdaptedPixel:
         return 1
 
     @property
+    def graph(self) -> str | None:
+        return self.model.graph
+
+    @property
     def typical_score(self) -> float | None:
         return self.model.typical_score
 
@@ -79,9 +83,8 @@ class AdaptedPixel:
         tensors |= {f"autoencoder.{n}": t for n, t in backbone.autoencoder.state_dict().items()}
         if backbone.prior is not None:
             tensors |= {f"prior.{n}": t for n, t in backbone.prior.state_dict().items()}
-        tensors |= flat("moments.", backbone.moments) | flat(
-            "small_moments.", backbone.small_moments
-        )
+        tensors |= {f"moments.{n}": t for n, t in backbone.moments.tensors().items()}
+        tensors |= {f"small_moments.{n}": t for n, t in backbone.small_moments.tensors().items()}
         settings = {
             "version": STATE_VERSION,
             "config": asdict(self.config),
@@ -115,24 +118,10 @@ class AdaptedPixel:
         backbone = AutoencoderBackbone(
             autoencoder.requires_grad_(False).eval(),
             prior,
-            nested("moments.", tensors),
-            nested("small_moments.", tensors),
+            nested(under("moments.", tensors)),
+            nested(under("small_moments.", tensors)),
             config,
         )
         of_model = {n: t for n, t in tensors.items() if not n.startswith(PARTS)}
         restored = restore(of_model, settings["comparison"])
         return cls(config, restored.adapted(of_model, backbone))
-
-
-def flat(start: str, moments: Moments) -> dict[str, Tensor]:
-    found = {}
-    for name, (mean, variance) in moments.items():
-        found[f"{start}{name}.mean"], found[f"{start}{name}.variance"] = mean, variance
-    return found
-
-
-def nested(start: str, tensors: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """What ``flat`` took apart."""
-    found = under(start, tensors)
-    names = {name.rsplit(".", 1)[0] for name in found}
-    return {name: (found[f"{name}.mean"], found[f"{name}.variance"]) for name in sorted(names)}

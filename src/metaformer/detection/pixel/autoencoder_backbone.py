@@ -7,7 +7,7 @@ prior (P) gives the response map. Both are read by the transformer. Ours but for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from metaformer.detection.pixel.reconstruction_gap import gap_maps
 from metaformer.networks.autoencoder import Autoencoder, Moments
 from metaformer.networks.feature_maps import GAP, PIXELS, RESPONSE
 from metaformer.networks.instance_prior import InstancePrior, shrink
+from metaformer.networks.named_buffers import NamedBuffers
 
 STAGES = 4
 """Encoder stages that are read, from the first, which has stride 2."""
@@ -53,17 +54,19 @@ class AutoencoderBackbone(nn.Module):
         super().__init__()
         self.autoencoder = autoencoder
         self.prior = prior
-        self.moments = moments
-        self.small_moments = small_moments
+        self.moments = NamedBuffers(flat(moments))
+        self.small_moments = NamedBuffers(flat(small_moments))
         self.config = config
         self.strides = config.comparison.strides
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
-        (stages,), _ = self.autoencoder.read_stages(STAGES, to_input(images), moments=self.moments)
+        (stages,), _ = self.autoencoder.read_stages(
+            STAGES, to_input(images), moments=nested(self.moments.tensors())
+        )
         copies = rebuilt = None
         if self.prior is not None:
             copies = small(images)
-            _, rebuilt, _ = self.autoencoder.read(copies, self.small_moments)
+            _, rebuilt, _ = self.autoencoder.read(copies, nested(self.small_moments.tensors()))
         return self.maps_of(images, stages, copies, rebuilt)
 
     def maps_of(
@@ -84,6 +87,20 @@ class AutoencoderBackbone(nn.Module):
             if self.config.response:
                 found[RESPONSE] = F.avg_pool2d(self.prior(images), RESPONSE_STRIDE)
         return found
+
+
+def flat(moments: Moments) -> dict[str, Tensor]:
+    """Of each layer, its mean and variance by name."""
+    found = {}
+    for name, (mean, variance) in moments.items():
+        found[f"{name}.mean"], found[f"{name}.variance"] = mean, variance
+    return found
+
+
+def nested(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """What ``flat`` took apart. Raises: KeyError: half of it is missing."""
+    names = {name.rpartition(".")[0] for name in tensors}
+    return {n: (tensors[f"{n}.mean"], tensors[f"{n}.variance"]) for n in sorted(names)}
 
 
 def fit_moments(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from metaformer.detection.feature.config import AUTOENCODER, FeatureConfig
+from metaformer.detection.feature.config import OVER_AUTOENCODER, FeatureConfig
 
 Mode = Literal["fast", "long"]
 
@@ -46,14 +46,12 @@ class PixelConfig:
     def comparison(self) -> FeatureConfig:
         """How the autoencoder's features are compared with those of the support."""
         levels: dict[str, Any] = {"levels": (4, 8), "level_weights": (1.0, 1.0)}
-        return FeatureConfig(
+        return replace(
+            OVER_AUTOENCODER,
             resolution=self.resolution,
             aligned=self.aligned,
             transformer=self.mode == "long" if self.transformer is None else self.transformer,
             gap=self.gap,
-            mirrored_images=0,
-            cosine_share=0.5,
-            backbone=AUTOENCODER,
             **(levels if self.aligned else {}),
         )
 

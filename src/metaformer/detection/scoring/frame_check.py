@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from metaformer.detection.scoring.calibration import LOWEST_RATE, Calibration
 from metaformer.networks.feature_maps import DETAIL
+from metaformer.networks.named_buffers import NamedBuffers
 
 LOST_DETAIL = 0.75
 """A frame is refused if this share of the detail is lost, in any half, against every support image.
@@ -111,18 +112,34 @@ class FrameCheck(nn.Module):
         references: statistics of K support images.
     """
 
+    level: Tensor
+    """() raw score that a refused frame has at least."""
+    marked_level: Tensor
+    """() a map that marks pixels is enlarged where it does not reach this anywhere."""
+    limit: Tensor
+    """() distance from which on a frame is refused."""
+
     def __init__(self, references: Statistics, rule: FrameRule) -> None:
         super().__init__()
-        self.references = references
         self.rule = rule
-        self.level = 0.0
-        """Raw score that a refused frame has at least."""
-        self.marked_level = 0.0
-        """A map that marks pixels is enlarged where it does not reach this anywhere."""
-        self.limit = 1.0
+        self.has_levels = False
+        """Whether ``set_levels`` was called, now or before the file was written."""
+        self.keys = tuple(references)
+        named = {f"mean.{key}": mean for key, (mean, _) in references.items()}
+        named |= {f"deviation.{key}": deviation for key, (_, deviation) in references.items()}
+        self.known = NamedBuffers(named)
+        self.register_buffer("level", torch.tensor(0.0))
+        self.register_buffer("marked_level", torch.tensor(0.0))
+        limit = 1.0
         if self.count > 1:
             between = self.distances(references).fill_diagonal_(torch.inf)
-            self.limit = max(1.0, MARGIN * float(between.amin(1).max()))
+            limit = max(limit, MARGIN * float(between.amin(1).max()))
+        self.register_buffer("limit", torch.tensor(limit))
+
+    @property
+    def references(self) -> Statistics:
+        known = self.known.tensors()
+        return {key: (known[f"mean.{key}"], known[f"deviation.{key}"]) for key in self.keys}
 
     @classmethod
     def of(cls, support: Sequence[Statistics], rule: FrameRule) -> FrameCheck:
@@ -137,6 +154,11 @@ class FrameCheck(nn.Module):
     def count(self) -> int:
         """Support images compared with."""
         return len(next(iter(self.references.values()))[0])
+
+    @property
+    def reads_detail(self) -> bool:
+        """Files of earlier versions had no detail."""
+        return DETAIL in self.keys
 
     def each(self) -> list[Statistics]:
         """Statistics of each of them, a batch of one each."""
@@ -158,7 +180,7 @@ class FrameCheck(nn.Module):
             for (found, known), limit in zip(pairs, limits, strict=True):
                 # One axis of pairs: of two, OpenVINO swaps the frames and the support images.
                 apart = (found[:, None] - known[None]).flatten(0, 1).norm(dim=2).amax(1)
-                apart = apart.unflatten(0, (-1, len(known)))  # (B, K)
+                apart = apart.reshape(found.shape[0], known.shape[0])  # (B, K)
                 relative = apart / unit / limit
                 worst = relative if worst is None else torch.maximum(worst, relative)
         assert worst is not None
@@ -168,16 +190,16 @@ class FrameCheck(nn.Module):
         """(B,) share of the detail that the worst half lacks, against the most similar image."""
         found, known = statistics[DETAIL][0], self.references[DETAIL][0]  # (B, 5, 1), (K, 5, 1)
         pairs = (1 - found[:, None] / known[None]).flatten(0, 1).amax((1, 2))
-        return pairs.unflatten(0, (-1, len(known))).amin(1)
+        return pairs.reshape(found.shape[0], known.shape[0]).amin(1)
 
     def statistics(self, features: Mapping[int, Tensor]) -> Statistics:
-        return frame_statistics(features, tuple(self.references), self.rule)
+        return frame_statistics(features, self.keys, self.rule)
 
     def refuses(self, features: Mapping[int, Tensor]) -> Tensor:
         """(B,) bool: the frame does not show the product."""
         statistics = self.statistics(features)
         is_far = self.distances(statistics).amin(1) > self.limit
-        if DETAIL not in self.references:
+        if not self.reads_detail:
             return is_far
         return is_far | (self.lost_detail(statistics) > LOST_DETAIL)
 
@@ -188,7 +210,8 @@ class FrameCheck(nn.Module):
             max(calibration.with_false_alarm_rate(rate).threshold, calibration.pixel_threshold)
             for rate in (LOWEST_RATE, MARKED_RATE)
         )
-        self.level, self.marked_level = ABOVE * strictest, strict
+        self.level, self.marked_level = torch.tensor(ABOVE * strictest), torch.tensor(strict)
+        self.has_levels = True
 
     def forward(self, maps: Tensor, features: Mapping[int, Tensor]) -> Tensor:
         """(B, M, h, w) maps, the first of a refused frame raised to ``level`` everywhere: it scores
@@ -204,16 +227,13 @@ class FrameCheck(nn.Module):
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and settings for a detector file."""
-        tensors = {}
-        for stride, (mean, deviation) in self.references.items():
-            tensors[f"frame.mean.{stride}"] = mean.contiguous()
-            tensors[f"frame.deviation.{stride}"] = deviation.contiguous()
+        tensors = {f"frame.{name}": t.contiguous() for name, t in self.known.tensors().items()}
         return tensors, {
             "limits": [self.rule.deviations, self.rule.means],
             "by_direction": self.rule.by_direction,
-            "limit": self.limit,
-            "level": self.level,
-            "marked_level": self.marked_level,
+            "limit": float(self.limit),
+            "level": float(self.level),
+            "marked_level": float(self.marked_level),
         }
 
     @classmethod
@@ -231,6 +251,9 @@ class FrameCheck(nn.Module):
         deviations, means = settings["limits"]
         by_direction = bool(settings.get("by_direction", False))
         check = cls(references, FrameRule(float(deviations), float(means), by_direction))
-        check.limit, check.level = float(settings["limit"]), float(settings["level"])
-        check.marked_level = float(settings.get("marked_level", check.level))
+        check.limit = torch.tensor(float(settings["limit"]))
+        check.has_levels = "marked_level" in settings  # earlier versions had one level alone
+        if check.has_levels:
+            check.level = torch.tensor(float(settings["level"]))
+            check.marked_level = torch.tensor(float(settings["marked_level"]))
         return check

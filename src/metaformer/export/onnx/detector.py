@@ -6,57 +6,16 @@ written by hand: resizing that agrees with OpenCV to the bit, and calibration.
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
 from typing import Any
 
 import numpy as np
-import torch
 
 from metaformer.detection.detector import Detector
+from metaformer.detection.engines.graph import graph_of
 from metaformer.detection.scoring.calibration import Calibration
-from metaformer.export.onnx.graph import IR_VERSION, OPSET, Graph, Value
+from metaformer.export.onnx.graph import Graph, Value
 from metaformer.export.onnx.resize import to_working_size
 from metaformer.io.extras import need
-
-
-class UnsupportedExportError(ValueError):
-    """The model has an operation that ONNX does not."""
-
-
-def map_model(detector: Detector) -> Any:
-    """From the working size to the raw map, for use inside the package.
-
-    ``images`` (N, 3, H, W) float32 in [0, 1], as ``preprocessing.to_tensor`` makes them ->
-    ``raw_maps`` (N, M, h, w), M 1 or 2. Every size but 3 and M is free.
-
-    Raises:
-        UnsupportedExportError: ONNX lacks an operation of the model; the message names it.
-    """
-    onnx = need("onnx")
-    side = detector.model.size_multiple * 4
-    buffer: Any = io.BytesIO()  # torch types it as a path, and takes both
-    free = {0: "N", 2: "H", 3: "W"}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the tracer warns of checks, which hold for every size
-        try:
-            torch.onnx.export(
-                detector.adapted.as_module().eval(),
-                (torch.rand(2, 3, side, side + detector.model.size_multiple),),
-                buffer,  # the tracing exporter takes a buffer
-                input_names=["images"],
-                output_names=["raw_maps"],
-                dynamic_axes={"images": free, "raw_maps": {0: "N", 2: "h", 3: "w"}},
-                opset_version=OPSET,
-                dynamo=False,
-            )
-        except torch.onnx.errors.UnsupportedOperatorError as error:
-            raise UnsupportedExportError(f"ONNX cannot express this model: {error}") from error
-    model = onnx.load_model_from_string(buffer.getvalue())
-    model.ir_version = IR_VERSION
-    return model
 
 
 def full_model(detector: Detector) -> Any:
@@ -70,7 +29,7 @@ def full_model(detector: Detector) -> Any:
         UnsupportedExportError: ONNX lacks an operation of the model; the message names it.
     """
     compose = need("onnx.compose")
-    core = compose.add_prefix(map_model(detector), "core_")
+    core = compose.add_prefix(graph_of(detector.adapted, detector.model.size_multiple), "core_")
     before, after = resizing(detector), calibrating(detector)
     joined = compose.merge_models(
         before,

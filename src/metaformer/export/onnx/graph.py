@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metaformer.detection.engines.graph import IR_VERSION, OPSET
 from metaformer.io.extras import need
 
-OPSET = 18
-IR_VERSION = 9
 """Old, so that older runtimes read the file; tested with onnxruntime 1.32 and OpenVINO 2026.4."""
 
 Value = str

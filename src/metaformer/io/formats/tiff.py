@@ -9,15 +9,17 @@ from __future__ import annotations
 import io
 import logging
 import struct
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tifffile import TiffFile, TiffPage
 
 from metaformer.io.formats.tiff_segments import JPEG, READ, read_samples
 from metaformer.io.pixels import ImageError, pixels_from_floats, turn_upright
+
+if TYPE_CHECKING:  # importing it takes a tenth of a second, which only TIFF files need
+    from tifffile import TiffFile, TiffPage
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # Python would print its warnings
 
@@ -84,7 +86,7 @@ def decode_tiff(name: str, stream: BinaryIO, check_pixels: Any) -> NDArray[Any]:
     try:
         is_whole = _directory_is_whole(stream)
         stream.seek(0)
-        with TiffFile(stream, name="image") as file:
+        with _opened(stream) as file:
             page = _first_full_page(file)
             check_pixels(page.imagewidth, page.imagelength)
             _check_kind(name, page)
@@ -104,7 +106,7 @@ def decode_tiff(name: str, stream: BinaryIO, check_pixels: Any) -> NDArray[Any]:
 
 def tiff_size(stream: BinaryIO) -> tuple[int, int]:
     """Width and height by the header. Raises nearly anything for a damaged file."""
-    with TiffFile(stream, name="image") as file:
+    with _opened(stream) as file:
         page = _first_full_page(file)
         return page.imagewidth, page.imagelength
 
@@ -118,8 +120,16 @@ def _unread(name: str, what: str) -> ImageError:
     return ImageError(name, f"{what}. Save it as PNG, or as an uncompressed TIFF of 8 or 16 bits.")
 
 
+def _opened(stream: BinaryIO) -> TiffFile:
+    from tifffile import TiffFile
+
+    return TiffFile(stream, name="image")
+
+
 def _first_full_page(file: TiffFile) -> TiffPage:
     """The first page that is not a small preview (bit 0 of tag 254) or a mask (bit 2)."""
+    from tifffile import TiffPage
+
     first = file.pages.first
     if first.subfiletype & 5:
         for page in file.pages:

@@ -9,14 +9,16 @@ import io
 import lzma
 import re
 import zlib
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.JpegImagePlugin import JpegImageFile
-from tifffile import TiffPage
 
 from metaformer.io.formats.lzw import decompress_lzw
+
+if TYPE_CHECKING:  # importing it takes a tenth of a second, which only TIFF files need
+    from tifffile import TiffPage
 
 NONE, LZW, JPEG, DEFLATE, PACKBITS, OLD_DEFLATE, LZMA = 1, 5, 7, 8, 32773, 32946, 34925
 READ = (NONE, LZW, JPEG, DEFLATE, PACKBITS, OLD_DEFLATE, LZMA)

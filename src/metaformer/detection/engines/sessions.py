@@ -5,6 +5,7 @@ Whatever the runtime, a model is a function from the input array to its outputs 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,11 +50,20 @@ def compile_onnxruntime(model: bytes | Path, threads: int) -> RunModel:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     source = model if isinstance(model, bytes) else str(model)
-    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    (given,) = session.get_inputs()
-    names = [output.name for output in session.get_outputs()]
+
+    def of_process() -> Any:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+    # A forked process has none of the threads that a session of its parent waits for. The parent's
+    # session is kept, since closing it waits for them, too.
+    sessions = {os.getpid(): of_process()}
+    (given,) = sessions[os.getpid()].get_inputs()
+    names = [output.name for output in sessions[os.getpid()].get_outputs()]
 
     def run(images: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        session = sessions.get(os.getpid())
+        if session is None:
+            session = sessions[os.getpid()] = of_process()
         return dict(zip(names, session.run(names, {given.name: images}), strict=True))
 
     return run

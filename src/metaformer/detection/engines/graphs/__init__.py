@@ -1,0 +1,1 @@
+"""Traced graphs without weights, written by ``tools/trace_graphs.py``."""
