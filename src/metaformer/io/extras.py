@@ -17,8 +17,8 @@ def need(package: str) -> Any:
     Raises:
         MissingExtraError: it is not installed.
     """
-    # The packages of ONNX Runtime keep an identifier of the machine and send usage data; this has to
-    # be set before they are imported.
+    # The packages of ONNX Runtime keep an identifier of the machine and send usage data, unless
+    # this is set before they are imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         return importlib.import_module(package)

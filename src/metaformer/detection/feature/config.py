@@ -134,7 +134,12 @@ class FeatureConfig:
 
 
 OVER_AUTOENCODER = FeatureConfig(
-    transformer=False, mirrored_images=0, cosine_share=0.5, backbone=AUTOENCODER
+    transformer=False,
+    mirrored_images=0,
+    coreset_size=2_048,
+    cosine_rows=2_048,
+    cosine_share=0.5,
+    backbone=AUTOENCODER,
 )
 """What the ``pixel`` preset compares in its fast mode."""
 ALIGNED: dict[str, Any] = {
