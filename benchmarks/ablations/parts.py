@@ -43,7 +43,9 @@ PARTS = {
     "pixel": ("", "transformer", "response", "gap", "adaptation"),
 }
 """What is left out; the empty one is the whole preset."""
-MORE_PATCHES = replace(FeatureConfig(), coreset_size=2_048, cosine_rows=2_048)
+MORE_PATCHES = replace(
+    FeatureConfig(), coreset_size=2_048, cosine_rows=2_048, principal_directions=64
+)
 
 
 def main() -> None:

@@ -219,7 +219,6 @@ def predict(
 
                 if engine is not EngineOption.auto or pays_off(detector, sources):
                     detector = with_engine(detector, engine.value)
-                computed_by = engine_name(detector)
                 result = score_images(
                     detector,
                     sources,
@@ -233,6 +232,7 @@ def predict(
                     on_image=on_image,
                     on_step=on_step,
                 )
+                computed_by = engine_name(detector)
     outcomes = getattr(result, "outcomes", Outcomes())
     unused = [] if table is None else table.unused()
     if unused:

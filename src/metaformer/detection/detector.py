@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
@@ -53,6 +54,8 @@ from metaformer.io.sources.shards import Sources
 from metaformer.io.workers import ordered_map
 from metaformer.networks.backbone_weights import BackboneError
 from metaformer.networks.placement import DeviceError
+
+_MAKING_ENGINE = threading.Lock()
 
 
 class Detector:
@@ -134,7 +137,9 @@ class Detector:
         """What computes the maps; ``metaformer.export.backends.with_engine`` chooses another. Made
         when it is first needed, in a third of a second."""
         if self._engine is None:
-            self._engine = default_engine(self)
+            with _MAKING_ENGINE:  # of several workers one makes it
+                if self._engine is None:
+                    self._engine = default_engine(self)
         return self._engine
 
     @engine.setter

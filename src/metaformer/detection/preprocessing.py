@@ -40,7 +40,10 @@ def to_tensor(image: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
         resized = np.asarray(
             cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8
         )
-    return torch.from_numpy(resized).permute(2, 0, 1)[None].float() / 255
+    # NumPy uses one thread; PyTorch's others would go on spinning while an engine computes.
+    pixels = resized.astype(np.float32)
+    pixels /= 255
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
 def shrunk(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from metaformer.detection.detector import Detector
@@ -115,17 +114,14 @@ def export_detector(
     metadata = describe(detector, runtime, precision)
     model = full_model(detector)
 
-    threads = torch.get_num_threads()
-    run = compile_model(model.SerializeToString(), runtime, threads=threads)
+    run = compile_model(model.SerializeToString(), runtime)
     comparisons = compare(detector, run, with_other_sizes(detector, images), on_step)
     refuse_if_wrong(comparisons)
     differences = measure(comparisons)
     if precision != "f32":
         if precision == "int8":
             model = quantise(model, images)
-        run = compile_model(
-            model.SerializeToString(), runtime, precision=precision, threads=threads
-        )
+        run = compile_model(model.SerializeToString(), runtime, precision=precision)
         differences = measure(compare(detector, run, with_defects(images), on_step))
         refuse_if_poor(differences, precision)
     metadata["check"] = {

@@ -45,7 +45,7 @@ from metaformer.io.sources.naming import (
 from metaformer.io.sources.prefetch import work_ahead
 from metaformer.io.sources.readers import Item, read_shard
 from metaformer.io.sources.shards import Sources, common_root, container_of, count_images, shards
-from metaformer.io.workers import WorkerPool
+from metaformer.io.workers import WorkerPool, usual_workers
 
 REPORT_LINES = 2000
 """Most images that the report lists, the highest scores; the scores themselves have them all."""
@@ -104,8 +104,7 @@ def score_images(
     Args:
         images: paths and addresses of images, folders, archives, videos and lists (see
             ``sources``), or ``Sources``.
-        workers: how many are scored at once; None for one a processor, at most four, or for one
-            where an engine computes, which has threads of its own.
+        workers: how many are scored at once; None for one a processor, at most four.
         truth: what is known of the images, for the report and the outcomes; what their folders
             say (``truth.FolderTruth``) if None.
         on_image: called with the name of each image of this run and the prediction, or the reason
@@ -120,7 +119,7 @@ def score_images(
         OSError: a folder cannot be listed, ``output`` cannot be written to, or the disk is full.
     """
     if workers is None:
-        workers = detector.engine.workers
+        workers = usual_workers()
     sources = images if isinstance(images, Sources) else Sources(tuple(map(str, images)))
     total = count_images(sources)
     pool = WorkerPool(min(workers, total or workers))

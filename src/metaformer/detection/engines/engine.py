@@ -21,7 +21,6 @@ from metaformer.detection.engines.sessions import Runtime, compile_model
 from metaformer.detection.preset import Adapted, Preset
 from metaformer.detection.scoring.anomaly_map import image_score
 from metaformer.detection.scoring.calibration import Calibration
-from metaformer.io.workers import usual_workers
 
 EngineName = Literal["torch", "onnxruntime", "openvino"]
 ENGINES: tuple[EngineName, ...] = ("torch", "onnxruntime", "openvino")
@@ -54,11 +53,6 @@ class Engine:
 
     name: EngineName
     run: Callable[[Tensor], Tensor]
-
-    @property
-    def workers(self) -> int:
-        """Images that a folder is scored by at once: the others have threads of their own."""
-        return usual_workers() if self.name == "torch" else 1
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) float32 in [0, 1] at a working size -> (N, M, h, w) raw maps, blurred."""
@@ -102,7 +96,8 @@ def usual_engine(detector: Computed) -> Engine:
 
 
 def make_engine(detector: Computed, name: EngineName) -> Engine:
-    """The networks of ``detector``, run by the engine ``name`` on as many threads as PyTorch.
+    """The networks of ``detector``, run by the engine ``name`` on as many threads as PyTorch has in
+    the thread that computes.
 
     Raises:
         MissingExtraError: the engine is not installed.
@@ -112,7 +107,7 @@ def make_engine(detector: Computed, name: EngineName) -> Engine:
         return torch_engine(detector)
     runtime: Runtime = name
     model = graph_of(detector.adapted, detector.model.size_multiple).SerializeToString()
-    run = compile_model(model, runtime, threads=torch.get_num_threads())
+    run = compile_model(model, runtime)
     return Engine(name, lambda images: torch.from_numpy(run(images.numpy())["raw_maps"]))
 
 

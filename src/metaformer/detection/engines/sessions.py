@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from metaformer.io.extras import need
@@ -26,14 +27,19 @@ class PrecisionError(ValueError):
 
 
 def compile_model(
-    model: bytes | Path, runtime: Runtime, *, precision: Precision = "f32", threads: int = 0
+    model: bytes | Path,
+    runtime: Runtime,
+    *,
+    precision: Precision = "f32",
+    threads: int | None = None,
 ) -> RunModel:
     """Load a model.
 
     Args:
         model: an ONNX model, encoded or in a file; for OpenVINO also an .xml file.
         precision: of the arithmetic that was not fixed in the file; OpenVINO can do ``bf16``.
-        threads: processors to use; 0 for as many as the runtime likes.
+        threads: processors to use; None for as many as PyTorch has, in ONNX Runtime those of the
+            thread that computes.
 
     Raises:
         MissingExtraError: the runtime is not installed.
@@ -44,40 +50,46 @@ def compile_model(
     return compile_openvino(model, threads, precision)
 
 
-def compile_onnxruntime(model: bytes | Path, threads: int) -> RunModel:
+def compile_onnxruntime(model: bytes | Path, threads: int | None) -> RunModel:
     onnxruntime = need("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
     source = model if isinstance(model, bytes) else str(model)
-
-    def of_process() -> Any:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
     # A forked process has none of the threads that a session of its parent waits for. The parent's
     # session is kept, since closing it waits for them, too.
-    sessions = {os.getpid(): of_process()}
-    (given,) = sessions[os.getpid()].get_inputs()
-    names = [output.name for output in sessions[os.getpid()].get_outputs()]
+    sessions: dict[tuple[int, int], Any] = {}
+    one_at_a_time = threading.Lock()
+
+    def session() -> Any:
+        key = (os.getpid(), threads or torch.get_num_threads())
+        if key in sessions:
+            return sessions[key]
+        with one_at_a_time:
+            if key not in sessions:
+                options = onnxruntime.SessionOptions()
+                options.intra_op_num_threads = key[1]
+                # Threads that spin while they wait for work hold up the steps before and after.
+                options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+                options.log_severity_level = 3
+                providers = ["CPUExecutionProvider"]
+                sessions[key] = onnxruntime.InferenceSession(source, options, providers=providers)
+            return sessions[key]
+
+    (given,) = session().get_inputs()
+    names = [output.name for output in session().get_outputs()]
 
     def run(images: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        session = sessions.get(os.getpid())
-        if session is None:
-            session = sessions[os.getpid()] = of_process()
-        return dict(zip(names, session.run(names, {given.name: images}), strict=True))
+        return dict(zip(names, session().run(names, {given.name: images}), strict=True))
 
     return run
 
 
-def compile_openvino(model: bytes | Path, threads: int, precision: Precision) -> RunModel:
+def compile_openvino(model: bytes | Path, threads: int | None, precision: Precision) -> RunModel:
     openvino = need("openvino")
     settings: dict[str, Any] = {
         # Without this OpenVINO computes in bf16 wherever the processor can, and scores move.
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
     }
-    if threads:
-        settings["INFERENCE_NUM_THREADS"] = threads
     core = openvino.Core()
     if precision == "bf16":
         check_bf16(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))

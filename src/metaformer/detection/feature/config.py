@@ -45,7 +45,7 @@ class FeatureConfig:
     """Most pooled patch features of a memory bank that an image is compared with."""
     cosine_rows: int = 512
     """The same of each level that is compared by direction."""
-    principal_directions: int = 64
+    principal_directions: int = 48
     """Euclidean distances are measured in so many directions; 0 for all."""
     max_patches: int = 20_000
     """Most patch features that are stored, at each level, so that more images can be added."""
@@ -103,7 +103,14 @@ class FeatureConfig:
     @property
     def graph(self) -> str | None:
         """Name of the shipped graph that computes with these settings, if there is one."""
-        elsewhere = ("resolution", "coreset_size", "cosine_rows", "max_patches", "mirrored_images")
+        elsewhere = (
+            "resolution",
+            "coreset_size",
+            "cosine_rows",
+            "principal_directions",
+            "max_patches",
+            "mirrored_images",
+        )
         usual = {SHIPPED: FeatureConfig(), AUTOENCODER: OVER_AUTOENCODER}.get(self.backbone)
         if usual is None:
             return None
@@ -138,6 +145,7 @@ OVER_AUTOENCODER = FeatureConfig(
     mirrored_images=0,
     coreset_size=2_048,
     cosine_rows=2_048,
+    principal_directions=64,
     cosine_share=0.5,
     backbone=AUTOENCODER,
 )
