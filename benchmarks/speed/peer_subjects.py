@@ -10,6 +10,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,7 @@ def build(name: str) -> Callable[[Sequence[Image]], Score]:
 
         method = METHODS["feature" if name == "metaformer" else name]()
         method.workers = usual_workers()
+        return partial(fit_in_pytorch, method)
     elif name == "patchcore-256":
         from benchmarks.accuracy.baselines import PatchCore
         from benchmarks.accuracy.baselines.features import patch_features
@@ -136,6 +138,16 @@ def build(name: str) -> Callable[[Sequence[Image]], Score]:
         )
         patchcore_module(method)
     return lambda support: method.fit(support, 0).score
+
+
+def fit_in_pytorch(method: Any, support: Sequence[Image]) -> Score:
+    """A detector of ours, not on the engine it takes by itself."""
+    from metaformer.export.backends import with_engine
+
+    fitted = method.fit(support, 0)
+    fitted.detector = with_engine(fitted.detector, "torch")
+    score: Score = fitted.score
+    return score
 
 
 def efficientad(support: Sequence[Image]) -> Score:

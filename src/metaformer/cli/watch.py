@@ -70,7 +70,7 @@ def watch(
     ] = None,
     engine: Annotated[
         WatchEngineOption,
-        typer.Option(help="What computes; auto: onnxruntime (with --once torch)."),
+        typer.Option(help="What computes; auto: onnxruntime, or torch if that differs."),
     ] = WatchEngineOption.auto,
     backbone_weights: BackboneWeights = None,
     quiet: Quiet = False,
