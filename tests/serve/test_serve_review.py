@@ -93,7 +93,9 @@ def test_a_rate_changed_while_photos_are_added_is_kept(tmp_path):
         address = f"/api/detectors/{made['id']}"
         job = http.post(f"{address}/extend", files=service.good(4, seed=30)).json()["job"]
         assert http.patch(address, json={"false_alarm_rate": 0.3}).status_code == 200
-        found = service.wait_for(http, job)["detector"]
+        done = service.wait_for(http, job)
+        assert done["state"] == "done", done
+        found = done["detector"]
         assert (found["support_count"], found["false_alarm_rate"]) == (7, 0.3)
 
 
