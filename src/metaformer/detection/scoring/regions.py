@@ -27,8 +27,12 @@ def find_regions(
     """
     if mask.shape != anomaly_map.shape:
         raise ValueError(f"mask {mask.shape} and map {anomaly_map.shape} differ in shape.")
-    if not mask.any():
+    left, top, width, height = cv2.boundingRect(np.ascontiguousarray(mask).view(np.uint8))
+    if not width:
         return ()
+    # Of a large photo it is a small part, as a rule.
+    marked = (slice(top, top + height), slice(left, left + width))
+    mask, anomaly_map = mask[marked], anomaly_map[marked]
     # Half the memory where it can be: on a large photo, labels are the largest array of all.
     label_type = cv2.CV_16U if count_runs(mask) < 2**16 else cv2.CV_32S
     count, labels, stats, _ = cv2.connectedComponentsWithStats(
@@ -43,6 +47,7 @@ def find_regions(
         # Not a copy of the map with the rest blanked out: a region may be all of a large photo.
         inside = (labels[window] == label).view(np.uint8)
         _, peak, _, (column, row) = cv2.minMaxLoc(anomaly_map[window], inside)
+        x, y = left + x, top + y
         regions.append(Region(x, y, width, height, area, peak, x + column, y + row))
     return tuple(sorted(regions, key=lambda region: -region.peak))
 
