@@ -104,8 +104,9 @@ def test_normal_scores_come_from_models_that_did_not_see_the_image():
     expected = [image_score(grids[0], share) for grids in maps_by_the_others(images)]
     result = adapt(images)
     found = [score.raw_score for score in result.support_scores]
-    # What the transformer standardises by is of all support images; the rest is left out.
-    assert found == pytest.approx(expected, rel=0.02)
+    # What the transformer standardises by is of all support images, and so is the draw of the
+    # patches that are compared with; the rest is left out.
+    assert found == pytest.approx(expected, rel=0.06)
     assert found != pytest.approx([score_of_itself(result, image) for image in images], rel=0.1)
     assert result.calibration.normal_scores == tuple(sorted(found))
 
