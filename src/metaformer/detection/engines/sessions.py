@@ -66,8 +66,8 @@ def compile_onnxruntime(model: bytes | Path, threads: int | None) -> RunModel:
             if key not in sessions:
                 options = onnxruntime.SessionOptions()
                 options.intra_op_num_threads = key[1]
-                # Threads that spin while they wait for work hold up the steps before and after.
-                options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+                # Threads that go on spinning after a run hold up the steps before and after it.
+                options.add_session_config_entry("session.force_spinning_stop", "1")
                 options.log_severity_level = 3
                 providers = ["CPUExecutionProvider"]
                 sessions[key] = onnxruntime.InferenceSession(source, options, providers=providers)
