@@ -232,7 +232,8 @@ def predict(
                     on_image=on_image,
                     on_step=on_step,
                 )
-                computed_by = engine_name(detector)
+                if detector.has_engine:
+                    computed_by = engine_name(detector)
     outcomes = getattr(result, "outcomes", Outcomes())
     unused = [] if table is None else table.unused()
     if unused:

@@ -146,6 +146,11 @@ class Detector:
     def engine(self, engine: Engine) -> None:
         self._engine = engine
 
+    @property
+    def has_engine(self) -> bool:
+        """Whether one was made or chosen. Images of more than ``MOST_PIXELS`` go without."""
+        return self._engine is not None
+
     def score_pixels(self, pixels: NDArray[np.uint8]) -> tuple[float, NDArray[np.float32]]:
         """Raw score and raw (H, W) map of an image (H, W, 3) uint8 RGB, before calibration."""
         if pixels[..., 0].size > MOST_PIXELS or self.engine.name == "torch":

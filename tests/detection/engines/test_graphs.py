@@ -72,6 +72,16 @@ def test_a_detector_computes_with_onnxruntime_unless_told_otherwise():
     assert made.predict(image).score == pytest.approx(pytorch.predict(image).score, abs=1e-5)
 
 
+def test_large_photos_stay_in_pytorch(monkeypatch):
+    made = Metaformer.from_pretrained(resolution=96).adapt([boards.good(0)])
+    monkeypatch.setattr("metaformer.detection.detector.MOST_PIXELS", 95 * 96)
+    large = made.predict(boards.defective(7))
+    assert not made.has_engine
+    monkeypatch.undo()
+    assert made.predict(boards.defective(7)).score == pytest.approx(large.score, abs=1e-5)
+    assert made.has_engine and engine_name(made) == "onnxruntime"
+
+
 def score_of(seed: int) -> float:
     return detector("feature", 2).predict(boards.good(seed)).raw_score
 
