@@ -387,6 +387,10 @@ def test_without_onnx_pytorch_is_the_engine(
         with_engine(detectors["feature"], "onnxruntime")
     with pytest.warns(UserWarning, match="onnxruntime cannot be used"):
         assert engine_name(with_engine(detectors["feature"], "auto")) == "torch"
+    made = detectors["feature"]
+    fresh = Detector(made.model, made.adapted, made.calibration, made.provenance)
+    with pytest.warns(UserWarning, match="onnxruntime cannot be used"):
+        assert engine_name(fresh) == "torch"
 
 
 class Unfit(torch.nn.Module):

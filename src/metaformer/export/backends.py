@@ -11,7 +11,6 @@ from metaformer.detection.engines.engine import (
     make_engine,
     usual_engine,
 )
-from metaformer.detection.engines.graph import has_graph
 from metaformer.io.images import pixels_of
 from metaformer.io.sources.shards import Files, Sources, images_in, shards
 
@@ -62,8 +61,8 @@ def pays_off(detector: Detector, sources: Sources) -> bool:
     Where the detector has to be traced it does from ``LEAST_IMAGES`` on, unless the first is a file
     above ``MOST_PIXELS``. Of what cannot be counted beforehand (tar archives) many are expected.
     """
-    if has_graph(detector.adapted):
-        return False  # it computes with that engine already
+    if detector.adapted.graph is not None:
+        return False  # nothing has to be traced: it computes with that engine already
     count = 0
     for number, shard in enumerate(shards(sources)):
         if number == 0 and isinstance(shard, Files) and pixels_of(shard.paths[0]) > MOST_PIXELS:

@@ -74,17 +74,19 @@ def installed_engines() -> list[EngineName]:
 
 
 def default_engine(detector: Computed) -> Engine:
-    """ONNX Runtime where a graph inside the package fits, otherwise PyTorch."""
-    return usual_engine(detector) if has_graph(detector.adapted) else torch_engine(detector)
+    """``usual_engine`` where a graph inside the package fits, otherwise PyTorch."""
+    return usual_engine(detector, may_trace=False)
 
 
-def usual_engine(detector: Computed) -> Engine:
+def usual_engine(detector: Computed, *, may_trace: bool = True) -> Engine:
     """ONNX Runtime, or PyTorch where that does not give PyTorch's results, or is faster: of several
     products it computes the map of one."""
     pytorch = torch_engine(detector)
     if detector.adapted.products > 1:
         return pytorch
     try:
+        if not may_trace and not has_graph(detector.adapted):
+            return pytorch
         engine = make_engine(detector, "onnxruntime")
         check_engine(detector, engine)
     except UnsupportedExportError:
