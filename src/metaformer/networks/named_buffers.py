@@ -23,3 +23,8 @@ class NamedBuffers(nn.Module):
 def leaf(name: str) -> str:
     """A buffer's name has no dots."""
     return name.replace(".", "_")
+
+
+def under(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin with ``start``, without it."""
+    return {n[len(start) :]: t for n, t in tensors.items() if n.startswith(start)}

@@ -18,7 +18,7 @@ from metaformer.detection.feature.gap_distances import (
 )
 from metaformer.networks.feature_maps import GAP, RESPONSE, Features
 from metaformer.networks.gap_transformer import GapTransformer, GapTransformerConfig, corrected
-from metaformer.networks.named_buffers import NamedBuffers
+from metaformer.networks.named_buffers import NamedBuffers, under
 from metaformer.networks.support_description import (
     COARSE,
     FINE,
@@ -100,11 +100,6 @@ class SupportView:
             tensors["loudest"],
         )
         return cls(under("patches.", tensors), description)
-
-
-def under(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those whose names begin with ``start``, without it."""
-    return {n[len(start) :]: t for n, t in tensors.items() if n.startswith(start)}
 
 
 class GapCorrection(nn.Module):

@@ -30,7 +30,7 @@ from metaformer.detection.feature.products import (
     adapt_to_each,
     product_groups,
 )
-from metaformer.detection.feature.state import restore, under
+from metaformer.detection.feature.state import restore
 from metaformer.detection.preprocessing import working_size
 from metaformer.detection.preset import Adaptation, OnStep, changes_without
 from metaformer.networks.backbone_weights import BackboneError
@@ -38,6 +38,7 @@ from metaformer.networks.custom_backbone import CUSTOM, CustomBackbone, check_sa
 from metaformer.networks.efficientnet import load_backbone
 from metaformer.networks.feature_maps import Features, with_detail
 from metaformer.networks.gap_transformer import GapTransformer
+from metaformer.networks.named_buffers import under
 from metaformer.networks.placement import placed
 from metaformer.networks.timm_backbone import level_settings, load_timm_backbone
 

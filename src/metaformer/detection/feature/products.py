@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from metaformer.detection.feature.adapted import AdaptedFeature, Backbone
 from metaformer.detection.feature.config import SHIPPED, FeatureConfig
 from metaformer.detection.feature.feature_image import FeatureImage, statistics_of
-from metaformer.detection.feature.state import image_count, restore, under
+from metaformer.detection.feature.state import image_count, restore
 from metaformer.detection.preset import Adaptation, Extension, OnStep
 from metaformer.detection.scoring.anomaly_map import image_score
 from metaformer.detection.scoring.frame_check import (
@@ -24,6 +24,7 @@ from metaformer.detection.scoring.frame_check import (
     joined,
 )
 from metaformer.networks.feature_maps import Features, with_detail
+from metaformer.networks.named_buffers import under
 
 LINKED = 0.7
 """Images at most so far apart show one product, and so do those linked by others between them; 1 is

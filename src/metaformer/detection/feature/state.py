@@ -23,6 +23,7 @@ from metaformer.detection.feature.memory_bank import POOLED, MemoryBank
 from metaformer.detection.preset import EarlierVersionError
 from metaformer.detection.scoring.frame_check import FrameCheck
 from metaformer.networks.feature_maps import DETAIL, GAP, PIXELS, RESPONSE
+from metaformer.networks.named_buffers import under
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """What version 1 standardised pixels by. The shipped backbone was trained on other values, which
@@ -222,8 +223,3 @@ def image_count(settings: dict[str, Any]) -> int:
 def with_tuples(stored: dict[str, Any]) -> dict[str, Any]:
     """JSON has no tuples."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-
-
-def under(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those whose names begin with ``start``, without it."""
-    return {n[len(start) :]: t for n, t in tensors.items() if n.startswith(start)}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from metaformer.detection.feature.adapted import AdaptedFeature
 from metaformer.detection.feature.feature_image import FeatureImage
-from metaformer.detection.feature.state import restore, under
+from metaformer.detection.feature.state import restore
 from metaformer.detection.pixel.autoencoder_backbone import AutoencoderBackbone, nested
 from metaformer.detection.pixel.config import PixelConfig
 from metaformer.detection.preset import EarlierVersionError, Extension
@@ -20,6 +20,7 @@ from metaformer.detection.scoring.frame_check import FrameCheck
 from metaformer.networks.autoencoder import Autoencoder, AutoencoderConfig
 from metaformer.networks.feature_maps import with_detail
 from metaformer.networks.instance_prior import InstancePrior, PriorConfig
+from metaformer.networks.named_buffers import under
 
 STATE_VERSION = 2
 """Of what ``AdaptedPixel.state`` gives. Version 1 had no number."""
