@@ -41,13 +41,6 @@ def capped(max_patches: int, *, aligned: bool = False) -> Metaformer:
     return Metaformer(universal.model.with_config(max_patches=max_patches), "feature")
 
 
-def roomy_preset() -> Metaformer:
-    """Compares with all patches of a few images."""
-    model = boards.universal().model
-    assert isinstance(model, FeaturePreset)
-    return Metaformer(model.with_config(coreset_size=2_048, cosine_rows=2_048), "feature")
-
-
 def memory(detector: Detector) -> dict[str, torch.Tensor]:
     """What a detector keeps of its support."""
     return detector.adapted.state()[0]
@@ -165,7 +158,7 @@ def test_earlier_scores_are_lowered_alike_and_new_ones_are_out_of_sample():
     assert factors == pytest.approx([factors[0]] * 3) and 0.3 < factors[0] <= 1
     # Nothing of an image is in the memory that it is scored against: a lone new image scores as
     # before it came, but for earlier patches that gave way to its own.
-    roomy = without_images(roomy_preset().adapt(GOOD[:3]))
+    roomy = without_images(boards.roomy().adapt(GOOD[:3]))
     alone = roomy.extended_with(GOOD[3:4])
     raw = image_score(
         roomy.adapted.anomaly_maps(prepare(roomy.model, GOOD[3]))[0],

@@ -11,6 +11,7 @@ from PIL import Image
 
 import metaformer
 from metaformer.detection.detector import Detector
+from metaformer.detection.feature.preset import FeaturePreset
 from metaformer.detection.metaformer import Metaformer
 from metaformer.io.images import read_image
 
@@ -62,6 +63,13 @@ def defective(
 @cache
 def universal() -> Metaformer:
     return Metaformer.from_pretrained(resolution=RESOLUTION)
+
+
+def roomy() -> Metaformer:
+    """``universal``, comparing with all patches of a few images."""
+    model = universal().model
+    assert isinstance(model, FeaturePreset)
+    return Metaformer(model.with_config(coreset_size=2_048, cosine_rows=2_048), "feature")
 
 
 @cache
