@@ -185,6 +185,33 @@ def test_told_to_stop_it_finishes_what_is_at_work(tmp_path):
         assert statuses == [200]
 
 
+def test_changes_at_the_same_time_are_all_kept(tmp_path):
+    kept = store(tmp_path)
+    id = kept.add(boards.detector(), "board").id
+    failures: list[Exception] = []
+
+    def add_note(name: str) -> None:
+        def noted(now: Detector) -> Detector:
+            notes = [*now.provenance.get("notes", []), name]
+            made = {**now.provenance, "notes": notes}
+            return Detector(now.model, now.adapted, now.calibration, made, now.thumbnails)
+
+        try:
+            kept.change(id, noted)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=add_note, args=(name,)) for name in "abcdef"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert sorted(kept.get(id).provenance["notes"]) == list("abcdef")
+    kept.close()
+    assert sorted(store(tmp_path).get(id).provenance["notes"]) == list("abcdef")
+
+
 def wait_for_uploads(client: httpx.Client, address: str, count: int) -> None:
     ends = time.monotonic() + 20
     while f"metaformer_uploads {count}.0" not in client.get(f"{address}/metrics").text:

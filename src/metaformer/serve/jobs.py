@@ -193,10 +193,15 @@ class Adaptations:
         except ValueError as error:  # all are known already, or the white level is another
             raise NothingToAddError(str(error)) from error
         left_out = name_support(detector, len(before.provenance["support"]), paths, names)
-        rate = self.store.summary(id).false_alarm_rate  # it may have been changed meanwhile
-        if rate != detector.calibration.false_alarm_rate:
-            detector = detector.with_false_alarm_rate(rate)
-        return [*left_out, *doubts(detector)], self.store.replace(id, detector)
+
+        def at_the_present_rate(now: Detector) -> Detector:  # it may have been changed meanwhile
+            rate = now.calibration.false_alarm_rate
+            if rate == detector.calibration.false_alarm_rate:
+                return detector
+            return detector.with_false_alarm_rate(rate)
+
+        summary = self.store.change(id, at_the_present_rate)
+        return [*left_out, *doubts(self.store.get(id))], summary
 
     def _update(self, job: Job, **changes: Any) -> None:
         with self._lock:

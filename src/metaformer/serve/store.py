@@ -13,6 +13,7 @@ import secrets
 import shutil
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -79,6 +80,7 @@ class DetectorStore:
         """Files in the folder that are no detectors, with the reason."""
         self._lock = threading.Lock()
         self._loading = threading.Lock()
+        self._changing = threading.Lock()
         self._index: dict[str, DetectorSummary] = {}
         self._memory: OrderedDict[str, Detector] = OrderedDict()
         self._claim = ExitStack()
@@ -160,7 +162,7 @@ class DetectorStore:
             {**detector.provenance, "name": name},
             detector.thumbnails,
         )
-        incoming = self.folder / f"{INCOMING}{id}{SUFFIX}"
+        incoming = self.folder / f"{INCOMING}{new_id()}{SUFFIX}"
         try:
             named.save(incoming)
             force_to_disk(incoming)
@@ -237,14 +239,22 @@ class DetectorStore:
             self._index.pop(id, None)
             self._memory.pop(id, None)
 
-    def replace(self, id: str, detector: Detector) -> DetectorSummary:
+    def change(self, id: str, change: Callable[[Detector], Detector]) -> DetectorSummary:
         """Put another detector in the place of the one with this id, under the same name.
+
+        One change at a time, each of the detector that the one before has left.
+
+        Args:
+            id: of the detector.
+            change: makes the new detector from the one kept now; should be quick.
 
         Raises:
             NoSuchDetectorError: no detector has this id.
             OSError: the file cannot be written.
         """
-        return self._write(id, detector, self.summary(id).name, is_new=False)
+        with self._changing:
+            changed = change(self.get(id))
+            return self._write(id, changed, self.summary(id).name, is_new=False)
 
     def upload_folder(self) -> Path:
         """A new folder for files on their way in; swept at start if nobody removes it before."""

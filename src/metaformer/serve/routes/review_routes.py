@@ -9,6 +9,7 @@ from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse
 from pydantic import ValidationError
 
+from metaformer.detection.detector import Detector
 from metaformer.serve.http.limits import storing
 from metaformer.serve.http.openapi import JOB_ACCEPTED, errors, form_body, json_body, text_answer
 from metaformer.serve.http.review_schemas import (
@@ -101,16 +102,15 @@ async def set_rate(request: Request, id: DetectorId, service: Protected) -> Dete
     service.store.summary(id)
     wanted = await read_body(request, service, RateRequest, SMALL_BODY)
 
-    def change() -> DetectorSummary:
-        detector = service.store.get(id)
+    def change(detector: Detector) -> Detector:
         rate = wanted.false_alarm_rate
         if wanted.score is not None:
             rate = detector.calibration.rate_at(wanted.score)
         assert rate is not None
-        return service.store.replace(id, detector.with_false_alarm_rate(rate))
+        return detector.with_false_alarm_rate(rate)
 
     with storing("the detector"):
-        return await service.workers.run(change)
+        return await service.workers.run(partial(service.store.change, id, change))
 
 
 @router.get("/api/detectors/{id}/marks", responses=errors(401, 403, 404, 409, 422), tags=["review"])
