@@ -67,13 +67,21 @@ def to_working_size(
         return graph.op("Transpose", x, perm=[0, 3, 1, 2])
 
     def average() -> Value:
-        x = graph.op(
-            "MatMul", area_weights(replace(rows, used=averaged)), graph.cast(flat, np.float32)
-        )
-        x = graph.op("MatMul", planes(x), transposed(graph, area_weights(columns)))
+        x = weighted_sum(flat, *covered(replace(rows, used=averaged)))  # (N, h, W * 3)
+        x = graph.op("Transpose", graph.op("Reshape", x, split), perm=[0, 2, 1, 3])
+        x = graph.op("Reshape", x, graph.integers(0, 0, -1))  # (N, W, h * 3)
+        x = weighted_sum(x, *covered(columns))  # (N, w, h * 3)
+        x = graph.op("Reshape", x, graph.integers(0, 0, -1, 3))
+        x = graph.op("Transpose", x, perm=[0, 3, 2, 1])
         halves = graph.op("And", rows.is_halved(), columns.is_halved())
         nudge = graph.op("Where", halves, graph.numbers(TIES_UP), graph.numbers(0))
         return graph.op("Round", graph.op("Add", x, nudge))
+
+    def weighted_sum(x: Value, places: Value, weights: Value) -> Value:
+        """(N, L, M) -> (N, l, M) float32, by the places and weights (l, K) of each output."""
+        taps = graph.cast(graph.op("Gather", x, places, axis=1), np.float32)  # (N, l, K, M)
+        weights = graph.op("Unsqueeze", weights, graph.integers(1))  # (l, 1, K)
+        return graph.op("Squeeze", graph.op("MatMul", weights, taps), graph.integers(2))
 
     def mix() -> Value:
         across = transposed(graph, linear_weights(columns, shrinks))  # (W, w)
@@ -135,21 +143,27 @@ def fixed_point(graph: Graph, weights: Value) -> Value:
     return graph.op("Round", graph.op("Mul", weights, graph.numbers(UNIT)))
 
 
-def area_weights(side: Side) -> Value:
-    """(used, before): the share of each input pixel in each output pixel, rows summing to 1.
+def covered(side: Side) -> tuple[Value, Value]:
+    """The inputs that each output covers, (used, K), and their shares in it, rows summing to 1.
 
     Output i covers [i, i + 1] * before, input j covers [j, j + 1] * after, in one unit: all
-    numbers are whole, and exact in float32.
+    numbers are whole, and exact in float32. K is that of the output that covers most.
     """
     graph, one = side.graph, side.graph.numbers(1)
-    i, j = side.grid()
+    most = graph.op("Ceil", graph.op("Div", side.before, side.after))
+    i = graph.op("Unsqueeze", side.count(side.used), graph.integers(1))  # (used, 1)
+    k = side.count(graph.op("Add", most, one))  # (K,)
+    first = graph.op("Floor", graph.op("Div", graph.op("Mul", i, side.before), side.after))
+    j = graph.op("Add", first, k)  # (used, K)
     end = graph.op(
         "Min",
         graph.op("Mul", graph.op("Add", i, one), side.before),
         graph.op("Mul", graph.op("Add", j, one), side.after),
     )
     start = graph.op("Max", graph.op("Mul", i, side.before), graph.op("Mul", j, side.after))
-    return graph.op("Div", graph.op("Relu", graph.op("Sub", end, start)), side.before)
+    shares = graph.op("Div", graph.op("Relu", graph.op("Sub", end, start)), side.before)
+    last = graph.op("Sub", side.before, one)
+    return graph.cast(graph.op("Min", j, last), np.int64), shares
 
 
 def places(side: Side, shrinks: Value) -> tuple[Value, Value]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from metaformer.networks.instance_prior import EFFECTS, Effect
 from metaformer.training.prior.chroma_key import key_by_border
 from metaformer.training.prior.saliency_sets import load_saliency_set
 
+Item = TypeVar("Item")
 Photo = NDArray[np.uint8]
 """(S, S, 3) RGB."""
 Matte = NDArray[np.float32]
@@ -55,6 +57,27 @@ class PhotoBank:
     """Photos that show an effect by themselves, and which; part of side B."""
 
 
+class Deal(Generic[Item]):
+    """Items dealt at random onto three piles.
+
+    Args:
+        first, second: percentages at which the first and the second pile end.
+    """
+
+    def __init__(self, first: int, second: int) -> None:
+        self.cuts = (first, second)
+        self.first: list[Item] = []
+        self.second: list[Item] = []
+        self.rest: list[Item] = []
+
+    def add(self, items: Sequence[Item], rng: np.random.Generator) -> None:
+        shuffled = [items[i] for i in rng.permutation(len(items))]
+        cut, next_cut = (len(items) * percent // 100 for percent in self.cuts)
+        self.first += shuffled[:cut]
+        self.second += shuffled[cut:next_cut]
+        self.rest += shuffled[next_cut:]
+
+
 def load_square(path: Path) -> Photo:
     return resize_image(read_image(path), (STORED_SIDE, STORED_SIDE))
 
@@ -79,59 +102,68 @@ def load_bank(
     Raises:
         ValueError: a folder has no image, or too few photos have a border plain enough to key.
     """
+    # A generator for each folder: another folder leaves the deal of the ones before as it was.
     rng = np.random.default_rng(seed)
-    objects: list[tuple[Photo, Matte]] = []
+    others_rng = [np.random.default_rng((seed, i)) for i in range(1, len(object_folders))]
+    folders = [
+        (_key_all(_load_all([folder])), folder_rng)
+        for folder, folder_rng in zip(object_folders, [rng, *others_rng], strict=True)
+    ]
+    count = sum(len(keyed) for (keyed, _), _ in folders)
+    if count < 9:
+        raise ValueError(
+            f"{', '.join(map(str, object_folders))}: only {count} photos show one object on "
+            f"a plain backdrop, training needs 9 at least. Add photos of single objects."
+        )
+    # A third of the keyed objects to side A, half to B, the rest held out. Photos that cannot be
+    # keyed go to A, save a share that serves B as scenes to paste onto and one held out.
+    objects = Deal[tuple[Photo, Matte]](36, 88)
+    for (keyed, _), folder_rng in folders:
+        objects.add(keyed, folder_rng)
+    grounds = Deal[Photo](45, 90)
+    grounds.add(_load_all(background_folders), rng)
+    others = Deal[Photo](50, 92)
+    for (_, plain), folder_rng in folders:
+        others.add(plain, folder_rng)
+
+    more_natural = [
+        load_square(sample.image) for root in saliency_sets for sample in load_saliency_set(root)
+    ]
+    return PhotoBank(
+        natural=Side(
+            plain=(*others.first, *(photo for photo, _ in objects.first), *more_natural),
+            objects=tuple(objects.first),
+            backgrounds=tuple(grounds.first),
+            scenes=tuple(others.first),
+        ),
+        effect=Side(
+            plain=tuple(photo for photo, _ in objects.second),
+            objects=tuple(objects.second),
+            backgrounds=tuple(grounds.second),
+            scenes=tuple(others.second),
+        ),
+        held_out=Side(
+            plain=tuple(photo for photo, _ in objects.rest),
+            objects=tuple(objects.rest),
+            backgrounds=tuple(grounds.rest),
+            scenes=tuple(others.rest),
+        ),
+        effect_as_taken=() if effect_folder is None else _load_effect_folder(effect_folder),
+    )
+
+
+def _key_all(photos: Sequence[Photo]) -> tuple[list[tuple[Photo, Matte]], list[Photo]]:
+    """Objects with the matte that colour gives them, and the photos that cannot be keyed."""
+    keyed: list[tuple[Photo, Matte]] = []
     plain: list[Photo] = []
-    for photo in _load_all(object_folders):
+    for photo in photos:
         matte = key_by_border(resize_image(photo, (KEYING_SIDE, KEYING_SIDE)))
         if matte is None:
             plain.append(photo)
         else:
             large = cv2.resize(matte, (STORED_SIDE, STORED_SIDE)).astype(np.float32)
-            objects.append((photo, large))
-    if len(objects) < 9:
-        raise ValueError(
-            f"{', '.join(map(str, object_folders))}: only {len(objects)} photos show one object on "
-            f"a plain backdrop, training needs 9 at least. Add photos of single objects."
-        )
-    backgrounds = _load_all(background_folders)
-
-    more_natural = [
-        load_square(sample.image) for root in saliency_sets for sample in load_saliency_set(root)
-    ]
-
-    # A third of the keyed objects to side A, half to B, the rest held out. Photos that cannot be
-    # keyed go to A, save a share that serves B as scenes to paste onto and one held out.
-    order = rng.permutation(len(objects))
-    cut_a, cut_b = len(order) * 36 // 100, len(order) * 88 // 100
-    objects_a = tuple(objects[i] for i in order[:cut_a])
-    objects_b = tuple(objects[i] for i in order[cut_a:cut_b])
-    objects_held = tuple(objects[i] for i in order[cut_b:])
-    grounds = [backgrounds[i] for i in rng.permutation(len(backgrounds))]
-    cut_a, cut_b = len(grounds) * 45 // 100, len(grounds) * 90 // 100
-    others = [plain[i] for i in rng.permutation(len(plain))]
-    cut_plain, cut_scenes = len(others) * 50 // 100, len(others) * 92 // 100
-    return PhotoBank(
-        natural=Side(
-            plain=(*others[:cut_plain], *(photo for photo, _ in objects_a), *more_natural),
-            objects=objects_a,
-            backgrounds=tuple(grounds[:cut_a]),
-            scenes=tuple(others[:cut_plain]),
-        ),
-        effect=Side(
-            plain=tuple(photo for photo, _ in objects_b),
-            objects=objects_b,
-            backgrounds=tuple(grounds[cut_a:cut_b]),
-            scenes=tuple(others[cut_plain:cut_scenes]),
-        ),
-        held_out=Side(
-            plain=tuple(photo for photo, _ in objects_held),
-            objects=objects_held,
-            backgrounds=tuple(grounds[cut_b:]),
-            scenes=tuple(others[cut_scenes:]),
-        ),
-        effect_as_taken=() if effect_folder is None else _load_effect_folder(effect_folder),
-    )
+            keyed.append((photo, large))
+    return keyed, plain
 
 
 def _load_effect_folder(folder: Path) -> tuple[tuple[Photo, Effect], ...]:
