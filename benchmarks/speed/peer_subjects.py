@@ -241,12 +241,22 @@ EXPORTS: dict[str, Callable[[Sequence[Image], Path], None]] = {
 
 def load_exported(name: str, folder: Path, threads: int) -> Score:
     """The model behind a function of images, both runtimes told to compute in float32."""
-    from metaformer.detection.engines.sessions import Runtime, compile_model
+    from metaformer.detection.engines.sessions import RunModel, Runtime, compile_model
 
     runtime: Runtime = "openvino" if name.endswith("openvino") else "onnxruntime"
     if name.startswith("metaformer"):
-        run = compile_model(folder / "metaformer.onnx", runtime, threads=threads)
-        return lambda images: run(np.stack(images))
+        # One model for each shape, as the rival's are made for one.
+        by_shape: dict[tuple[int, ...], RunModel] = {}
+
+        def score_batch(images: Sequence[Image]) -> object:
+            batch = np.stack(images)
+            if batch.shape not in by_shape:
+                by_shape[batch.shape] = compile_model(
+                    folder / "metaformer.onnx", runtime, threads=threads, shape=batch.shape
+                )
+            return by_shape[batch.shape](batch)
+
+        return score_batch
     own = folder / exported_from(name)
     files = {n: own / str(n) / "weights" / "onnx" / "model.onnx" for n in (1, BATCH)}
     models = {n: compile_model(file, runtime, threads=threads) for n, file in files.items()}

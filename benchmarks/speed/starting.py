@@ -2,7 +2,8 @@
 
 Three programs score one image, each in a process of its own, in turns: the command, a Python
 program that loads a detector file, and ``examples/edge``, which runs an exported model by ONNX
-Runtime and never loads PyTorch. Times are medians over the rounds, on one thread.
+Runtime and never loads PyTorch. Times are until the first line of output, of the quiet command
+until its end; medians over the rounds, on one thread.
 
     python -m benchmarks.speed.starting SET --output starting.json
 """
@@ -27,7 +28,11 @@ from metaformer.export.exporter import export_detector
 from metaformer.io.atomic_files import write_text
 
 EDGE = Path(__file__).parents[2] / "examples" / "edge" / "score.py"
-API = "import sys, metaformer; metaformer.Detector.load(sys.argv[1]).predict(sys.argv[2])"
+API = """
+import sys, metaformer
+result = metaformer.Detector.load(sys.argv[1]).predict(sys.argv[2])
+print(result.score, flush=True)
+"""
 
 
 def main() -> None:
@@ -66,12 +71,18 @@ def main() -> None:
             }
             for label, program in programs.items():
                 started = time.perf_counter()
-                done = subprocess.run(
-                    program, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True
-                )
-                seconds.setdefault(label, []).append(time.perf_counter() - started)
-                if done.returncode not in (0, 1):  # 1: the image was flagged
-                    raise SystemExit(f"{label}: {done.stderr.decode()}")
+                with subprocess.Popen(
+                    program,
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                ) as process:
+                    assert process.stdout is not None
+                    process.stdout.readline()
+                    seconds.setdefault(label, []).append(time.perf_counter() - started)
+                    _, errors = process.communicate()
+                if process.returncode != 0:
+                    raise SystemExit(f"{label}: {errors.decode()}")
     rows = [{"program": label, "seconds": of_program} for label, of_program in seconds.items()]
     content = {"date": date.today().isoformat(), "machine": machine(), "rows": rows}
     write_text(options.output, json.dumps(content, indent=1) + "\n")

@@ -32,6 +32,7 @@ def compile_model(
     *,
     precision: Precision = "f32",
     threads: int | None = None,
+    shape: Sequence[int] | None = None,
 ) -> RunModel:
     """Load a model.
 
@@ -40,6 +41,8 @@ def compile_model(
         precision: of the arithmetic that was not fixed in the file; OpenVINO can do ``bf16``.
         threads: processors to use; None for as many as PyTorch has, in ONNX Runtime those of the
             thread that computes.
+        shape: the only shape of the input that will be given, if there is one. OpenVINO takes a
+            seventh less time for it; ONNX Runtime makes no difference.
 
     Raises:
         MissingExtraError: the runtime is not installed.
@@ -47,7 +50,7 @@ def compile_model(
     """
     if runtime == "onnxruntime":
         return compile_onnxruntime(model, threads)
-    return compile_openvino(model, threads, precision)
+    return compile_openvino(model, threads, precision, shape)
 
 
 def compile_onnxruntime(model: bytes | Path, threads: int | None) -> RunModel:
@@ -82,7 +85,9 @@ def compile_onnxruntime(model: bytes | Path, threads: int | None) -> RunModel:
     return run
 
 
-def compile_openvino(model: bytes | Path, threads: int | None, precision: Precision) -> RunModel:
+def compile_openvino(
+    model: bytes | Path, threads: int | None, precision: Precision, shape: Sequence[int] | None
+) -> RunModel:
     openvino = need("openvino")
     settings: dict[str, Any] = {
         # Without this OpenVINO computes in bf16 wherever the processor can, and scores move.
@@ -94,6 +99,8 @@ def compile_openvino(model: bytes | Path, threads: int | None, precision: Precis
     if precision == "bf16":
         check_bf16(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     network = core.read_model(model)
+    if shape is not None:
+        network.reshape(list(shape))
     compiled = core.compile_model(network, "CPU", settings)
     one_at_a_time = threading.Lock()
 
