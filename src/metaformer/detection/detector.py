@@ -109,16 +109,25 @@ class Detector:
     def predict_pixels(self, pixels: NDArray[np.uint8], path: str | None = None) -> Prediction:
         """``predict`` for an image already read, (H, W, 3) uint8 RGB. The pixels are not kept for
         ``Prediction.overlay``, which then asks for the image."""
-        return self.judge(*self.score_pixels(pixels), path)
+        return self.judge(*self.score_pixels(pixels), path, overwrite=True)
 
     def judge(
-        self, raw: float, raw_pixels: NDArray[np.float32], path: str | None = None
+        self,
+        raw: float,
+        raw_pixels: NDArray[np.float32],
+        path: str | None = None,
+        *,
+        overwrite: bool = False,
     ) -> Prediction:
-        """The verdict on an image from its raw score and raw (H, W) map; see ``score_pixels``."""
+        """The verdict on an image from its raw score and raw (H, W) map; see ``score_pixels``.
+
+        Args:
+            overwrite: the map of the result takes the place of the raw one. Of a large photo, a
+                map takes as much memory as the whole program.
+        """
         calibration = self.calibration
         is_anomalous = raw >= calibration.threshold
-        anomaly_map = calibration.map(raw_pixels)
-        del raw_pixels  # of a large photo it takes as much memory as the whole program
+        anomaly_map = calibration.map(raw_pixels, raw_pixels if overwrite else None)
         mask = anomaly_map >= 0.5 if is_anomalous else np.zeros(anomaly_map.shape, np.bool_)
         return Prediction(
             score=calibration.score(raw),

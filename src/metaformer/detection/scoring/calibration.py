@@ -113,9 +113,15 @@ class Calibration:
                 low = middle
         return high
 
-    def map(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Calibrated map, same shape: 0.5 at the pixel threshold."""
-        calibrated = np.empty(raw.shape, np.float32)
+    def map(
+        self, raw: NDArray[np.float32], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Calibrated map, same shape: 0.5 at the pixel threshold.
+
+        Args:
+            out: the result is written here; it may be ``raw`` itself.
+        """
+        calibrated = np.empty(raw.shape, np.float32) if out is None else out
         spread = self.spread
         # Some rows at a time: as a whole, each step would make another array of the image's size.
         for top in range(0, len(raw), MAP_ROWS):
