@@ -1,1 +1,1 @@
-"""Broken input, mutations of the code, load."""
+"""Broken input, light and camera, load."""
