@@ -161,22 +161,12 @@ def fuzz() -> str:
 
 
 def load() -> str:
-    """What many clients at once saw, with each engine that was measured."""
-    files = [name for name in ("load.json", "load_onnxruntime.json") if (RESULTS / name).is_file()]
-    columns = [load_figures(result(name)) for name in files]
-    lines = ["| |" + " |" * len(columns), "|---|" + "---|" * len(columns)]
-    lines += [
-        f"| {rows[0][0]} | {' | '.join(str(value) for _, value in rows)} |"
-        for rows in zip(*columns, strict=True)
-    ]
-    return "\n".join(lines)
-
-
-def load_figures(found: Any) -> list[tuple[str, Any]]:
+    """What many clients at once saw."""
+    found = result("load.json")
     memory = found["resident_megabytes"]
     answers = ", ".join(f"{count} x {status}" for status, count in found["statuses"].items())
-    return [
-        ("engine", found.get("engine", "torch")),
+    rows = [
+        ("engine", found["engine"]),
         ("clients, seconds", f"{found['clients']}, {found['seconds']:.0f}"),
         ("machine", f"{found['machine']['processor']}, {found['machine']['cpus']} processors"),
         ("requests", found["requests"]),
@@ -190,6 +180,7 @@ def load_figures(found: Any) -> list[tuple[str, Any]]:
         ("last third of the run over the second", f"{found['memory_growth']:+.1%}"),
         ("load average before (other programs)", found["load_average_before"]),
     ]
+    return as_table(rows)
 
 
 def megabytes(memory: list[float]) -> str:

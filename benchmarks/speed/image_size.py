@@ -28,6 +28,7 @@ from metaformer.detection.detector import Detector
 from metaformer.detection.metaformer import Metaformer
 from metaformer.evaluation.aggregate import machine
 from metaformer.export.backends import with_engine
+from metaformer.inference.allocator import keep_freed_memory
 from metaformer.io.atomic_files import write_text
 from metaformer.io.images import read_image
 
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("images", nargs="+", type=Path, help="normal images")
     parser.add_argument("--output", type=Path, required=True, help="a .json file; .md beside it")
     options = parser.parse_args()
+    keep_freed_memory()  # as the command does
     detector = Metaformer.from_pretrained().adapt(options.images)
     engines = {name: with_engine(detector, name) for name in ("torch", "onnxruntime")}
     rows = []
