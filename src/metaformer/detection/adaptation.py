@@ -7,7 +7,7 @@ the calibration says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from metaformer.detection.scoring.anomaly_map import image_score
 from metaformer.detection.scoring.calibration import Calibration, calibrate, check_rate
 from metaformer.detection.support.support_set import SupportScore, judge_support
 from metaformer.io.images import Image, shrink
+from metaformer.io.workers import ordered_map, usual_workers
 
 VIEW_DETAIL = 4
 """Views are made at no more than this many times the working resolution. What is finer is lost on
@@ -56,7 +57,7 @@ def adapt_to_support(
     """Adapt ``preset`` to normal images (H, W, 3) uint8 and calibrate it on them alone.
 
     Args:
-        support: iterated once; one image is held at a time.
+        support: iterated once; a worker holds one image at a time.
         count: how many images ``support`` gives at most.
         on_step: called with (steps done, steps in all) for a progress bar.
 
@@ -66,11 +67,13 @@ def adapt_to_support(
     if count < 1:
         raise ValueError("the support is empty: give at least one normal image.")
     check_rate(false_alarm_rate)
-    prepared = []
-    for i, image in enumerate(support):
-        prepared.append(prepare(preset, image, support_size=count))
-        on_step(i + 1, 2 * count)
-    if not prepared:
+    prepared: list[P] = []
+    image: Image | None = None
+    for each, kept in prepare_support(preset, support, count):
+        prepared.append(kept)
+        image = each
+        on_step(len(prepared), 2 * count)
+    if image is None:
         raise ValueError("the support is empty: give at least one normal image.")
     told = len(prepared)
 
@@ -136,6 +139,24 @@ def pixel_threshold_of(maps: Sequence[Tensor]) -> float:
 def prepare(preset: Preset[P], image: Image, *, support_size: int | None = None) -> P:
     """``preset.prepare`` of an image (H, W, 3) uint8, at the size the preset works at."""
     return preset.prepare(at_working_size(preset, image), support_size=support_size)
+
+
+def prepare_support(
+    preset: Preset[P], images: Iterable[Image], count: int
+) -> Iterator[tuple[Image, P]]:
+    """Each of the images with what ``prepare`` makes of it, several at a time, in their order.
+
+    Never by all of PyTorch's threads at once, so that an image is prepared to the same bits
+    whether it is alone or one of many.
+
+    Args:
+        count: how many images the support has in all.
+    """
+
+    def prepare_one(image: Image) -> tuple[Image, P]:
+        return image, prepare(preset, image, support_size=count)
+
+    return ordered_map(prepare_one, images, usual_workers())
 
 
 def at_working_size(preset: Preset[P], image: Image) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from metaformer.detection.adaptation import at_working_size, prepare
+from metaformer.detection.adaptation import at_working_size, prepare, prepare_support
 from metaformer.detection.detector_file import (
     DetectorFileError,
     read_detector_file,
@@ -259,12 +259,17 @@ class Detector:
         white_level = choose_white_level(white_level, self.provenance["white_level"], sources)
         record = SupportRecord(self.provenance["support"], self.thumbnails)
         count = len(record.images)
-        prepared = []
-        for i, source in enumerate(sources):
-            pixels = read_image(source, white_level=white_level)
-            if record.take_in(describe_source(source, len(record.images)), pixels):
-                prepared.append(prepare(self.model, pixels, support_size=count + len(sources)))
-            on_step(i + 1, len(sources) + 1)
+
+        def read_new() -> Iterator[NDArray[np.uint8]]:
+            for i, source in enumerate(sources):
+                pixels = read_image(source, white_level=white_level)
+                if record.take_in(describe_source(source, len(record.images)), pixels):
+                    yield pixels
+                on_step(i + 1, len(sources) + 1)
+
+        prepared = [
+            kept for _, kept in prepare_support(self.model, read_new(), count + len(sources))
+        ]
         if not prepared:
             raise ValueError(
                 f"nothing to add: of the {len(sources)} images given, none is new to the detector. "
