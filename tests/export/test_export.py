@@ -138,6 +138,18 @@ def test_any_size_and_batch_give_pytorchs_results(
             assert not comparison.verdict_differs
 
 
+def test_onnxruntime_has_nothing_to_warn_of(
+    models: dict[str, bytes], boards: list[Image], capfd: pytest.CaptureFixture[str]
+) -> None:
+    # It takes sides with one name for equal, and warned at every image when they were not.
+    onnxruntime = need("onnxruntime")
+    for kind in KINDS:
+        session = onnxruntime.InferenceSession(models[kind])
+        for size in SIZES[:2]:
+            session.run(None, {"images": resize_image(boards[3], size)[None]})
+    assert not capfd.readouterr().err
+
+
 def test_a_threshold_is_met_exactly(detectors: dict[str, Detector], boards: list[Image]) -> None:
     """A raw score at the threshold is anomalous, one float below it is not."""
     detector = detectors["feature"]

@@ -63,7 +63,7 @@ def resizing(detector: Detector) -> Any:
     return graph.model(
         {"images": (np.uint8, ("N", "H", "W", 3))},
         [
-            (working, "working", np.float32, ("N", 3, "h", "w")),
+            (working, "working", np.float32, ("N", 3, "working_h", "working_w")),
             (height, "height", np.int64, (1,)),
             (width, "width", np.int64, (1,)),
         ],

@@ -15,8 +15,6 @@ from torch import Tensor
 from metaformer.detection.engines.graph import IR_VERSION, OPSET
 from metaformer.io.extras import need
 
-"""Old, so that older runtimes read the file; tested with onnxruntime 1.32 and OpenVINO 2026.4."""
-
 Value = str
 """Name of a tensor in the graph."""
 Outputs = Sequence[tuple[Value, str, Any, Sequence[str | int]]]
