@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -75,6 +75,7 @@ from metaformer.evaluation.aggregate import machine
 from metaformer.io.images import read_image
 from metaformer.networks.feature_maps import RESPONSE
 from metaformer.networks.gap_transformer import GapTransformer, corrected
+from metaformer.training.transformer.reading import WithResponse
 
 SHOTS = (1, 4, 10)
 SIZES = (0.0, 0.125, 0.25, 0.5)
@@ -109,8 +110,13 @@ def measure_tests(
     tests: SampledTests,
     shots: int,
     supports: int,
+    blind: Sequence[str] = (),
 ) -> dict[str, list[Row]]:
-    """Candidate -> one row a support. Distances are computed once for all networks and sizes."""
+    """Candidate -> one row a support. Distances are computed once for all networks and sizes.
+
+    Args:
+        blind: labels of the networks that are not given the response map.
+    """
     any_preset: Preset[Any] = preset
     readings = readings_of(preset)
     rows: dict[str, list[Row]] = {}
@@ -138,8 +144,8 @@ def measure_tests(
                 readings.stride_grids(image.features), view.patches, of_core(of_bank)
             )
             distances, own_core = readings.together(found, image.features)
-            response = image.features.get(RESPONSE)
             for label, network in networks.items():
+                response = None if label in blind else image.features.get(RESPONSE)
                 correction = network(
                     image.features, distances, own_core, view.description, response
                 )
@@ -291,6 +297,13 @@ def main() -> None:
         "weights", nargs="*", help="PAIRS=path of each weights file, beside the shipped one"
     )
     parser.add_argument("--preset", choices=("feature", "pixel"), default="feature")
+    parser.add_argument(
+        "--response",
+        nargs="*",
+        default=[],
+        metavar="PAIRS",
+        help="weights of `feature` that read it",
+    )
     parser.add_argument("--without", nargs="*", default=[], metavar="PART")
     parser.add_argument("--sizes", nargs="+", type=float, default=SIZES)
     parser.add_argument("--sets", nargs="+", default=SETS)
@@ -310,6 +323,11 @@ def main() -> None:
     )
     preset = preset.without(options.without)
     networks = load_networks(options.weights, readings_of(preset))
+    blind: list[str] = []
+    if isinstance(preset, FeaturePreset):
+        blind = [label for label in networks if label not in options.response]
+        if options.response:
+            preset = FeaturePreset(preset.config, WithResponse(preset.backbone))
     for network in networks.values():
         network.reads_gap = "gap" not in options.without
     shots_asked: tuple[int, ...] = SHOTS
@@ -322,7 +340,7 @@ def main() -> None:
         with torch.no_grad():
             tests = SampledTests(preset, options.data / name, most=limit, side=SIDE)
             results[name] = {
-                str(shots): measure_tests(preset, networks, sizes, tests, shots, seeds)
+                str(shots): measure_tests(preset, networks, sizes, tests, shots, seeds, blind)
                 for shots in shots_asked
                 if shots <= len(tests.train)
             }

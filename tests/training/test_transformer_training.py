@@ -116,6 +116,19 @@ def test_the_transformer_of_the_pixel_preset_is_trained_from_the_other(
     assert card["training"]["start"] == "start.safetensors"
 
 
+def test_the_response_map_is_read_where_it_is_asked_for(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ChangeConfig(sides=(128,), shots=(2,))
+    monkeypatch.setattr("metaformer.training.transformer.train.ChangeConfig", lambda: small)
+    strength = "attention.raw_strength"  # of the response map in attention
+    before = new_transformer(OF_BACKBONE).state_dict()[strength]
+    for response in (False, True):
+        out = tmp_path / str(response)
+        train_transformer(config(photos, out, 32, response=response), quiet=True)
+        assert (load_file(out / WEIGHTS)[strength] != before).item() == response
+
+
 @pytest.mark.parametrize(
     "change", [{"pairs": 0}, {"average": 1.0}, {"preset": "sift"}, {"unknown": 3}]
 )

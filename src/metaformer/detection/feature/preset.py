@@ -210,9 +210,10 @@ class FeaturePreset:
         return FeatureImage(features, self.mirrored_rows(image))
 
     def features(self, image: Tensor) -> Features:
-        """Of one image (1, 3, H, W): the strides that are read, and the detail."""
-        found = self.backbone(image)
-        return with_detail({stride: found[stride] for stride in self.config.strides}, image)
+        """Of one image (1, 3, H, W): the strides that are read, the detail, and what else the
+        backbone gives."""
+        read = {k: m for k, m in self.backbone(image).items() if k in self.config.strides or k < 0}
+        return with_detail(read, image)
 
     def mirrored_rows(self, image: Tensor) -> Rows:
         """Some descriptors of the image mirrored along either side and along both."""

@@ -17,6 +17,8 @@ class TransformerTrainingConfig:
     """Folder for the checkpoint, the log and the exported weights."""
     preset: Literal["feature", "pixel"] = "feature"
     """Whose backbone sees the episodes."""
+    response: bool = False
+    """``feature`` reads the response map of the instance prior too; ``pixel`` always does."""
     start: Path | None = None
     """Weights to begin from, as far as they fit."""
     pairs: int = 50_000

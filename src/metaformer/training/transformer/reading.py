@@ -12,8 +12,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from metaformer.detection.feature.adapted import Backbone
 from metaformer.detection.feature.gap_distances import (
     OF_AUTOENCODER,
     OF_BACKBONE,
@@ -22,7 +23,7 @@ from metaformer.detection.feature.gap_distances import (
     measure_to,
     some_patches,
 )
-from metaformer.detection.pixel.autoencoder_backbone import fit_moments
+from metaformer.detection.pixel.autoencoder_backbone import RESPONSE_STRIDE, fit_moments
 from metaformer.detection.pixel.config import PixelConfig
 from metaformer.detection.pixel.universal_weights import load_universal
 from metaformer.networks.efficientnet import load_backbone
@@ -104,13 +105,29 @@ class EpisodeReader:
         return torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float() / 255
 
 
-def reader_of(preset: str, device: torch.device) -> EpisodeReader:
+class WithResponse(nn.Module):
+    """A backbone whose maps include the prior's response map."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.channels = backbone.channels
+        self.prior = load_prior()
+
+    def forward(self, images: Tensor) -> Features:
+        """(B, 3, H, W) in [0, 1] -> features by stride, and the response map."""
+        response = F.avg_pool2d(self.prior(images), RESPONSE_STRIDE)
+        return {**self.backbone(images), RESPONSE: response}
+
+
+def reader_of(preset: str, device: torch.device, *, response: bool = False) -> EpisodeReader:
     """Of ``feature`` or ``pixel``, with the weights inside the package."""
     if preset == "feature":
         backbone = load_backbone(16, ahead=True).to(device)
+        of_query = WithResponse(backbone).to(device) if response else backbone
 
         def encode_both(support: Tensor, query: Tensor) -> tuple[Features, Features]:
-            return in_parts(backbone, support), in_parts(backbone, query)
+            return in_parts(backbone, support), in_parts(of_query, query)
 
         return EpisodeReader(OF_BACKBONE, encode_both, device)
 

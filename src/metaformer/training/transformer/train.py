@@ -75,7 +75,7 @@ def train_transformer(
     cv2.setNumThreads(1)
     torch.manual_seed(config.seed)
     config.output.mkdir(parents=True, exist_ok=True)
-    reader = reader_of(config.preset, place)
+    reader = reader_of(config.preset, place, response=config.response)
     pool = PhotoPool.load(config.data, split="train", quiet=quiet)
     run = start_run(config, reader.readings, place)
     checkpoint, first = config.output / "checkpoint.safetensors", 0
