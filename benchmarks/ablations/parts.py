@@ -13,7 +13,7 @@ import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +90,17 @@ def of_feature(part: str) -> DetectorMethod:
     return DetectorMethod.of(Metaformer(preset.without(left_out), "feature"), part)
 
 
-def of_pixel(preset: PixelPreset, part: str) -> DetectorMethod:
-    return DetectorMethod.of(Metaformer(preset.without([part] if part else []), "pixel"), part)
+def of_pixel(part: str) -> DetectorMethod:
+    preset = pixel_preset().without([part] if part else [])
+    return DetectorMethod.of(Metaformer(preset, "pixel"), part)
 
 
-MAKERS: dict[str, Callable[[str], DetectorMethod]] = {
-    "feature": of_feature,
-    "pixel": partial(of_pixel, PixelPreset.from_pretrained(PixelConfig(transformer=True))),
-}
+@cache
+def pixel_preset() -> PixelPreset:
+    return PixelPreset.from_pretrained(PixelConfig(transformer=True))
+
+
+MAKERS: dict[str, Callable[[str], DetectorMethod]] = {"feature": of_feature, "pixel": of_pixel}
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

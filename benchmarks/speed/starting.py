@@ -71,18 +71,22 @@ def main() -> None:
             }
             for label, program in programs.items():
                 started = time.perf_counter()
-                with subprocess.Popen(
-                    program,
-                    env={**os.environ, "OMP_NUM_THREADS": "1"},
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                ) as process:
+                with (
+                    tempfile.TemporaryFile() as errors,
+                    subprocess.Popen(
+                        program,
+                        env={**os.environ, "OMP_NUM_THREADS": "1"},
+                        stdout=subprocess.PIPE,
+                        stderr=errors,
+                    ) as process,
+                ):
                     assert process.stdout is not None
                     process.stdout.readline()
                     seconds.setdefault(label, []).append(time.perf_counter() - started)
-                    _, errors = process.communicate()
-                if process.returncode != 0:
-                    raise SystemExit(f"{label}: {errors.decode()}")
+                    process.communicate()
+                    if process.returncode != 0:
+                        errors.seek(0)
+                        raise SystemExit(f"{label}: {errors.read().decode()}")
     rows = [{"program": label, "seconds": of_program} for label, of_program in seconds.items()]
     content = {"date": date.today().isoformat(), "machine": machine(), "rows": rows}
     write_text(options.output, json.dumps(content, indent=1) + "\n")

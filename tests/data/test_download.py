@@ -195,6 +195,19 @@ def test_damaged_archive(name, part, tmp_path):
 # The table
 
 
+def test_a_tar_archive_that_ends_in_a_zip_archive_is_a_tar_archive(tmp_path):
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as packed:
+        packed.writestr("inside.txt", "inside")
+    with tarfile.open(tmp_path / "set.tar", "w") as packed:
+        for name, content in (("first.txt", b"first"), ("last.zip", inner.getvalue())):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            packed.addfile(info, io.BytesIO(content))
+    unpack(tmp_path / "set.tar", tmp_path / "set")
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["first.txt", "last.zip"]
+
+
 def test_table_is_complete_and_consistent():
     for name, public in PUBLIC_SETS.items():
         assert public.name == name

@@ -5,8 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from metaformer.detection.adaptation import (
     PIXEL_FALSE_ALARM_RATE,
@@ -17,7 +15,7 @@ from metaformer.detection.adaptation import (
 )
 from metaformer.detection.augmentation import VIEWS, perturbed_views
 from metaformer.detection.scoring.anomaly_map import image_score
-from metaformer.detection.support.support_set import MIN_IMAGES_TO_DOUBT, judge_support, make_folds
+from metaformer.detection.support.support_set import MIN_IMAGES_TO_DOUBT, judge_support
 from metaformer.io.images import Image, shrink
 from tests.helpers import boards, trees
 
@@ -47,24 +45,6 @@ def maps_by_the_others(model, images) -> list[torch.Tensor]:
         adapted.frame = None  # a support image does show the product
         maps.append(adapted.anomaly_maps(image))
     return maps
-
-
-# Folds
-
-
-@given(st.integers(2, 300), st.integers(2, 12))
-def test_folds_hold_each_image_once_and_are_of_even_size(count, most):
-    folds = make_folds(count, most)
-    assert sorted(i for fold in folds for i in fold) == list(range(count))
-    assert len(folds) == min(count, most)
-    sizes = [len(fold) for fold in folds]
-    assert max(sizes) - min(sizes) <= 1
-
-
-def test_while_images_are_few_one_is_left_out_at_a_time():
-    assert make_folds(3, 10) == [{0}, {1}, {2}]
-    assert all(len(fold) == 1 for fold in make_folds(10, 10))
-    assert make_folds(1, 10) == []
 
 
 # Adapting

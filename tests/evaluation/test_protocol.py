@@ -333,6 +333,14 @@ def test_too_few_images_anywhere_are_told_before_the_first_fit(tmp_path: Path) -
     assert method.supports == []
 
 
+def test_two_categories_of_one_name_are_refused(tmp_path: Path) -> None:
+    make_category(tmp_path / "monday" / "part")
+    make_category(tmp_path / "friday" / "part")
+    both = [load_categories(tmp_path / day / "part")[0] for day in ("monday", "friday")]
+    with pytest.raises(ValueError, match="several categories are called part"):
+        evaluate(both, Difference(), shots=1, seeds=(0,), quiet=True)
+
+
 def test_unreadable_test_image_stops_the_evaluation(tmp_path: Path) -> None:
     root = make_category(tmp_path / "bolt")
     (root / "test/good/001.png").write_text("not an image")

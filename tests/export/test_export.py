@@ -34,7 +34,7 @@ from metaformer.detection.engines.sessions import PrecisionError, check_bf16, co
 from metaformer.detection.feature.config import FeatureConfig
 from metaformer.detection.feature.preset import FeaturePreset
 from metaformer.detection.pixel.preset import PixelPreset
-from metaformer.export.backends import engine_name, pays_off, with_engine
+from metaformer.export.backends import pays_off, with_engine
 from metaformer.export.exporter import export_detector
 from metaformer.export.onnx.detector import full_model
 from metaformer.export.verification import (
@@ -344,12 +344,12 @@ def test_auto_is_onnxruntime_where_it_is_right(
     detectors: dict[str, Detector], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     detector = detectors["feature"]
-    assert engine_name(with_engine(detector, "auto")) == "onnxruntime"
+    assert with_engine(detector, "auto").engine.name == "onnxruntime"
     right = make_engine(detector, "onnxruntime")
 
     def chosen(made: Any) -> str:
         monkeypatch.setattr("metaformer.detection.engines.engine.make_engine", made)
-        return engine_name(with_engine(detector, "auto"))
+        return with_engine(detector, "auto").engine.name
 
     def wrong(_: Detector, name: Any) -> Engine:
         return Engine(name, lambda images: right(images) * 1.1)
@@ -398,11 +398,11 @@ def test_without_onnx_pytorch_is_the_engine(
     with pytest.raises(MissingExtraError, match=r"metaformer-ad\[export\]"):
         with_engine(detectors["feature"], "onnxruntime")
     with pytest.warns(UserWarning, match="onnxruntime cannot be used"):
-        assert engine_name(with_engine(detectors["feature"], "auto")) == "torch"
+        assert with_engine(detectors["feature"], "auto").engine.name == "torch"
     made = detectors["feature"]
     fresh = Detector(made.model, made.adapted, made.calibration, made.provenance)
     with pytest.warns(UserWarning, match="onnxruntime cannot be used"):
-        assert engine_name(fresh) == "torch"
+        assert fresh.engine.name == "torch"
 
 
 class Unfit(torch.nn.Module):
@@ -428,7 +428,7 @@ def test_what_onnx_cannot_express_is_named_and_stays_in_pytorch(
     assert not list(tmp_path.iterdir())
     with pytest.raises(UnsupportedExportError):
         with_engine(detector, "openvino")
-    assert engine_name(with_engine(detector, "auto")) == "torch"
+    assert with_engine(detector, "auto").engine.name == "torch"
 
 
 def test_from_the_command_line_to_the_edge(

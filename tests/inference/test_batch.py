@@ -258,6 +258,15 @@ def test_another_detector_is_refused_unless_told_to_overwrite(detector, photos, 
         score_images(detector, photos, output)
 
 
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"detector": 1}'])
+def test_a_damaged_record_of_the_run_is_named(detector, photos, output, content):
+    score_images(detector, photos[:1], output)
+    (output / "run.json").write_text(content)
+    with pytest.raises(OutputFolderError, match=r"run\.json: damaged.*--overwrite"):
+        score_images(detector, photos, output)
+    assert score_images(detector, photos[:1], output, overwrite=True).scored == 1
+
+
 def test_somebody_elses_scores_are_not_touched(detector, photos, output):
     output.mkdir()
     (output / "scores.csv").write_text("name;points\nAda;10\n")

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from metaformer.detection.support.given_images import PassedOverWarning
-from metaformer.io.folders import list_images, list_omissions, walk
+from metaformer.io.folders import list_images, walk
 from metaformer.io.images import ImageError, guess_white_level, pixels_of, read_image
 from metaformer.io.omissions import Omission
 from metaformer.io.sources.readers import read_shard
@@ -127,7 +127,7 @@ def test_what_may_hold_images_is_said_and_companions_are_not(tmp_path):
     bare = [f"IMG_{kind}" for kind in kinds]
     found = {Path(name).name: category for name, category in categories(folder).items()}
     assert found == dict.fromkeys([*odd, *bare], "not read")
-    said = {Path(one.path).name: one.reason for one in list_omissions(folder)}
+    said = {Path(one.path).name: one.reason for one in walk(folder) if isinstance(one, Omission)}
     for kind, ending in kinds.items():
         assert f"Add {ending} to its name." in said[f"IMG_{kind}"]
     assert "unfinished" in said["k.zip.part"] and "Unpack" in said["g.bmp.gz"]

@@ -23,6 +23,7 @@ from metaformer.cli import app
 from metaformer.detection.detector import Detector
 from metaformer.inference import batch
 from metaformer.inference.batch import score_images
+from metaformer.inference.ray_cluster import work_left
 from metaformer.inference.ray_task import Job, score_shard, shard_file
 from metaformer.inference.scores import parquet_scores
 from metaformer.inference.scores.parquet_scores import ParquetScores, read_failures, write_part
@@ -277,6 +278,27 @@ def test_a_shard_scored_again_replaces_its_own_file(detector, photos, output, tm
     assert list((output / "scores").iterdir()) == [target]
     score_images(detector, photos, tmp_path / "local", scores_format="parquet", workers=1)
     assert sorted(table(output), key=lambda row: row["path"]) == table(tmp_path / "local")
+
+
+def test_an_image_that_changed_is_scored_again_when_the_shards_have_shifted(
+    detector, photos, output, tmp_path
+):
+    detector.save(tmp_path / "d.metaformer")
+    content = (tmp_path / "d.metaformer").read_bytes()
+    job = Job(str(Path.cwd()), str(output), str(photos[0].parent), None, False)
+    scores = ParquetScores(output)
+    scores.folder.mkdir(parents=True)
+    folder = Sources((str(photos[0].parent),))
+    for shard, done in work_left(folder, scores, 3):
+        score_shard(job, content, shard, done)
+    assert list(work_left(folder, scores, 3)) == []
+    photos[1].write_bytes(photos[5].read_bytes() + b" ")
+    first = boards.write_png(photos[0].parent / "0000.png", boards.good(7))
+    left = [path for shard, _ in work_left(folder, scores, 3) for path in shard.paths]
+    assert sorted(left) == sorted(map(str, [first, photos[1]]))
+    for shard, done in work_left(folder, scores, 3):
+        score_shard(job, content, shard, done)
+    assert sorted(row["path"] for row in table(output)) == sorted(map(str, [first, *photos]))
 
 
 def test_a_local_run_goes_on_with_shards(detector, photos, output):

@@ -351,6 +351,14 @@ def test_scores_of_another_detector_are_no_reference(tmp_path):
     assert len({e["detector"] for e in entries(file, "start")}) == 2
 
 
+@pytest.mark.parametrize("line", ['{"event": "score"}', '{"event": "start"}'])
+def test_a_line_of_somebody_else_is_named(tmp_path, line):
+    folder, file = boards.write_mixed(tmp_path / "in", 1), tmp_path / "r.jsonl"
+    file.write_text(line + "\n")
+    with pytest.raises(OutputFolderError, match="a line that this program did not write"):
+        once(folder, file, drift_rate=0.005)
+
+
 # The webhook
 
 

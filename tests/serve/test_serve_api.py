@@ -15,7 +15,6 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from metaformer.detection.detector import Detector
-from metaformer.export.backends import engine_name
 from metaformer.inference.batch import write_map
 from metaformer.io import folders
 from metaformer.io.images import ImageError, WhiteLevelWarning
@@ -292,7 +291,7 @@ def test_a_broken_onnxruntime_leaves_the_service_to_pytorch(monkeypatch):
     monkeypatch.setattr("metaformer.detection.engines.engine.make_engine", broken)
     detector = boards.detector()
     with pytest.warns(UserWarning, match="onnxruntime cannot be used: a library is damaged"):
-        assert engine_name(computed_by(detector, "auto")) == "torch"
+        assert computed_by(detector, "auto").engine.name == "torch"
 
 
 def test_another_engine_says_the_same_also_after_a_restart(tmp_path, made, http):
@@ -303,11 +302,11 @@ def test_another_engine_says_the_same_also_after_a_restart(tmp_path, made, http)
     with service.client(tmp_path, engine="onnxruntime") as fast:
         same = service.adapt(fast, 3)
         found = [entry["score"] for entry in predict(fast, same, files)["predictions"]]
-        assert engine_name(fast.app.state.service.store.get(same["id"])) == "onnxruntime"
+        assert fast.app.state.service.store.get(same["id"]).engine.name == "onnxruntime"
     assert found == pytest.approx(expected, abs=1e-5)
     with service.client(tmp_path, engine="onnxruntime") as again:
         found = [entry["score"] for entry in predict(again, same, files)["predictions"]]
-        assert engine_name(again.app.state.service.store.get(same["id"])) == "onnxruntime"
+        assert again.app.state.service.store.get(same["id"]).engine.name == "onnxruntime"
     assert found == pytest.approx(expected, abs=1e-5)
 
 

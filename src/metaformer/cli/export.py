@@ -82,4 +82,5 @@ def export(
             for file in done.files:
                 typer.echo(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
             typer.echo(done.summary)
-            ending.say(f"score with it without PyTorch: examples/edge/score.py {output} IMAGE")
+            if format is FormatName.onnx:
+                ending.say(f"score with it without PyTorch: examples/edge/score.py {output} IMAGE")

@@ -172,7 +172,10 @@ def predict(
             )
             if not omissions and (first := Path(arguments[0])).is_dir():
                 advice = f"{suggest_test_folder(first)} {advice}".strip()
-            raise ValueError(f"{', '.join(arguments)}: no images in this folder. {advice}".strip())
+            named = ", ".join(arguments)
+            if all(argument.startswith("@") for argument in arguments):
+                raise ValueError(f"{named}: no images are listed. {advice if omissions else ''}")
+            raise ValueError(f"{named}: no images in this folder. {advice}".strip())
         if not recursive and not quiet:
             note_sub_folders(arguments)
         table = None if labels is None else LabelTable(labels)
@@ -215,7 +218,7 @@ def predict(
                 )
                 if false_alarm_rate is not None:
                     detector = detector.with_false_alarm_rate(false_alarm_rate)
-                from metaformer.export.backends import engine_name, pays_off, with_engine
+                from metaformer.export.backends import pays_off, with_engine
 
                 if engine is not EngineOption.auto or pays_off(detector, sources):
                     detector = with_engine(detector, engine.value)
@@ -233,7 +236,7 @@ def predict(
                     on_step=on_step,
                 )
                 if detector.has_engine:
-                    computed_by = engine_name(detector)
+                    computed_by = detector.engine.name
     outcomes = getattr(result, "outcomes", Outcomes())
     unused = [] if table is None else table.unused()
     if unused:

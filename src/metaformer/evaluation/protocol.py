@@ -147,6 +147,12 @@ def evaluate(
         categories = data
     if not categories:
         raise ValueError("there is no category to evaluate.")
+    names = [category.name for category in categories]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"several categories are called {', '.join(repeated)}. Results go by name: evaluate "
+            f"them one after the other, or rename their folders."
+        )
 
     for category in categories:
         if not category.test:

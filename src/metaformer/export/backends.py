@@ -6,7 +6,6 @@ from metaformer.detection.detector import Detector
 from metaformer.detection.engines.engine import (
     ENGINES,
     MOST_PIXELS,
-    EngineName,
     check_engine,
     make_engine,
     usual_engine,
@@ -16,11 +15,6 @@ from metaformer.io.sources.shards import Files, Sources, images_in, shards
 
 LEAST_IMAGES = 50
 """Images from which on tracing a detector pays, which takes more than a second."""
-
-
-def engine_name(detector: Detector) -> EngineName:
-    """What computes the maps of ``detector``."""
-    return detector.engine.name
 
 
 def with_engine(detector: Detector, name: str) -> Detector:

@@ -1,7 +1,7 @@
 """``predict`` on a Ray cluster: every image scored exactly once, whatever dies (extra ``ray``).
 
 The sources are cut into shards (``sources.shards``), each scored by a task that writes one file
-(``shard_task``). The driver hands out a few at a time, and holds some 100 bytes for each image.
+(``ray_task``). The driver hands out a few at a time, and holds some 100 bytes for each image.
 
 Plain tasks rather than Ray Data: its writers name files by run and attempt, so that a job started
 again after a stop would neither know what is done nor replace what was half done.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from metaformer.inference.scores.parquet_scores import (
     read_failures,
     read_omissions,
     read_part,
+    write_part,
 )
 from metaformer.inference.scores.rows import is_current
 from metaformer.io.omissions import UNREADABLE, Omission
-from metaformer.io.sources.naming import absolute, member_name, name_digest, version_of
+from metaformer.io.sources.naming import Version, absolute, member_name, name_digest, version_of
 from metaformer.io.sources.shards import (
     SHARD_IMAGES,
     Files,
@@ -138,11 +139,16 @@ def work_left(
     Usually a shard's file says that it is done. Where the sources have changed since, the images
     in files of shards that are no more are left out by name.
     """
-    planned = {shard_file(scores, shard) for shard in distinct(shards(sources, size))}
+    planned: set[Path] = set()
+    containers: dict[str, Version] = {}
+    for shard in distinct(shards(sources, size)):
+        planned.add(shard_file(scores, shard))
+        if (container := container_of(shard)) is not None:
+            containers[container] = version_of(container)
     done: set[str] = set()
     for part in scores.parts():
         if part not in planned:
-            done.update(row.path for row in read_part(part))
+            done.update(drop_outdated(part, containers))
     for shard in distinct(shards(sources, size)):
         target = shard_file(scores, shard)
         if target.exists() and not read_failures(target) and is_all_current(target, shard):
@@ -156,6 +162,25 @@ def work_left(
                 yield shard, frozenset(name for name in done if name.startswith(path))
             case _:
                 yield shard, frozenset()
+
+
+def drop_outdated(part: Path, containers: Mapping[str, Version]) -> list[str]:
+    """Remove the rows of images that have changed since, and give the names of the others.
+
+    Args:
+        part: a file of scores.
+        containers: archives and videos, with their present version.
+    """
+    rows = [*read_part(part)]
+    current = []
+    for row in rows:
+        inside = [path for path in containers if row.path.startswith((f"{path}/", f"{path}#"))]
+        version = containers[max(inside, key=len)] if inside else version_of(row.path)
+        if is_current(row, version):
+            current.append(row)
+    if len(current) < len(rows):
+        write_part(part, current, read_omissions(part))
+    return [row.path for row in current]
 
 
 def is_all_current(part: Path, shard: Shard) -> bool:

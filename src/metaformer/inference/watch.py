@@ -27,6 +27,7 @@ from metaformer.detection.detector import Detector
 from metaformer.inference.drift import DriftTest
 from metaformer.inference.folder_poller import FileVersion, FolderPoller, current_version
 from metaformer.inference.scores.json_lines import Record
+from metaformer.inference.scores.rows import OutputFolderError
 from metaformer.inference.webhook import Webhook
 from metaformer.io.images import ImageError, read_image
 from metaformer.io.omissions import SKIPPED, Omission
@@ -143,23 +144,34 @@ class Watch:
 
     def _replay(self) -> None:
         """Take up what earlier runs have recorded."""
-        detector = None
+        detector: Any = None
         for entry in self._record.read():
-            if entry["event"] in ("score", "unreadable"):
-                self._known.add(version_digest(entry["path"], entry["size"], entry["mtime_ns"]))
-                self.result.known += 1
-            if self._test is None:
-                continue
-            if entry["event"] == "score":
-                self._test.update(entry["raw_score"])
-            elif entry["event"] == "drift":
-                self._test.restart()
-            elif entry["event"] == "start":
-                if detector not in (None, entry["detector"]):
-                    self._test.restart()  # scores of two detectors cannot be compared
-                detector = entry["detector"]
+            try:
+                detector = self._replay_entry(entry, detector)
+            except (KeyError, TypeError) as error:
+                raise OutputFolderError(
+                    f"the record has a line that this program did not write, {json.dumps(entry)} "
+                    f"({error!r}). Choose another file, or remove that line."
+                ) from error
         if self._test is not None and detector not in (None, fingerprint(self.detector)):
             self._test.restart()
+
+    def _replay_entry(self, entry: dict[str, Any], detector: Any) -> Any:
+        """Take up one entry; the detector of the run that it belongs to."""
+        if entry["event"] in ("score", "unreadable"):
+            self._known.add(version_digest(entry["path"], entry["size"], entry["mtime_ns"]))
+            self.result.known += 1
+        if self._test is None:
+            return detector
+        if entry["event"] == "score":
+            self._test.update(entry["raw_score"])
+        elif entry["event"] == "drift":
+            self._test.restart()
+        elif entry["event"] == "start":
+            if detector not in (None, entry["detector"]):
+                self._test.restart()  # scores of two detectors cannot be compared
+            return entry["detector"]
+        return detector
 
     def _score(self, version: FileVersion) -> bool:
         """Score one settled file; False if it is left for another look."""

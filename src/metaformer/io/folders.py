@@ -197,11 +197,6 @@ def list_images(folder: Path | str, *, recursive: bool = False) -> list[Path]:
     return sorted(found, key=lambda path: natural_key(path.relative_to(folder)))
 
 
-def list_omissions(folder: Path | str) -> list[Omission]:
-    """What ``walk`` omits of ``folder`` itself, sub-folders aside."""
-    return [entry for entry in walk(folder) if isinstance(entry, Omission)]
-
-
 def describe_omissions(omissions: Sequence[Omission], shown: int = 3) -> str:
     """A line for people: how many files of each ending, and others by reason with a few names."""
     endings: dict[str, int] = {}

@@ -232,12 +232,13 @@ class DetectorStore:
 
     def delete(self, id: str) -> None:
         """Raises: NoSuchDetectorError: no detector has this id."""
-        self.summary(id)
-        self._path(id).unlink(missing_ok=True)
+        with self._loading:  # not while a change of it moves its file into place
+            self.summary(id)
+            self._path(id).unlink(missing_ok=True)
+            with self._lock:
+                self._index.pop(id, None)
+                self._memory.pop(id, None)
         force_to_disk(self.folder)
-        with self._lock:
-            self._index.pop(id, None)
-            self._memory.pop(id, None)
 
     def change(self, id: str, change: Callable[[Detector], Detector]) -> DetectorSummary:
         """Put another detector in the place of the one with this id, under the same name.

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from metaformer.io.atomic_files import atomic_path
+from metaformer.networks.named_buffers import under
 
 _RECORD = "record"
 
@@ -30,6 +31,16 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], record: Mapping[s
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
         save_file(plain, str(temporary), metadata={_RECORD: json.dumps(dict(record))})
+
+
+def check_new(path: Path, *, resume: bool) -> None:
+    """Raises: CheckpointError: nothing to resume, or a new run would replace ``path``."""
+    if resume and not path.is_file():
+        raise CheckpointError(f"{path}: nothing to resume. Start without --resume.")
+    if path.is_file() and not resume:
+        raise CheckpointError(
+            f"{path}: a run is here already. Continue it with --resume or choose another output."
+        )
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -63,7 +74,7 @@ def restore_module(prefix: str, module: nn.Module, tensors: Mapping[str, Tensor]
         CheckpointError: names or shapes differ from those of ``module``.
     """
     try:
-        module.load_state_dict(_below(prefix, tensors))
+        module.load_state_dict(under(f"{prefix}.", tensors))
     except RuntimeError as error:
         raise CheckpointError(
             f"the checkpoint's {prefix} does not fit the configured network: {error}. Resume with "
@@ -86,13 +97,8 @@ def restore_optimiser(
 ) -> None:
     """Undo ``optimiser_tensors``; learning rates stay as ``optimiser`` has them."""
     state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _below(prefix, tensors).items():
+    for name, tensor in under(f"{prefix}.", tensors).items():
         index, entry = name.split(".", 1)
         state.setdefault(int(index), {})[entry] = tensor
     groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    start = f"{prefix}."
-    return {name[len(start) :]: t for name, t in tensors.items() if name.startswith(start)}

@@ -12,7 +12,7 @@ import torch
 from metaformer import Detector, Metaformer
 from metaformer.detection.engines.engine import make_engine, probe_image, torch_engine
 from metaformer.detection.engines.graph import graph_of, has_graph, template_of
-from metaformer.export.backends import engine_name, with_engine
+from metaformer.export.backends import with_engine
 from tests.helpers import boards
 
 onnx = pytest.importorskip("onnx")
@@ -60,14 +60,14 @@ def test_they_are_those_of_the_model_as_it_is(preset, count):
 def test_other_settings_have_no_graph_and_stay_in_pytorch():
     aligned = Metaformer.from_pretrained(resolution=96, aligned=True).adapt([boards.good(0)])
     assert not has_graph(aligned.adapted)
-    assert engine_name(aligned) == "torch"
+    assert aligned.engine.name == "torch"
 
 
 def test_a_detector_computes_with_onnxruntime_unless_told_otherwise():
     made = detector("feature", 2)
-    assert engine_name(made) == "onnxruntime"
+    assert made.engine.name == "onnxruntime"
     pytorch = with_engine(made, "torch")
-    assert engine_name(pytorch) == "torch"
+    assert pytorch.engine.name == "torch"
     image = boards.defective(7)
     assert made.predict(image).score == pytest.approx(pytorch.predict(image).score, abs=1e-5)
 
@@ -79,7 +79,7 @@ def test_large_photos_stay_in_pytorch(monkeypatch):
     assert not made.has_engine
     monkeypatch.undo()
     assert made.predict(boards.defective(7)).score == pytest.approx(large.score, abs=1e-5)
-    assert made.has_engine and engine_name(made) == "onnxruntime"
+    assert made.has_engine and made.engine.name == "onnxruntime"
 
 
 def score_of(seed: int) -> float:

@@ -13,7 +13,7 @@ from metaformer import Detector, Metaformer
 from metaformer.detection.adaptation import prepare
 from metaformer.detection.engines.engine import make_engine
 from metaformer.detection.feature.products import SeveralProducts, product_groups
-from metaformer.export.backends import engine_name, with_engine
+from metaformer.export.backends import with_engine
 from tests.detection.test_blank_frames import board, flange, uniform
 from tests.helpers import boards
 
@@ -114,7 +114,7 @@ def test_another_engine_reads_each_image_by_its_product():
 
 
 def test_pytorch_computes_them_unless_told_otherwise():
-    assert engine_name(with_engine(of_both(), "auto")) == "torch"
+    assert with_engine(of_both(), "auto").engine.name == "torch"
 
 
 def test_more_images_are_as_if_all_had_been_there():

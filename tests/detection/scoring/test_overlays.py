@@ -11,7 +11,6 @@ from metaformer.detection.scoring import overlays
 from metaformer.detection.scoring.overlays import (
     CONTOUR,
     blend_heat,
-    colour_map,
     draw_contours,
     draw_overlay,
     format_score,
@@ -106,13 +105,6 @@ def test_eight_bits_keep_the_pixel_threshold(value):
         assert level >= 128
     if value < 0.498:
         assert level < 128
-
-
-def test_colour_map_looks_values_up():
-    anomaly_map = np.array([[0, 0.5], [1, 0.25]], dtype=np.float32)
-    coloured = colour_map(anomaly_map)
-    assert coloured.shape == (2, 2, 3) and coloured.dtype == np.uint8
-    assert (coloured[1, 0] == heat_colours()[255, :3]).all()
 
 
 # Blending

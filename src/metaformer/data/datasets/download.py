@@ -193,14 +193,16 @@ def unpack(
 
 def _entries(raw: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
     """Name and content of each file; folders are left out, other kinds refused."""
-    if zipfile.is_zipfile(raw):
+    # Not zipfile.is_zipfile: it also takes a tar archive that ends in a zip archive.
+    is_zip = raw.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
+    raw.seek(0)
+    if is_zip:
         with zipfile.ZipFile(raw) as zipped:
             for info in zipped.infolist():
                 if not info.is_dir():
                     with zipped.open(info) as stream:
                         yield info.filename, stream
         return
-    raw.seek(0)
     with tarfile.open(fileobj=raw, mode="r:*") as tarred:
         for member in tarred:
             if member.isdir():

@@ -84,11 +84,6 @@ def heat_colours() -> NDArray[np.uint8]:
     return table
 
 
-def colour_map(anomaly_map: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """A calibrated map (H, W) in [0, 1] as colours (H, W, 3) uint8 RGB, without transparency."""
-    return heat_colours()[map_levels(anomaly_map), :3]
-
-
 def blend_heat(
     image: NDArray[np.uint8], anomaly_map: NDArray[np.float32], *, opacity: float = 0.6
 ) -> NDArray[np.uint8]:

@@ -211,11 +211,3 @@ def judge_support(scores: Sequence[float]) -> tuple[SupportScore, ...]:
     return tuple(
         SupportScore(i, score, may_doubt and score > limit) for i, score in enumerate(scores)
     )
-
-
-def make_folds(count: int, most: int) -> list[set[int]]:
-    """Leave-one-out up to ``most`` images, ``most`` interleaved folds beyond; none for one."""
-    if count < 2:
-        return []
-    folds = min(count, most)
-    return [set(range(first, count, folds)) for first in range(folds)]

@@ -60,7 +60,7 @@ def _prepare(
             remove_results(output, earlier)
         found: dict[str, Any] | None = None
     elif any(earlier.exist() for earlier in either):
-        found = json.loads(run.read_text())["detector"] if run.exists() else None
+        found = _read_run(run)
         if found is None or fingerprint(found) != fingerprint(detector_info):
             raise OutputFolderError(
                 f"{output}: already holds the scores of another detector. Choose another folder, "
@@ -80,6 +80,25 @@ def _prepare(
         scores.rewrite(rejudge)
     record = {"fingerprint": fingerprint(detector_info), "detector": detector_info}
     write_text(run, json.dumps(record, indent=2))
+
+
+def _read_run(path: Path) -> dict[str, Any] | None:
+    """What ``detector.info`` gave in the earlier run; None where there is no record.
+
+    Raises:
+        OutputFolderError: the record is damaged.
+    """
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["detector"]
+        fingerprint(found)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OutputFolderError(
+            f"{path}: damaged, or not written by this program ({error!r}). Choose another folder, "
+            f"or pass --overwrite to replace what is in it."
+        ) from error
+    return found
 
 
 def fingerprint(detector_info: dict[str, Any]) -> str:

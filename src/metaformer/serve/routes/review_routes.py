@@ -36,6 +36,7 @@ from metaformer.serve.routes.detector_routes import (
 )
 from metaformer.serve.scoring import answer_in_time
 from metaformer.serve.service import Protected, Service
+from metaformer.serve.store import NoSuchDetectorError
 
 SMALL_BODY = 64 * 2**10
 """Bytes of a body that holds some words and numbers."""
@@ -144,7 +145,13 @@ async def set_mark(request: Request, id: DetectorId, sha256: Digest, service: Pr
     service.store.summary(id)
     wanted = await read_body(request, service, MarkRequest, SMALL_BODY)
     with storing("the mark"):
-        return await service.workers.run(partial(service.marks.put, id, sha256, wanted))
+        mark = await service.workers.run(partial(service.marks.put, id, sha256, wanted))
+    try:
+        service.store.summary(id)
+    except NoSuchDetectorError:  # deleted meanwhile, and its marks with it
+        service.marks.forget(id)
+        raise
+    return mark
 
 
 @router.delete(

@@ -6,9 +6,7 @@ python -m metaformer.training.prior.export CHECKPOINT FOLDER
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -25,13 +23,11 @@ from metaformer.networks.instance_prior import (
 from metaformer.training.checkpoints import load_checkpoint, restore_module
 
 
-def export_prior(
-    checkpoint: Path, folder: Path, provenance: Mapping[str, Any] | None = None
-) -> InstancePrior:
+def export_prior(checkpoint: Path, folder: Path) -> InstancePrior:
     """Write the averaged (EMA) weights of ``checkpoint`` to ``folder``, in half precision.
 
-    ``provenance`` goes into the JSON card, beside the steps, seconds and configuration of the run.
-    Returns the prior as a reader of the files will get it.
+    Steps, seconds and configuration of the run go into the JSON card. Returns the prior as a
+    reader of the files will get it.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
@@ -41,7 +37,7 @@ def export_prior(
     restore_module("ema", prior, tensors)
     done = {"steps": record["step"], "seconds": round(record["seconds"])}
     training = {**record["config"], **done}
-    card = prior_card(prior, {"training": training, **(provenance or {})})
+    card = prior_card(prior, {"training": training})
     weights = save({name: t.to(torch.float16) for name, t in prior.state_dict().items()})
     written = prior_from_bytes(weights, card, name=str(folder / WEIGHTS))
     write_bytes(folder / WEIGHTS, weights)

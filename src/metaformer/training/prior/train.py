@@ -20,6 +20,7 @@ from metaformer.networks.instance_prior import (
 )
 from metaformer.training.checkpoints import (
     CheckpointError,
+    check_new,
     load_checkpoint,
     module_tensors,
     optimiser_tensors,
@@ -252,12 +253,7 @@ def train_prior(
         ValueError: the data folders hold too little.
     """
     path = config.output / CHECKPOINT
-    if resume and not path.is_file():
-        raise CheckpointError(f"{path}: nothing to resume. Start without --resume.")
-    if not resume and path.is_file():
-        raise CheckpointError(
-            f"{path}: a run is here already. Continue it with --resume or choose another output."
-        )
+    check_new(path, resume=resume)
     torch.set_num_threads(config.threads)
     with join_workers(device) as workers:
         config.output.mkdir(parents=True, exist_ok=True)

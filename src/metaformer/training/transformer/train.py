@@ -25,6 +25,7 @@ from metaformer.io.atomic_files import atomic_path, write_text
 from metaformer.networks.gap_transformer import GapTransformer, corrected
 from metaformer.networks.placement import check_device
 from metaformer.training.checkpoints import (
+    check_new,
     load_checkpoint,
     module_tensors,
     optimiser_tensors,
@@ -68,9 +69,11 @@ def train_transformer(
     Raises:
         ImageError: a photo cannot be read.
         DeviceError: there is no such device.
-        CheckpointError: ``resume`` without a usable checkpoint.
+        CheckpointError: ``resume`` without a usable checkpoint; a checkpoint without ``resume``.
     """
     place = check_device(device)
+    checkpoint, first = config.output / "checkpoint.safetensors", 0
+    check_new(checkpoint, resume=resume)
     torch.set_num_threads(config.threads)
     cv2.setNumThreads(1)
     torch.manual_seed(config.seed)
@@ -78,7 +81,6 @@ def train_transformer(
     reader = reader_of(config.preset, place, response=config.response)
     pool = PhotoPool.load(config.data, split="train", quiet=quiet)
     run = start_run(config, reader.readings, place)
-    checkpoint, first = config.output / "checkpoint.safetensors", 0
     if resume:
         tensors, record = load_checkpoint(checkpoint)
         for name in ("transformer", "average", "level"):

@@ -67,7 +67,7 @@ def episode_loss(
     twinned = task.masks.flatten(1).amin(1) == 0  # (Q,)
     good = task.clean_query[twinned]
     with torch.autocast(task.support.device.type, torch.bfloat16, enabled=bfloat16):
-        history = adapt(autoencoder, rates, task.support, second_order=second_order).weights
+        history = adapt(autoencoder, rates, task.support, second_order=second_order)
         early = [
             weight
             * F.mse_loss(

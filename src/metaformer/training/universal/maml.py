@@ -58,28 +58,18 @@ class ConstantStep(torch.autograd.Function):
         return grad, -torch.dot(grad.flatten(), gradient.flatten()), None
 
 
-@dataclass(frozen=True)
-class Adaptation:
-    """Weights and losses of each step of the inner loop."""
-
-    weights: list[Weights]
-    """Fast weights before the first step and after each: steps + 1 of them."""
-    support_losses: list[Tensor]
-    """Loss on the support before each step."""
-
-
 def adapt(
     autoencoder: Autoencoder, rates: InnerRates, support: Tensor, *, second_order: bool
-) -> Adaptation:
+) -> list[Weights]:
     """Fit the autoencoder to ``support`` (K, 3, H, W) in [-1, 1] without touching its own
-    parameters.
+    parameters: its weights before the first step and after each.
 
     Args:
         second_order: keep the graph of the gradients, so that the outer loss sees how a change of
             the start changes them. Without it they count as constants (first-order MAML).
     """
     weights: Weights = dict(autoencoder.named_parameters())
-    history, losses = [weights], []
+    history = [weights]
     for step in range(rates.steps):
         loss = F.mse_loss(reconstruct(autoencoder, weights, support), support)
         gradients = torch.autograd.grad(
@@ -95,8 +85,7 @@ def adapt(
                 moved[name] = ConstantStep.apply(weights[name], rate, gradient)
         weights = weights | moved
         history.append(weights)
-        losses.append(loss)
-    return Adaptation(history, losses)
+    return history
 
 
 def reconstruct(
@@ -117,7 +106,6 @@ class TaskOutput:
     reconstructions."""
 
     support_stages: list[Tensor]
-    support_rebuilt: Tensor
     query_stages: list[Tensor]
     query_rebuilt: Tensor
 
@@ -130,9 +118,9 @@ class TaskPass(nn.Module):
         self.autoencoder = autoencoder
 
     def forward(self, support: Tensor, query: Tensor) -> TaskOutput:
-        support_stages, support_rebuilt, moments = self.autoencoder.read(support)
+        support_stages, _, moments = self.autoencoder.read(support)
         query_stages, query_rebuilt, _ = self.autoencoder.read(query, moments)
-        return TaskOutput(support_stages, support_rebuilt, query_stages, query_rebuilt)
+        return TaskOutput(support_stages, query_stages, query_rebuilt)
 
 
 def run_task(
@@ -158,7 +146,7 @@ def adaptation_gain(
     autoencoder: Autoencoder, rates: InnerRates, support: Tensor, query: Tensor
 ) -> tuple[float, float]:
     """Query loss before the inner steps and after. Changes nothing in ``autoencoder``."""
-    fast = adapt(autoencoder, rates, support, second_order=False).weights
+    fast = adapt(autoencoder, rates, support, second_order=False)
     with torch.no_grad():
         before, after = (
             float(F.mse_loss(reconstruct(autoencoder, weights, support, query), query))

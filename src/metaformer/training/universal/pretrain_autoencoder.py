@@ -23,10 +23,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from metaformer.io.atomic_files import atomic_path
-from metaformer.io.images import list_images, read_image
+from metaformer.io.images import ImageError, list_images, read_image
 from metaformer.networks.autoencoder import Autoencoder, AutoencoderConfig
 from metaformer.networks.placement import check_device
 from metaformer.training.checkpoints import (
+    check_new,
     load_checkpoint,
     module_tensors,
     optimiser_tensors,
@@ -36,6 +37,7 @@ from metaformer.training.checkpoints import (
 )
 from metaformer.training.config_file import read_config
 from metaformer.training.progress import TrainingBar
+from metaformer.training.run_log import RunLog
 from metaformer.training.threads import restored_threads
 
 
@@ -78,17 +80,21 @@ def pretrain_autoencoder(
     Raises:
         ImageError: a photo cannot be read.
         DeviceError: there is no such device.
-        CheckpointError: ``resume`` without a usable checkpoint.
+        CheckpointError: ``resume`` without a usable checkpoint; a checkpoint without ``resume``.
     """
     place = check_device(device)
+    checkpoint, first = config.output / "checkpoint.safetensors", 0
+    check_new(checkpoint, resume=resume)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     config.output.mkdir(parents=True, exist_ok=True)
     photos = list_images(config.data, recursive=True)
+    if not photos:
+        raise ImageError(
+            str(config.data), "no photos in this folder or below it. Give another `data`."
+        )
     model = Autoencoder(AutoencoderConfig()).to(place)
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=1e-4)
-    checkpoint = config.output / "checkpoint.safetensors"
-    first = 0
     if resume:
         tensors, record = load_checkpoint(checkpoint)
         restore_module("model", model, tensors)
@@ -97,7 +103,7 @@ def pretrain_autoencoder(
 
     started = time.monotonic()
     with (
-        (config.output / "log.jsonl").open("a", encoding="utf-8") as log,
+        RunLog(config.output, from_step=first, active=True) as log,
         TrainingBar("training the autoencoder", config.steps, first=first, quiet=quiet) as bar,
     ):
         for step in range(first, config.steps):
@@ -117,10 +123,9 @@ def pretrain_autoencoder(
 
             done = step + 1
             bar.show(done, loss_sum)
+            log.add({"loss": loss_sum})
             if done % config.log_every == 0:
-                seconds = round(time.monotonic() - started, 1)
-                log.write(json.dumps({"step": done, "loss": loss_sum, "seconds": seconds}) + "\n")
-                log.flush()
+                log.write(done, time.monotonic() - started)
             if done % config.checkpoint_every == 0 or done == config.steps:
                 tensors = module_tensors("model", model) | optimiser_tensors("optimiser", optimiser)
                 save_checkpoint(checkpoint, tensors, {"step": done, "config": describe(config)})

@@ -26,6 +26,7 @@ from metaformer.detection.pixel.universal_weights import CARD, RATES, START, WEI
 from metaformer.io.atomic_files import atomic_path, write_text
 from metaformer.networks.autoencoder import Autoencoder
 from metaformer.training.checkpoints import (
+    check_new,
     load_checkpoint,
     module_tensors,
     optimiser_tensors,
@@ -89,7 +90,7 @@ def meta_train(
     Raises:
         ImageError: a photo cannot be read.
         DeviceError: there is no such device.
-        CheckpointError: ``resume`` without a usable checkpoint.
+        CheckpointError: ``resume`` without a usable checkpoint; a checkpoint without ``resume``.
         ValueError: the meta-batch cannot be shared evenly by the processes.
     """
     torch.set_num_threads(config.threads)
@@ -102,6 +103,13 @@ def meta_train(
 
 def _meta_train(config: MetaConfig, workers: Workers, *, resume: bool, quiet: bool) -> None:
     """The part of one process."""
+    if config.meta_batch % workers.count:
+        raise ValueError(
+            f"meta_batch: found {config.meta_batch}; accepted with {workers.count} processes "
+            f"are multiples of {workers.count}."
+        )
+    checkpoint, first = config.output / "checkpoint.safetensors", 0
+    check_new(checkpoint, resume=resume)
     config.output.mkdir(parents=True, exist_ok=True)
     train = PhotoPool.load(config.data, split="train", seed=config.seed, quiet=quiet)
     held_out = PhotoPool.load(config.data, split="validation", seed=config.seed, quiet=quiet)
@@ -115,7 +123,6 @@ def _meta_train(config: MetaConfig, workers: Workers, *, resume: bool, quiet: bo
             {"params": learner.rates.parameters(), "lr": config.rate_lr},
         ]
     )
-    checkpoint, first = config.output / "checkpoint.safetensors", 0
     if resume:
         tensors, record = load_checkpoint(checkpoint)
         restore_module("learner", learner, tensors)
@@ -134,11 +141,6 @@ def _meta_train(config: MetaConfig, workers: Workers, *, resume: bool, quiet: bo
             quiet=quiet or not workers.is_first,
         ) as bar,
     ):
-        if config.meta_batch % workers.count:
-            raise ValueError(
-                f"meta_batch: found {config.meta_batch}; accepted with {workers.count} processes "
-                f"are multiples of {workers.count}."
-            )
         for step in range(first, config.steps):
             asked = time.monotonic()
             tasks = next(drawn)

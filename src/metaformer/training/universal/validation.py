@@ -65,7 +65,7 @@ def find_defects(
 ) -> dict[str, float]:
     """AUROC of images and pixels in one task, by the distance map."""
     with torch.autocast(task.support.device.type, torch.bfloat16, enabled=bfloat16):
-        fast = adapt(autoencoder, rates, task.support, second_order=False).weights[-1]
+        fast = adapt(autoencoder, rates, task.support, second_order=False)[-1]
         with torch.no_grad():
             passes = run_task(autoencoder, fast, task.support, task.query)
     with torch.no_grad():
