@@ -5,10 +5,9 @@ OpenVINO meets OpenVINO.
 
     python -m benchmarks.speed.peers CATEGORY_FOLDER --output benchmarks/results/peers_speed.json
     python -m benchmarks.speed.peers CATEGORY_FOLDER --skip-tight \\
-        --methods metaformer,nearest-patch,patchcore-256,pixel \\
-        --output benchmarks/results/speed.json
+        --methods metaformer,nearest-patch,patchcore-256,pixel --output speed.json
 
-The second command, which README's table comes from, needs nothing beside this package.
+The second command needs nothing beside this package.
 
 Every subject runs in a process of its own, in turn, several times: figures are medians, and a
 ratio is the median of the ratios within each round, which a busy machine disturbs least. Ours

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from metaformer.detection.detector import Detector
+from metaformer.evaluation.aggregate import machine
 from metaformer.inference.allocator import keep_freed_memory
 from metaformer.inference.batch import write_map
 from metaformer.inference.scores.parquet_scores import arrow, write_part
@@ -58,11 +58,7 @@ def main() -> None:
     paths = list_images(arguments.images)
     result = {
         "images": len(paths),
-        "machine": {
-            "processors": os.cpu_count(),
-            "platform": platform.platform(),
-            "load_average_before": os.getloadavg()[0],
-        },
+        "machine": machine() | {"load_average_before": os.getloadavg()[0]},
         "stages": measure_stages(Detector.load(arguments.detector), paths),
         "images_per_second": measure_workers(arguments.detector, arguments.images, len(paths)),
     }

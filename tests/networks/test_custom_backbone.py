@@ -129,7 +129,7 @@ def test_a_device_that_is_not_there_is_named(tmp_path):
         lambda: Metaformer.from_backbone(tiny(), device="cuda"),
         lambda: Detector.load(tmp_path / "d", device="cuda"),
     ):
-        with pytest.raises(DeviceError, match="'cuda': not to be had on this machine"):
+        with pytest.raises(DeviceError, match="'cuda': not available here"):
             make()
     with pytest.raises(DeviceError, match="'gpu': not known"):
         check_device("gpu")

@@ -57,7 +57,7 @@ def evaluate(
         list[PartName] | None,
         typer.Option(
             help="Leave a part out, to see what it is worth; several: once for each. feature: "
-            "transformer; gap (the transformer is not told where). pixel: adaptation (no weights "
+            "transformer; gap (the transformer gets no gap input). pixel: adaptation (no weights "
             "are fitted); with --mode long also transformer, gap (the image stands for what is "
             "rebuilt of it), response (the object is taken to be everywhere)."
         ),

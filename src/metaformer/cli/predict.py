@@ -95,7 +95,7 @@ def predict(
         int | None,
         typer.Option(
             min=1,
-            help="Images scored at once by PyTorch; usually one a processor, at most 4.",
+            help="Images scored at once; usually one a processor, at most 4.",
             rich_help_panel=RARE,
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""The two objects a user meets: the universal ``Metaformer`` and an adapted ``Detector``."""
+"""``Detector``: what adaptation gives, and what scores images."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ class Detector:
                 ``ImageError``, ``skip`` leaves it out with a ``SkippedImageWarning``, and a
                 function is called with the ``ImageError``.
             workers: images scored at once. With one a processor many small images take three
-                quarters of the time; scores differ by a few millionths (``io/workers.py``).
+                fifths of the time; scores differ by a few millionths (``io/workers.py``).
         """
         if not callable(on_error) and on_error not in ("raise", "skip"):
             raise ValueError(

@@ -72,8 +72,8 @@ class Metaformer:
         """The model with the weights inside the package; nothing is downloaded unless asked for.
 
         Args:
-            preset: ``feature`` compares tokens of a backbone pretrained on ImageNet, ``pixel`` is
-                the paper's system trained from scratch.
+            preset: ``feature`` compares patch features of a backbone pretrained on ImageNet,
+                ``pixel`` is the paper's system trained from scratch.
             resolution: images are resized to about this many pixels squared, aspect kept; the
                 preset's own (256; of a ViT 32 patches) if None. More finds smaller defects and
                 takes longer.
@@ -234,7 +234,7 @@ class Metaformer:
 
         Returns:
             (H, W) in [0, 1] at the image's own size; arbitrary where there is no object, as on a
-            texture. No preset uses it for its scores yet.
+            texture. The long mode of ``pixel`` reads it.
 
         Raises:
             ImageError: the image cannot be read.

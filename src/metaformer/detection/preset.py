@@ -166,7 +166,7 @@ def changes_without(
     if missing:
         has = " and ".join([", ".join([*settings][:-1]), [*settings][-1]]) if settings else "none"
         raise ValueError(
-            f"without {', '.join(missing)}: {preset} has no such part. Parts that it has and that "
-            f"can be left out: {has.removeprefix(' and ')}."
+            f"without {', '.join(missing)}: {preset} has no such part. It can leave out: "
+            f"{has.removeprefix(' and ')}."
         )
     return {settings[part]: False for part in parts}

@@ -34,7 +34,7 @@ def make_preset(
     check_resolution(resolution)
     if name == "feature":
         if mode != "fast" or universal_weights is not None:
-            raise ValueError("mode and universal_weights are of the pixel preset.")
+            raise ValueError("mode and universal_weights need the pixel preset.")
         return FeaturePreset.from_pretrained(
             resolution=resolution,
             aligned=aligned,

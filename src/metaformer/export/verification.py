@@ -129,7 +129,7 @@ class Comparison:
 
     expected: Prediction
     found: dict[str, NDArray[Any]]
-    """The model's outputs for this image: see ``onnx_detector.full_model``."""
+    """The model's outputs for this image: see ``onnx.detector.full_model``."""
     is_enlarged: bool
 
     @property

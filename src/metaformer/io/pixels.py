@@ -21,7 +21,7 @@ class ImageError(ValueError):
     Attributes:
         path: the file, or a description of the array or bytes.
         reason: the message without the path.
-        category: what kind of failure it is, as ``failures.csv`` names it (``listing``).
+        category: what kind of failure it is, as ``failures.csv`` names it (``omissions``).
     """
 
     def __init__(self, path: str, reason: str, category: str = UNREADABLE) -> None:

@@ -1,7 +1,7 @@
 """Several images at once, each by a thread of its own.
 
-The layers of a small image are too short for two threads to share well: of two images at once,
-each by one thread, either takes longer, and both together take less (``docs/scale.md``).
+The layers of a small image are too short for two threads to share well: with two images at
+once, one thread each, each takes longer but the pair takes less (``docs/scale.md``).
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ class GapTransformerConfig:
 class Rebuild(nn.Module):
     """Features rebuilt from the support's by soft attention over squared distances.
 
-    The image that fits the query best is preferred as much as ``trust`` says: with a large one it
-    is the only one that is used.
+    ``trust`` weights the support image that fits the query best: if it is large, only that image
+    is used.
     """
 
     def __init__(self) -> None:
@@ -85,10 +85,7 @@ class Rebuild(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """A layer of self-attention and a perceptron; keys are biased by the response map.
-
-    Written out: PyTorch's fused kernels have no second derivative, which MAML needs.
-    """
+    """A layer of self-attention and a perceptron; keys are biased by the response map."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

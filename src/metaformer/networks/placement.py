@@ -64,7 +64,7 @@ def check_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         what = str(error).partition(". ")[0][:200] or type(error).__name__
         raise DeviceError(
-            f"device {name!r}: not to be had on this machine, by PyTorch {torch.__version__} "
+            f"device {name!r}: not available here with PyTorch {torch.__version__} "
             f"({what}). Leave the device out to use the CPU, or install a PyTorch for it."
         ) from error
     return device

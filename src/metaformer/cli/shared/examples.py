@@ -58,7 +58,7 @@ WATCH = epilog(
         "130 stopped by Ctrl-C or SIGTERM, what was finished is kept",
     ),
 )
-FETCH = epilog("metaformer data fetch mvtec", "metaformer data fetch deeppcb -o sets")
+FETCH = epilog("metaformer data fetch visa", "metaformer data fetch mvtec_ad -o sets")
 LIST = epilog("metaformer data list", codes=(DONE, WRONG))
 
 

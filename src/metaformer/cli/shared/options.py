@@ -132,7 +132,7 @@ Every = Annotated[
 ]
 Device = Annotated[
     str,
-    typer.Option(help="What the backbone computes on: cpu, cuda, cuda:1...", rich_help_panel=RARE),
+    typer.Option(help="What the networks compute on: cpu, cuda, cuda:1...", rich_help_panel=RARE),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no chatter.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Results as JSON on standard output.")]

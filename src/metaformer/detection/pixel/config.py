@@ -40,7 +40,7 @@ class PixelConfig:
 
     def __post_init__(self) -> None:
         if self.aligned and self.mode != "fast":
-            raise ValueError("aligned comparison of the pixel preset is of its fast mode.")
+            raise ValueError("aligned works only in the fast mode of the pixel preset.")
 
     @property
     def comparison(self) -> FeatureConfig:

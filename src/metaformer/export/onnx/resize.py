@@ -1,7 +1,7 @@
 """Camera pixels to the working size as ONNX nodes: the numbers OpenCV gives, for any size.
 
 Resizing is separable: rows are mixed, then columns, each by weights computed here from the sides.
-OpenCV has three ways, and ``preprocess.to_tensor`` comes by all of them:
+OpenCV has three ways, and ``preprocessing.to_tensor`` comes by all of them:
 
 * area: both sides shrink. Averages of what each output pixel covers, in float32.
 * linear: the image grows. Two rows and two columns are mixed, in fixed-point numbers.
