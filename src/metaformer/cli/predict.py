@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import heapq
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -33,10 +33,11 @@ from metaformer.cli.shared.options import (
     clear_errors,
     progress_bar,
 )
-from metaformer.cli.shared.screen import Ending, command_line, flag
+from metaformer.cli.shared.outcome import SeenImages, print_counts, print_omissions
+from metaformer.cli.shared.screen import Ending, command_line
 
-SHOWN = 10
-"""Flagged images that are named on the screen, the highest scores."""
+if TYPE_CHECKING:
+    from metaformer.io.sources.shards import Sources
 
 
 def predict(
@@ -119,30 +120,26 @@ def predict(
     """Score images and mark their defects. A stopped run resumes when started again."""
     ending = Ending()
     with clear_errors():
-        from metaformer.data.datasets.suggestion import suggest_test_folder
         from metaformer.data.datasets.truth import FolderTruth, LabelTable, Outcomes
-        from metaformer.detection.scoring.overlays import format_score
-        from metaformer.io.folders import describe_omissions
-        from metaformer.io.sources.shards import NotScored, Sources, shards
 
         if engine is EngineOption.ray:
             place, engine = Place.ray, EngineOption.auto
         if place is Place.ray:
-            refused = {
-                "writes Parquet. Leave out --format csv.": scores_format is ScoresFormatName.csv,
-                "has no --json: its predictions are in scores/ only.": as_json,
-                "computes with PyTorch. Leave out --engine.": engine
-                not in (EngineOption.auto, EngineOption.torch),
-                "computes on processors. Leave out --device.": device != "cpu",
-                "has one image a processor. Leave out --workers.": workers is not None,
-                "writes no report. Leave out --labels.": labels is not None,
-                "has no --backbone-weights: set METAFORMER_WEIGHTS on every machine.": (
-                    backbone_weights is not None
-                ),
-            }
-            for why, is_given in refused.items():
-                if is_given:
-                    raise ValueError(f"a Ray job {why}")
+            refuse_on_ray(
+                {
+                    "writes Parquet. Leave out --format csv.": scores_format
+                    is ScoresFormatName.csv,
+                    "has no --json: its predictions are in scores/ only.": as_json,
+                    "computes with PyTorch. Leave out --engine.": engine
+                    not in (EngineOption.auto, EngineOption.torch),
+                    "computes on processors. Leave out --device.": device != "cpu",
+                    "has one image a processor. Leave out --workers.": workers is not None,
+                    "writes no report. Leave out --labels.": labels is not None,
+                    "has no --backbone-weights: set METAFORMER_WEIGHTS on every machine.": (
+                        backbone_weights is not None
+                    ),
+                }
+            )
             scores_format, report = ScoresFormatName.parquet, False
         scores_format = scores_format or ScoresFormatName.csv
         arguments = [*(images or []), *(f"@{path}" for path in lists or [])]
@@ -156,46 +153,13 @@ def predict(
                 )
             engine = EngineOption.torch
         output = output or usual_results(detector_file, arguments)
-        # The maps of an earlier run are not images to score.
-        maps_folder = str((output / "maps").resolve())
-        sources = Sources(tuple(arguments), recursive, every, maps_folder)
-        check_arguments(arguments)
-        if all(isinstance(shard, NotScored) for shard in shards(sources)):
-            omissions = [
-                omission
-                for shard in shards(sources)
-                if isinstance(shard, NotScored)
-                for omission in shard.omissions
-            ]
-            advice = describe_omissions(omissions) or (
-                "" if recursive else "To look into sub-folders too, add --recursive."
-            )
-            if not omissions and (first := Path(arguments[0])).is_dir():
-                advice = f"{suggest_test_folder(first)} {advice}".strip()
-            named = ", ".join(arguments)
-            if all(argument.startswith("@") for argument in arguments):
-                raise ValueError(f"{named}: no images are listed. {advice if omissions else ''}")
-            raise ValueError(f"{named}: no images in this folder. {advice}".strip())
+        sources = open_sources(arguments, recursive, every, output)
         if not recursive and not quiet:
             note_sub_folders(arguments)
         table = None if labels is None else LabelTable(labels)
         truth = table or FolderTruth()
-        predictions: list[dict[str, Any]] = []
-        worst: list[tuple[float, str]] = []  # of this run, a heap, the lowest score first
+        seen = SeenImages(truth, keep_all=as_json)
         computed_by = "torch"
-
-        def on_image(name: str, outcome: Any) -> None:
-            if isinstance(outcome, str):
-                return
-            if as_json:
-                known = truth(name)
-                kind = None if known is None else known.kind
-                predictions.append({**outcome.to_dict(), "truth": kind})
-            if outcome.is_anomalous:
-                heapq.heappush(worst, (outcome.score, name))
-                if len(worst) > SHOWN:
-                    heapq.heappop(worst)
-
         with progress_bar("scoring", quiet) as on_step:
             if place is Place.ray:
                 from metaformer.inference.ray_cluster import score_on_ray
@@ -232,7 +196,7 @@ def predict(
                     overwrite=overwrite,
                     workers=workers,
                     truth=truth,
-                    on_image=on_image,
+                    on_image=seen.add,
                     on_step=on_step,
                 )
                 if detector.has_engine:
@@ -257,44 +221,23 @@ def predict(
             "failed_in_earlier_runs": result.failed_before,
             "passed_over": result.skipped,
             "failures": listed,
-            "predictions": predictions,
+            "predictions": seen.predictions,
         }
         typer.echo(json.dumps(summary, indent=2))
-    for name, reason in result.failures:
-        typer.echo(f"not scored: {reason if name in reason else f'{name}: {reason}'}", err=True)
-    if result.failed > len(result.failures):
-        more = result.failed - len(result.failures)
-        typer.echo(f"not scored: {more} more, see {output / 'failures.csv'}", err=True)
-    if not quiet:
-        for name, reason in result.skipped_listed[:SHOWN]:
-            typer.echo(f"note: {reason if name in reason else f'{name}: {reason}'}", err=True)
-        if result.skipped > SHOWN:
-            more = result.skipped - SHOWN
-            typer.echo(f"note: {more} more skipped, see {output / 'failures.csv'}", err=True)
+    print_omissions(result, output, quiet=quiet)
     if not quiet and not as_json:
-        earlier = f" ({result.resumed} of them before)" if result.resumed else ""
-        images_scored = f"{result.scored} image{'' if result.scored == 1 else 's'} scored"
-        before = f" ({result.failed_before} of them before)" if result.failed_before else ""
-        omitted = f", {result.failed} not scored{before}" if result.failed else ""
-        typer.echo(f"{images_scored}{earlier}, {result.anomalous} anomalous{omitted}.")
-        if table is not None:
-            typer.echo(table.describe())
-        if described := outcomes.describe():
-            typer.echo(described)
-        for score, name in sorted(worst, key=lambda flagged: (-flagged[0], flagged[1])):
-            typer.echo(f"  {flag(format_score(score), True)}  {name}")
-        if worst and result.anomalous > len(worst):
-            typer.echo(f"  and {result.anomalous - len(worst)} more")
+        print_counts(result)
+        for line in (None if table is None else table.describe(), outcomes.describe()):
+            if line:
+                typer.echo(line)
+        seen.print_highest(result.anomalous)
         if computed_by != "torch":
             typer.echo(f"engine: {computed_by}")
-        shown = (
-            "report.html"
-            if report
-            else ("scores.csv" if scores_format is ScoresFormatName.csv else "scores")
-        )
-        typer.echo(f"{'report' if report else 'scores'}: {output / shown}")
-        steps = [f"look at {output / shown}"]
-        if worst:
+        is_csv = scores_format is ScoresFormatName.csv
+        shown = output / ("report.html" if report else "scores.csv" if is_csv else "scores")
+        typer.echo(f"{'report' if report else 'scores'}: {shown}")
+        steps = [f"look at {shown}"]
+        if seen.highest:
             more_good = command_line("adapt", "FOLDER", "--add", detector_file)
             steps.append(f"if good ones are flagged, put them into a folder and {more_good}")
         ending.say(*steps)
@@ -305,3 +248,41 @@ def predict(
         raise typer.Exit(1)
     if result.failed:
         raise typer.Exit(SOME_UNREADABLE)
+
+
+def refuse_on_ray(refused: Mapping[str, bool]) -> None:
+    """Raises: ValueError: an option is given (True) that a Ray job does not take."""
+    for why, is_given in refused.items():
+        if is_given:
+            raise ValueError(f"a Ray job {why}")
+
+
+def open_sources(arguments: list[str], recursive: bool, every: int, output: Path) -> Sources:
+    """The images that the arguments name, without the maps of an earlier run in ``output``.
+
+    Raises:
+        ValueError: there is no image; the message says what else there is.
+    """
+    from metaformer.data.datasets.suggestion import suggest_test_folder
+    from metaformer.io.folders import describe_omissions
+    from metaformer.io.sources.shards import NotScored, Sources, shards
+
+    maps_folder = str((output / "maps").resolve())
+    sources = Sources(tuple(arguments), recursive, every, maps_folder)
+    check_arguments(arguments)
+    if not all(isinstance(shard, NotScored) for shard in shards(sources)):
+        return sources
+    omissions = [
+        omission
+        for shard in shards(sources)
+        if isinstance(shard, NotScored)
+        for omission in shard.omissions
+    ]
+    named, advice = ", ".join(arguments), describe_omissions(omissions)
+    if all(argument.startswith("@") for argument in arguments):
+        raise ValueError(f"{named}: no images are listed. {advice}".strip())
+    if not advice and not recursive:
+        advice = "To look into sub-folders too, add --recursive."
+    if not omissions and (first := Path(arguments[0])).is_dir():
+        advice = f"{suggest_test_folder(first)} {advice}".strip()
+    raise ValueError(f"{named}: no images in this folder. {advice}".strip())
