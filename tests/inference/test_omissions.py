@@ -131,8 +131,11 @@ def test_what_may_hold_images_is_said_and_companions_are_not(tmp_path):
     for kind, ending in kinds.items():
         assert f"Add {ending} to its name." in said[f"IMG_{kind}"]
     assert "unfinished" in said["k.zip.part"] and "Unpack" in said["g.bmp.gz"]
-    found = categories(packed(folder, "zip"))
-    assert {Path(name).name: found[name] for name in found} == dict.fromkeys(odd, "not read")
+    for kind in ("zip", "tar"):
+        found = categories(packed(folder, kind))
+        assert {Path(name).name: found[name] for name in found} == dict.fromkeys(
+            [*odd, *bare], "not read"
+        )
 
 
 def test_links_inside_a_tar_archive_are_failures(tmp_path):

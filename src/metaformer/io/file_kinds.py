@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 
 from metaformer.io.atomic_files import open_file
@@ -38,6 +39,8 @@ UNFINISHED_SUFFIXES = frozenset(
 """What browsers and copying programs add to a name until all of the file is there."""
 UNFINISHED = "an unfinished download or copy. Let it end, or fetch it again."
 
+START_BYTES = 16
+"""First bytes of a file that tell an image."""
 _STARTS = {
     b"\x89PNG\r\n\x1a\n": ".png",
     b"\xff\xd8\xff": ".jpg",
@@ -53,8 +56,15 @@ def suffix_of(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122, a hot path
 
 
-def file_omission(path: str, name: str) -> Omission | None:
-    """Why the file ``name`` is not scored though it may hold images; None if nobody would ask."""
+def file_omission(
+    path: str, name: str, start: Callable[[], bytes] | None = None
+) -> Omission | None:
+    """Why the file ``name`` is not scored though it may hold images; None if nobody would ask.
+
+    Args:
+        path: what messages call it.
+        start: gives its first bytes; None reads them from ``path`` on the disk.
+    """
     suffix, lower = suffix_of(name), name.lower()
     inner = lower.removesuffix(suffix)
     reason = ""
@@ -72,7 +82,7 @@ def file_omission(path: str, name: str) -> Omission | None:
         reason = "a compressed image is not read. Unpack it."
     elif suffix in UNFINISHED_SUFFIXES and (is_image(inner) or file_omission(path, inner)):
         reason = UNFINISHED
-    elif not suffix and (ending := image_ending(path)):
+    elif not suffix and (ending := image_ending(start() if start else first_bytes(path))):
         reason = f"an image without an ending is not read. Add {ending} to its name."
     return Omission(path, reason, NOT_READ) if reason else None
 
@@ -81,14 +91,17 @@ def is_image(name: str) -> bool:
     return suffix_of(name) in IMAGE_SUFFIXES | OTHER_IMAGE_SUFFIXES
 
 
-def image_ending(path: str) -> str:
-    """The ending that the first bytes of a file on the disk call for; empty if they are no
-    image's."""
+def first_bytes(path: str) -> bytes:
+    """Of a file on the disk; none if it cannot be read."""
     with suppress(OSError, ValueError), open_file(path) as file:
-        start = file.read(16)
-        if start.startswith(b"BM") and start[6:10] == bytes(4):
-            return ".bmp"
-        if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
-            return ".webp"
-        return next((ending for first, ending in _STARTS.items() if start.startswith(first)), "")
-    return ""
+        return file.read(START_BYTES)
+    return b""
+
+
+def image_ending(start: bytes) -> str:
+    """The ending that the first bytes of a file call for; empty if they are no image's."""
+    if start.startswith(b"BM") and start[6:10] == bytes(4):
+        return ".bmp"
+    if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
+        return ".webp"
+    return next((ending for first, ending in _STARTS.items() if start.startswith(first)), "")

@@ -67,18 +67,24 @@ def is_visible(name: str) -> bool:
     return (not name.startswith(".") or name == "..") and name.lower() not in _CLUTTER
 
 
-def sort_file(path: str, name: str, is_stem: Callable[[str], bool]) -> str | Omission | None:
+def sort_file(
+    path: str,
+    name: str,
+    is_stem: Callable[[str], bool],
+    start: Callable[[], bytes] | None = None,
+) -> str | Omission | None:
     """Sort a file by its name: an image is its path; None if nobody would ask for it.
 
     Args:
         path: what messages call it.
         is_stem: whether its folder holds a file of that name, whatever its ending.
+        start: as for ``file_omission``.
     """
     if not is_visible(name):
         return None
     suffix = suffix_of(name)
     if suffix not in IMAGE_SUFFIXES:
-        return file_omission(path, name)
+        return file_omission(path, name, start)
     stem = name[: -len(suffix)]
     if stem.lower().endswith("_mask") and is_stem(stem[: -len("_mask")]):
         return Omission(path, "a mask that marks defects; skipped.", SKIPPED)

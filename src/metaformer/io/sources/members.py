@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from metaformer.io.folders import OUTPUT_FOLDERS, OUTPUTS, RUN_FILE, sort_file, why_skipped
 from metaformer.io.omissions import SKIPPED, Omission
@@ -38,9 +38,13 @@ class Members:
                 if part in OUTPUT_FOLDERS:
                     self._outputs.add("/".join(parts[:depth]))
 
-    def sort(self, name: str) -> str | Omission | None:
+    def sort(self, name: str, start: Callable[[], bytes] = bytes) -> str | Omission | None:
         """What the results call an image; or why it, or its folder, is not scored; None if it is
-        neither, or its folder has been said."""
+        neither, or its folder has been said.
+
+        Args:
+            start: gives the member's first bytes, by which an image without an ending is told.
+        """
         folder, _, last = clean(name).rpartition("/")
         parts = folder.split("/") if folder else []
         for depth, part in enumerate(parts):
@@ -54,6 +58,7 @@ class Members:
             member_name(self._container, name),
             last,
             lambda stem: name_digest(posixpath.join(folder, stem)) in self._stems,
+            start,
         )
 
     def _is_results(self, folder: str) -> bool:

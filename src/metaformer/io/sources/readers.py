@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from metaformer.io.file_kinds import START_BYTES
 from metaformer.io.images import ImageError, read_image
 from metaformer.io.omissions import CUT_SHORT, MISSING, NOT_READ, Omission
 from metaformer.io.sources.members import Members
@@ -94,7 +96,8 @@ def read_tar(shard: TarArchive, is_wanted: Callable[[str], bool]) -> Iterator[It
         with suppress(tarfile.TarError, *DAMAGED_ARCHIVE):  # met again, and said, below
             members.learn(info.name for _, info in tar_entries(archive))
         for opened, info in tar_entries(archive):
-            found = None if info.isdir() else members.sort(info.name)
+            start = partial(start_of, opened, info)
+            found = None if info.isdir() else members.sort(info.name, start)
             if isinstance(found, str) and not info.isfile():
                 kind = "a link" if info.issym() or info.islnk() else "neither a file nor a link"
                 reason = f"{kind} inside a tar archive, which is not followed. Pack the file."
@@ -105,6 +108,12 @@ def read_tar(shard: TarArchive, is_wanted: Callable[[str], bool]) -> Iterator[It
                 yield Item(found, read_member(found, info.name, info.size, opened, info))
     except (tarfile.TarError, *DAMAGED_ARCHIVE) as error:
         yield broken_archive(archive, error)
+
+
+def start_of(opened: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    """First bytes of a tar archive's member; none of a link."""
+    file = opened.extractfile(info) if info.isfile() else None
+    return b"" if file is None else file.read(START_BYTES)
 
 
 def tar_entries(archive: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
 
-from metaformer.io.file_kinds import IMAGE_SUFFIXES
+from metaformer.io.file_kinds import IMAGE_SUFFIXES, START_BYTES
 from metaformer.io.folders import walk
 from metaformer.io.omissions import Omission, no_permission, not_a_file
 from metaformer.io.sources.lists import is_list, lines_of, lines_of_pipe
@@ -257,6 +260,14 @@ def _walk(sources: Sources) -> Iterator[Found]:
             yield path
 
 
+def start_of(opened: zipfile.ZipFile, name: str) -> bytes:
+    """First bytes of a zip archive's member; none if it cannot be taken out."""
+    unreadable = (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
+    with suppress(*unreadable), opened.open(name) as file:
+        return file.read(START_BYTES)
+    return b""
+
+
 def zip_members(archive: str) -> Iterator[Omission | ZipMembers]:
     """The images in a zip archive, in the order they are in, and what of it is omitted.
 
@@ -266,13 +277,13 @@ def zip_members(archive: str) -> Iterator[Omission | ZipMembers]:
     try:
         with open_container(archive) as file, zipfile.ZipFile(file) as opened:
             names = [info.filename for info in opened.infolist() if not info.is_dir()]
-        members = Members(archive, names)
-        for name in names:
-            sorted_as = members.sort(name)
-            if isinstance(sorted_as, Omission):
-                yield sorted_as
-            elif sorted_as is not None:
-                images.append(name)
+            members = Members(archive, names)
+            for name in names:
+                sorted_as = members.sort(name, partial(start_of, opened, name))
+                if isinstance(sorted_as, Omission):
+                    yield sorted_as
+                elif sorted_as is not None:
+                    images.append(name)
     except (OSError, zipfile.BadZipFile, NotImplementedError):
         images.clear()
     yield ZipMembers(archive, tuple(images))
