@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -222,8 +223,8 @@ class Detector:
     def with_false_alarm_rate(self, rate: float) -> Detector:
         """The same detector with the threshold for another rate; nothing is computed anew."""
         calibration = self.calibration.with_false_alarm_rate(rate)
-        same = Detector(self.model, self.adapted, calibration, self.provenance, self.thumbnails)
-        same._engine = self._engine
+        same = copy.copy(self)
+        same.calibration = calibration
         return same
 
     def extended_with(

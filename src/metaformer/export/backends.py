@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from metaformer.detection.detector import Detector
 from metaformer.detection.engines.engine import (
     ENGINES,
@@ -38,13 +40,7 @@ def with_engine(detector: Detector, name: str) -> Detector:
         engine = make_engine(detector, chosen)
         if chosen != "torch":
             check_engine(detector, engine)
-    same = Detector(
-        detector.model,
-        detector.adapted,
-        detector.calibration,
-        detector.provenance,
-        detector.thumbnails,
-    )
+    same = copy.copy(detector)
     same.engine = engine
     return same
 

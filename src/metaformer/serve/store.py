@@ -6,6 +6,7 @@ half-written is removed at the next start. The folder belongs to one server at a
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -155,13 +156,8 @@ class DetectorStore:
         return self._write(id or new_id(), detector, name, is_new=True)
 
     def _write(self, id: str, detector: Detector, name: str, *, is_new: bool) -> DetectorSummary:
-        named = Detector(
-            detector.model,
-            detector.adapted,
-            detector.calibration,
-            {**detector.provenance, "name": name},
-            detector.thumbnails,
-        )
+        named = copy.copy(detector)
+        named.provenance = {**detector.provenance, "name": name}
         incoming = self.folder / f"{INCOMING}{new_id()}{SUFFIX}"
         try:
             named.save(incoming)
