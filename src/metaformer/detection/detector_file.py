@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 
 from metaformer.io.atomic_files import atomic_path
 
+EXPORTED = (".onnx", ".xml", ".bin")
+"""Endings of what `metaformer export` writes."""
 FORMAT = "metaformer-detector"
 FORMAT_VERSION = 1
 """Raised whenever an older program could not read a newer file."""
@@ -49,6 +51,11 @@ def read_detector_file(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tens
             header = json.loads(text) if text else {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        if path.suffix.lower() in EXPORTED:
+            raise DetectorFileError(
+                f"{path}: an exported model, not a detector. Give the .metaformer file it was made "
+                f"of."
+            ) from error
         raise DetectorFileError(
             f"{path}: not a readable detector file ({error}). It may be cut short or of another "
             f"kind; adapt again."

@@ -116,7 +116,9 @@ def interval(proportion: float | None, images: float) -> list[float] | None:
     middle = (proportion + square / 2) / (1 + square)
     spread = proportion * (1 - proportion) + square / 4
     half = Z95 * math.sqrt(spread / images) / (1 + square)
-    return [max(0.0, middle - half), min(1.0, middle + half)]
+    # Exactly 0 and 1 at the ends, which rounding would miss.
+    low = 0.0 if proportion == 0 else max(0.0, middle - half)
+    return [low, 1.0 if proportion == 1 else min(1.0, middle + half)]
 
 
 def images_behind_mean(counts: Sequence[int]) -> float:

@@ -13,6 +13,7 @@ import torch
 
 from metaformer import SkippedImageWarning
 from metaformer.detection.detector import Detector
+from metaformer.detection.support.given_images import PassedOverWarning
 from metaformer.io.images import ImageError, read_image
 from metaformer.io.sources.shards import Sources
 from tests.helpers import boards, trees
@@ -235,3 +236,24 @@ def test_a_folder_with_nothing_to_score_is_an_error(detector, tmp_path):
     one = trees.write_mvtec(tmp_path / "bracket", train=3, good=2, per_kind=1)
     with pytest.raises(ImageError, match=r"data set: test images are in .*test"):
         list(detector.predict_many(one))
+
+
+def test_an_image_whose_mask_marks_a_defect_is_refused(tmp_path):
+    folder = tmp_path / "part"
+    for number in range(2):
+        boards.write_png(folder / f"g_{number}.png", boards.good(number))
+    mask = folder / "g_0_mask.png"
+    boards.write_png(mask, np.full_like(boards.good(0), 255))
+    with pytest.raises(ValueError, match=r"g_0\.png \(by g_0_mask\.png\)"):
+        boards.universal().adapt(folder)
+    boards.write_png(mask, np.zeros_like(boards.good(0)))  # marks nothing
+    with pytest.warns(PassedOverWarning):
+        assert len(boards.universal().adapt(folder).provenance["support"]) == 2
+
+
+def test_a_folder_of_defects_with_masks_is_refused_wherever_the_good_ones_are(tmp_path):
+    folder, truth = tmp_path / "test" / "scratch", tmp_path / "ground_truth" / "scratch"
+    boards.write_png(folder / "0.png", boards.good(0))
+    boards.write_png(truth / "0_mask.png", np.full_like(boards.good(0), 255))
+    with pytest.raises(ValueError, match=r"0\.png \(by 0_mask\.png\)"):
+        boards.universal().adapt(folder)

@@ -98,6 +98,13 @@ def test_different_photos_are_all_taken_in():
         record.warn()
 
 
+def test_dark_photos_of_different_parts_are_no_copies():
+    record = SupportRecord()
+    dark = [(boards.good(seed) * 0.1).round().astype(np.uint8) for seed in range(12)]
+    assert all(record.take_in(str(i), pixels) for i, pixels in enumerate(dark))
+    assert not record.take_in("again", dark[3].copy())
+
+
 def test_a_copy_counts_as_one_of_what_was_recorded_before():
     first = SupportRecord()
     first.take_in("a", photos()[0])

@@ -45,6 +45,7 @@ EXPORT = epilog(
 SERVE = epilog(
     "metaformer serve bracket.metaformer",
     "METAFORMER_TOKEN=secret metaformer serve --host 0.0.0.0 --port 8080",
+    codes=("0 done, stopped by Ctrl-C or SIGTERM", NOTHING, WRONG),
 )
 WATCH = epilog(
     "metaformer watch bracket.metaformer /camera/out",

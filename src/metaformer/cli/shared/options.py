@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -159,11 +161,28 @@ def clear_errors() -> Iterator[None]:
         except BrokenPipeError:  # the reader of our output has gone; ``main`` knows
             raise
         except (ValueError, OSError) as error:
-            fail(error)
+            fail(plain(error))
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
             typer.echo("stopped.", err=True)
             raise typer.Exit(INTERRUPTED) from None
+
+
+def plain(error: Exception) -> Exception | str:
+    """The error, or what it says in words if it comes from the operating system."""
+    if not isinstance(error, OSError) or error.errno is None or not error.filename:
+        return error
+    path = Path(os.fsdecode(error.filename))
+    if path.name.startswith("."):  # a lock or a temporary file of ours
+        path = path.parent
+    reasons = {
+        errno.EACCES: "no permission. Choose another place, or change its permissions.",
+        errno.EEXIST: "a file with this name is in the way. Choose another name.",
+        errno.ENOTDIR: "a part of this path is a file, not a folder. Choose another path.",
+        errno.EROFS: "this place cannot be written to. Choose another.",
+        errno.ENOSPC: "the disk is full. Make room, or choose another place.",
+    }
+    return f"{path}: {reasons.get(error.errno, f'{error.strerror}. Choose another place.')}"
 
 
 @contextmanager

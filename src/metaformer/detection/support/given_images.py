@@ -16,6 +16,7 @@ from metaformer.data.datasets.suggestion import (
     suggest_good_folder,
     suggest_test_folder,
 )
+from metaformer.data.datasets.truth import FolderTruth
 from metaformer.io.encoding import encode_picture
 from metaformer.io.folders import describe_omissions, walk
 from metaformer.io.images import IMAGE_SUFFIXES, ImageError, Source
@@ -36,6 +37,8 @@ OMITTED = frozenset({SKIPPED, NOT_READ, NOT_A_FILE, NO_PERMISSION})
 
 ImageSource = Source
 SupportImages = Path | str | Sources | ImageSource | Sequence[ImageSource]
+SHOWN = 3
+"""Files that a message names at most."""
 MOST_BYTES = 2 * 2**30
 """Encoded images of archives and videos are held in memory, at most so many bytes of them."""
 
@@ -95,17 +98,28 @@ def list_support(sources: Sources) -> tuple[list[ImageSource], list[Omission]]:
 
 
 def refuse_defects(argument: str, images: Sequence[ImageSource]) -> None:
-    """Raises: ValueError: some of these images are defective, by the folder they are in."""
-    names = (image.name if isinstance(image, NamedBytes) else str(image) for image in images)
-    if (found := defects_among(names)) is None:
-        return
-    defective, good = found
-    is_near = Path(good).is_dir() or is_address(argument)
-    advice = "Give that." if is_near else "Unpack it, and give that folder."
-    raise ValueError(
-        f"{argument}: defective images are among these, in {defective}, which a support must not "
-        f"have. The good images are in {good}. {advice}"
-    )
+    """Raises: ValueError: some of these images are defective, by the folder they are in or by
+    masks."""
+    names = [image.name if isinstance(image, NamedBytes) else str(image) for image in images]
+    if (found := defects_among(names)) is not None:
+        defective, good = found
+        is_near = Path(good).is_dir() or is_address(argument)
+        advice = "Give that." if is_near else "Unpack it, and give that folder."
+        raise ValueError(
+            f"{argument}: defective images are among these, in {defective}, which a support must "
+            f"not have. The good images are in {good}. {advice}"
+        )
+    truth = FolderTruth()
+    files = [str(image) for image in images if isinstance(image, (str, Path))]
+    marked = [sample for name in files if (sample := truth(name)) is not None and sample.masks]
+    if marked:
+        shown = ", ".join(f"{s.image} (by {s.masks[0].name})" for s in marked[:SHOWN])
+        more = f" and {len(marked) - SHOWN} more" if marked[SHOWN:] else ""
+        raise ValueError(
+            f"{argument}: defective images are among these, by masks of their defects, which a "
+            f"support must not have: {shown}{more}. Take them out, or give the folder of the good "
+            f"ones."
+        )
 
 
 def list_folder(sources: Sources) -> tuple[list[ImageSource], list[Omission]]:

@@ -32,6 +32,7 @@ MIN_IMAGES_TO_DOUBT = 4
 SIGNATURE_SIDE = 16
 COPY_MEAN, COPY_MOST = 0.5, 2.5
 """Grey levels; signatures are stored rounded."""
+DARK = 64.0
 MID_GREY = np.float32(128)
 """Taken off signatures before they are compared: small numbers round less."""
 
@@ -98,10 +99,14 @@ class SupportRecord:
 
 
 def signature_of(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(H, W, 3) -> (256,) mean grey levels of 16 x 16 cells."""
+    """(H, W, 3) -> (256,) mean grey levels of 16 x 16 cells; those of dark images are
+    doubled until the brightest is above ``DARK``, or different photos would be nearly the same."""
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32)
     sides = (SIGNATURE_SIDE, SIGNATURE_SIDE)
     cells = cv2.resize(grey, sides, interpolation=cv2.INTER_AREA)
+    brightest = max(1.0, float(cells.max()))
+    while brightest <= DARK:  # not to a brightness: that would make two exposures the same
+        cells, brightest = 2 * cells, 2 * brightest
     return np.asarray(cells, np.float32).reshape(-1)
 
 

@@ -132,7 +132,7 @@ def broken_archive(archive: str, error: Exception) -> Item:
         ImageError(
             archive,
             f"the archive is damaged, cut short or of another kind ({error}); what came before "
-            f"was read. Copy or pack it again.",
+            f"in a tar archive was read. Copy or pack it again.",
             CUT_SHORT,
         ),
     )
