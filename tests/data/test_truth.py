@@ -110,6 +110,7 @@ def test_a_longer_path_decides_between_files_of_one_name(tmp_path):
         ("a.png\n", r"line 1: found 'a\.png'; accepted is file,label"),
         ("a.png,bad,nowhere.png\n", r"line 1: there is no mask .*nowhere\.png"),
         ("file,label\n", "no labels in it"),
+        ("image,class\na.png,good\n", "the first line names the columns image, class; needed are"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_named_by_its_line(tmp_path, text, message):

@@ -345,8 +345,10 @@ def test_scores_of_another_detector_are_no_reference(tmp_path):
     once(folder, file, drift_rate=0.005)
     shifting(folder, (40, 25))
     other = boards.universal().adapt([boards.good(seed) for seed in range(4)])
-    job = Watch(other, folder, JsonLines(file), poll=POLL, drift_rate=0.005)
+    told: list[str] = []
+    job = Watch(other, folder, JsonLines(file), poll=POLL, drift_rate=0.005, tell=told.append)
     result = job.run(threading.Event(), once=True)
+    assert [line for line in told if "its 40 images are not scored again" in line]
     assert (result.scored, result.known, result.drifts) == (25, 40, 0)
     assert len({e["detector"] for e in entries(file, "start")}) == 2
 

@@ -63,7 +63,8 @@ class Watch:
         grace: seconds that a file may be unreadable before that is recorded.
         drift_rate: false drift warnings an image, on average at most; None for no test.
         on_entry: called with each entry when it has been recorded.
-        tell: called with a line when the folder cannot be listed, and when it can again.
+        tell: called with a line when the folder cannot be listed, and when it can again; and when
+            the record is of another detector.
 
     Raises:
         ValueError: a time is not positive, or the rate is not in (0, 1).
@@ -153,24 +154,29 @@ class Watch:
                     f"the record has a line that this program did not write, {json.dumps(entry)} "
                     f"({error!r}). Choose another file, or remove that line."
                 ) from error
-        if self._test is not None and detector not in (None, fingerprint(self.detector)):
+        if detector in (None, fingerprint(self.detector)):
+            return
+        if self._test is not None:
             self._test.restart()
+        if self.result.known:
+            self._tell(
+                f"the record is of another detector: its {self.result.known} images are not scored "
+                f"again. Choose another file to score them by this one."
+            )
 
     def _replay_entry(self, entry: dict[str, Any], detector: Any) -> Any:
         """Take up one entry; the detector of the run that it belongs to."""
         if entry["event"] in ("score", "unreadable"):
             self._known.add(version_digest(entry["path"], entry["size"], entry["mtime_ns"]))
             self.result.known += 1
-        if self._test is None:
-            return detector
-        if entry["event"] == "score":
-            self._test.update(entry["raw_score"])
-        elif entry["event"] == "drift":
-            self._test.restart()
-        elif entry["event"] == "start":
-            if detector not in (None, entry["detector"]):
+        if entry["event"] == "start":
+            if self._test is not None and detector not in (None, entry["detector"]):
                 self._test.restart()  # scores of two detectors cannot be compared
             return entry["detector"]
+        if self._test is not None and entry["event"] == "score":
+            self._test.update(entry["raw_score"])
+        elif self._test is not None and entry["event"] == "drift":
+            self._test.restart()
         return detector
 
     def _score(self, version: FileVersion) -> bool:

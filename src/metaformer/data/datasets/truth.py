@@ -152,7 +152,15 @@ class LabelTable:
         first = text.split("\n", 1)[0]
         delimiter = ";" if first.count(";") > first.count(",") else ","
         columns: tuple[int | None, ...] = (0, 1, 2)
-        for number, cells in enumerate(csv.reader(io.StringIO(text), delimiter=delimiter), 1):
+        lines = [*csv.reader(io.StringIO(text), delimiter=delimiter)]
+        names = ["".join(cells[:1]) for cells in lines[:2]]
+        is_header = len(names) == 2 and "." in names[1] and "." not in names[0]
+        if is_header and columns_of(lines[0]) is None:  # files have an ending, columns none
+            raise LabelsError(
+                f"{path}: the first line names the columns {', '.join(lines[0])}; needed are file "
+                f"and label."
+            )
+        for number, cells in enumerate(lines, 1):
             if number == 1 and (header := columns_of(cells)) is not None:
                 columns = header
             elif any(cell.strip() for cell in cells):
