@@ -116,13 +116,13 @@ def test_a_part_that_a_preset_does_not_have_is_refused_with_those_that_it_has():
     with pytest.raises(ValueError, match=rf"the long mode of the pixel preset .* {has}\."):
         whole("pixel long").without(["decoder"])
     # What the transformer reads is no part of a model without it.
-    with pytest.raises(ValueError, match=r"without gap: .* left out: adaptation\."):
+    with pytest.raises(ValueError, match=r"without gap: .* leave out: adaptation\."):
         whole("pixel").without(["transformer"]).without(["gap"])
     by_place = PixelPreset.from_pretrained(PixelConfig(resolution=96, aligned=True))
-    with pytest.raises(ValueError, match=r"the aligned mode of .* left out: adaptation\."):
+    with pytest.raises(ValueError, match=r"the aligned mode of .* leave out: adaptation\."):
         by_place.without(["transformer"])
     aligned = FeaturePreset.of(FeatureConfig(resolution=96, aligned=True, **ALIGNED))
-    with pytest.raises(ValueError, match="left out: none"):
+    with pytest.raises(ValueError, match="leave out: none"):
         aligned.without(["transformer"])
 
 

@@ -266,7 +266,7 @@ def test_beyond_so_many_images_moments_are_of_some(
 def test_aligned_a_shift_that_a_memory_forgives_is_found(model: PixelPreset) -> None:
     """Half the stripes moved by six pixels: every patch is one of the support's."""
     aligned = model.with_config(aligned=True)
-    with pytest.raises(ValueError, match=r"aligned mode .* left out: adaptation\."):
+    with pytest.raises(ValueError, match=r"aligned mode .* leave out: adaptation\."):
         aligned.without(["transformer"])
     adapted = adapt(aligned, [stripes(0) for _ in range(2)])
     moved = stripes(0)
