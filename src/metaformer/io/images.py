@@ -30,12 +30,7 @@ from metaformer.io.formats.decoding import (
     may_hold_16_bits,
 )
 from metaformer.io.omissions import MISSING, NO_PERMISSION, NOT_A_FILE
-from metaformer.io.pixels import (
-    ImageError,
-    check_white_level,
-    pixels_from_array,
-    to_rgb,
-)
+from metaformer.io.pixels import ImageError, check_white_level, pixels_from_array, to_rgb
 from metaformer.io.tensors import TensorLike, array_of_tensor
 
 Image = NDArray[np.uint8]
