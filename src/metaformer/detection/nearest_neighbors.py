@@ -99,8 +99,8 @@ def spread_out(rows: Tensor, first: Tensor, most: int) -> Tensor:
     """Indices of ``most`` of the rows (N, C): those of ``first``, and each further one the farthest
     from all chosen before it.
 
-    The greedy choice of PatchCore (Roth et al. 2022), begun with a random sample, so that what is
-    common is not left to what is rare.
+    The greedy choice of PatchCore (Roth et al. 2022), begun with a random sample: by itself it
+    would choose mostly rare patches.
     """
     centre, basis = principal_directions(rows, min(SPREAD_DIRECTIONS, rows.shape[1]))
     points = (rows - centre) @ basis

@@ -23,8 +23,8 @@ Result = TypeVar("Result")
 class WorkerPool(ThreadPoolExecutor):
     """Worker threads that share PyTorch's threads among them.
 
-    A sum of many numbers differs in its last bits with the number of threads it is shared by, so
-    scores do with ``workers``, by a few millionths; not with the order of images.
+    Sums are made in another order by another number of threads, so scores differ by a few
+    millionths with ``workers``; they do not with the order of images.
 
     Args:
         workers: at least 1.

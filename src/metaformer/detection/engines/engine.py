@@ -64,8 +64,8 @@ def installed_engines() -> list[EngineName]:
 
 
 def usual_engine(detector: Detector, *, may_trace: bool) -> Engine:
-    """ONNX Runtime, or PyTorch where that does not give PyTorch's results, or is faster: of several
-    products it computes the map of one.
+    """ONNX Runtime; PyTorch where ONNX Runtime gives other results, and for several products: a
+    graph computes the maps of all of them, PyTorch those of one.
 
     Args:
         may_trace: False leaves models to PyTorch that no graph inside the package fits.
