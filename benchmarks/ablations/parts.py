@@ -87,12 +87,12 @@ def of_feature(part: str) -> DetectorMethod:
     config = MORE_PATCHES if part == SMALL_BANK else FeatureConfig()
     preset = FeaturePreset(config, backbone_of(config.levels, config.corrects))
     left_out = [part] if part in PART_NAMES else []
-    return DetectorMethod.of(Metaformer(preset.without(left_out), "feature"), part)
+    return DetectorMethod(Metaformer(preset.without(left_out), "feature"), name=part)
 
 
 def of_pixel(part: str) -> DetectorMethod:
     preset = pixel_preset().without([part] if part else [])
-    return DetectorMethod.of(Metaformer(preset, "pixel"), part)
+    return DetectorMethod(Metaformer(preset, "pixel"), name=part)
 
 
 @cache

@@ -53,7 +53,7 @@ def backbone_of(
 def feature(name: str, config: FeatureConfig) -> DetectorMethod:
     """A detector of the ``feature`` preset with these settings."""
     preset = FeaturePreset(config, backbone_of(config.levels, config.corrects))
-    return DetectorMethod.of(Metaformer(preset, "feature"), name)
+    return DetectorMethod(Metaformer(preset, "feature"), name=name)
 
 
 def anomalib_patchcore(name: str, **settings: Any) -> Method:

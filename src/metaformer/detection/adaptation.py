@@ -64,8 +64,6 @@ def adapt_to_support(
     Raises:
         ValueError: the support is empty, or the rate is not accepted.
     """
-    if count < 1:
-        raise ValueError("the support is empty: give at least one normal image.")
     check_rate(false_alarm_rate)
     prepared: list[P] = []
     image: Image | None = None

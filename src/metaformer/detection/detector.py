@@ -21,8 +21,8 @@ from metaformer.detection.detector_file import (
     read_detector_file,
     write_detector_file,
 )
-from metaformer.detection.engines.engine import MOST_PIXELS, Engine, default_engine
-from metaformer.detection.extension import Earlier, extend
+from metaformer.detection.engines.engine import MOST_PIXELS, Engine, usual_engine
+from metaformer.detection.extension import extend
 from metaformer.detection.preset import Adapted, EarlierVersionError, Preset
 from metaformer.detection.presets import restore_preset
 from metaformer.detection.scoring.anomaly_map import image_score, to_image_size
@@ -149,7 +149,7 @@ class Detector:
         if self._engine is None:
             with _MAKING_ENGINE:  # of several workers one makes it
                 if self._engine is None:
-                    self._engine = default_engine(self)
+                    self._engine = usual_engine(self, may_trace=False)
         return self._engine
 
     @engine.setter
@@ -277,17 +277,20 @@ class Detector:
                 f"Give other normal images."
             )
         record.warn()
-        earlier = Earlier(
-            self.adapted,
-            self.calibration,
-            tuple(score["raw_score"] for score in self.provenance["support_scores"]),
-            count,
-        )
         seed = self.provenance["seed"]
-        result, how = extend(self.model, earlier, prepared, false_alarm_rate=rate, seed=seed)
+        result, how = extend(
+            self.model,
+            self.adapted,
+            prepared,
+            scores=[score["raw_score"] for score in self.provenance["support_scores"]],
+            count=count,
+            pixel_threshold=self.calibration.pixel_threshold,
+            false_alarm_rate=rate,
+            seed=seed,
+        )
         on_step(len(sources) + 1, len(sources) + 1)
         addition = {
-            "first": earlier.count,
+            "first": count,
             "count": len(prepared),
             "seed": seed,
             "calibration": how,
@@ -385,10 +388,8 @@ class Detector:
             calibration = Calibration.from_dict(header["calibration"])
         except DeviceError:
             raise
-        except BackboneError as error:
+        except (BackboneError, EarlierVersionError) as error:
             raise DetectorFileError(f"{path}: {error}") from error
-        except EarlierVersionError as error:
-            raise DetectorFileError(f"{path}: {error}.") from error
         except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise DetectorFileError(
                 f"{path}: a detector file with something missing or wrong inside ({error!r}). It "

@@ -14,74 +14,66 @@ What the earlier images left behind decides how exact this can be
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
-from metaformer.detection.adaptation import (
-    Calibrated,
-    calibrated,
-    pixel_threshold_of,
-    scores_of,
-)
-from metaformer.detection.preset import Adapted, How, Preset
-from metaformer.detection.scoring.calibration import Calibration, calibrate
+from metaformer.detection.adaptation import Calibrated, calibrated, pixel_threshold_of, scores_of
+from metaformer.detection.preset import Adapted, How, P, Preset
+from metaformer.detection.scoring.calibration import calibrate
 from metaformer.detection.support.support_set import judge_support
 
 
-@dataclass(frozen=True)
-class Earlier:
-    """Scores and count of the images that the detector was adapted to before."""
-
-    adapted: Adapted[Any]
-    calibration: Calibration
-    scores: tuple[float, ...]
-    """Left-out raw scores in the order of the support; empty with one image."""
-    count: int
-    """How many images."""
-
-
 def extend(
-    preset: Preset[Any], earlier: Earlier, new: Sequence[Any], *, false_alarm_rate: float, seed: int
+    preset: Preset[P],
+    earlier: Adapted[P],
+    new: Sequence[P],
+    *,
+    scores: Sequence[float],
+    count: int,
+    pixel_threshold: float,
+    false_alarm_rate: float,
+    seed: int,
 ) -> tuple[Calibrated, How]:
     """Adapt to one or more new images, as ``Preset.prepare`` gives them, on top of the earlier.
 
     Args:
+        scores: left-out raw scores of the earlier images; none if there is one image.
+        count: how many earlier images there are.
+        pixel_threshold: the earlier one.
         seed: that of the earlier adaptation, for the same result as from all images at once.
 
     Raises:
         ValueError: of one earlier image not enough was kept to score it, and there is one new one.
     """
-    support = earlier.adapted.kept_support()
-    if support is not None:
+    support = earlier.kept_support()
+    if support is None:
+        done = earlier.extend(new, seed=seed)
+    else:
         done = preset.adapt([*support, *new], seed=seed, on_step=lambda step, steps: None)
-        return calibrated(done.adapted, done.left_out, false_alarm_rate), "recomputed"
-    extension = earlier.adapted.extend(new, seed=seed)
-    adapted, maps = extension.adapted, extension.left_out
-    if extension.how == "recomputed":
+    adapted, maps = done.adapted, done.left_out
+    if done.how == "recomputed":
         return calibrated(adapted, maps, false_alarm_rate), "recomputed"
-    if len(earlier.scores) + len(new) < 2:
+    if len(scores) + len(new) < 2:
         raise ValueError(
             "the detector was made from one image and kept too little of it to compare it with one "
             "more. Add two or more images at once, or adapt to all of them from the start."
         )
     new_scores = scores_of(adapted, maps)
-    before = scores_of(adapted, [earlier.adapted.anomaly_maps(image) for image in new])
+    before = scores_of(adapted, [earlier.anomaly_maps(image) for image in new])
     factor = shrinkage(before, new_scores)
-    scores = [*(factor * score for score in earlier.scores), *new_scores]
+    all_scores = [*(factor * score for score in scores), *new_scores]
     # The earlier maps are gone: their threshold counts as much as they were many.
-    weight = len(earlier.scores) / len(scores)
-    old_threshold = factor * earlier.calibration.pixel_threshold
-    pixel_threshold = weight * old_threshold + (1 - weight) * pixel_threshold_of(maps)
+    weight = len(scores) / len(all_scores)
     calibration = calibrate(
-        scores,
+        all_scores,
         false_alarm_rate,
-        pixel_threshold=pixel_threshold,
+        pixel_threshold=weight * (factor * pixel_threshold)
+        + (1 - weight) * pixel_threshold_of(maps),
         typical_score=adapted.typical_score,
     )
-    unscored = earlier.count - len(earlier.scores)  # a first image that was alone has no score
-    judged = tuple(replace(s, index=s.index + unscored) for s in judge_support(scores))
+    unscored = count - len(scores)  # a first image that was alone has no score
+    judged = tuple(replace(s, index=s.index + unscored) for s in judge_support(all_scores))
     return Calibrated(adapted, calibration, judged), "estimated"
 
 

@@ -19,17 +19,9 @@ from metaformer.detection.feature.config import SHIPPED
 from metaformer.detection.feature.preset import FeaturePreset
 from metaformer.detection.pixel.config import Mode
 from metaformer.detection.preset import Preset
-from metaformer.detection.presets import (
-    PresetName,
-    check_resolution,
-    make_preset,
-)
+from metaformer.detection.presets import PresetName, make_preset, resolution_setting
 from metaformer.detection.scoring.calibration import check_rate
-from metaformer.detection.support.given_images import (
-    ImageSource,
-    SupportImages,
-    support_sources,
-)
+from metaformer.detection.support.given_images import ImageSource, SupportImages, support_sources
 from metaformer.detection.support.support_set import (
     SupportRecord,
     choose_white_level,
@@ -142,13 +134,13 @@ class Metaformer:
             ValueError: a resolution outside 64 to 2048, or not as many weights as levels.
             DeviceError: there is no such device.
         """
-        check_resolution(resolution)
+        settings = resolution_setting(resolution)
         model = FeaturePreset.from_backbone(
             CustomBackbone(module, levels=levels, mean=mean, std=std),
             level_weights=level_weights,
-            resolution=resolution,
-            aligned=aligned,
             device=device,
+            aligned=aligned,
+            **settings,
         )
         return cls(model, "feature")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from itertools import product, starmap
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -96,8 +99,8 @@ def spread_out(rows: Tensor, first: Tensor, most: int) -> Tensor:
     """Indices of ``most`` of the rows (N, C): those of ``first``, and each further one the farthest
     from all chosen before it.
 
-    The greedy choice of PatchCore (Roth et al. 2022), begun with a random sample, so that what is
-    common is not left to what is rare.
+    The greedy choice of PatchCore (Roth et al. 2022), begun with a random sample: by itself it
+    would choose mostly rare patches.
     """
     centre, basis = principal_directions(rows, min(SPREAD_DIRECTIONS, rows.shape[1]))
     points = (rows - centre) @ basis
@@ -127,18 +130,17 @@ def aligned_distance(query: Tensor, grids: Tensor, reach: int, *, euclidean: boo
     """
     height, width = query.shape[2:]
     padded = F.pad(grids, (reach,) * 4, mode="replicate")  # (K, C, h + 2 reach, w + 2 reach)
-    nearest: Tensor | None = None
-    for down in range(2 * reach + 1):
-        for right in range(2 * reach + 1):
-            shifted = padded[:, :, down : down + height, right : right + width]
-            if euclidean:
-                each = (query[:, None] - shifted[None]).square().sum(2)  # (B, K, h, w)
-            else:
-                each = 1 - (query[:, None] * shifted[None]).sum(2)
-            least = each.amin(1)
-            nearest = least if nearest is None else torch.minimum(nearest, least)
-    assert nearest is not None
-    nearest = nearest.clamp_min(0)
+
+    def apart(down: int, right: int) -> Tensor:
+        shifted = padded[:, :, down : down + height, right : right + width]
+        if euclidean:
+            each = (query[:, None] - shifted[None]).square().sum(2)  # (B, K, h, w)
+        else:
+            each = 1 - (query[:, None] * shifted[None]).sum(2)
+        return each.amin(1)
+
+    shifts = product(range(2 * reach + 1), repeat=2)
+    nearest = reduce(torch.minimum, starmap(apart, shifts)).clamp_min(0)
     return nearest.sqrt() if euclidean else nearest
 
 

@@ -47,8 +47,8 @@ def to_tensor(image: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
 
 
 def shrunk(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """(H, W, 3) -> (*size, 3), means of areas. Each of PyTorch's threads does as many whole rows,
-    where both heights allow that; OpenCV would leave all of it to one."""
+    """(H, W, 3) -> (*size, 3), means of areas. PyTorch's threads share the rows where both heights
+    can be divided; OpenCV would use one thread."""
     height, width = size
     common = math.gcd(height, image.shape[0])
     if image.shape[0] < height or image.shape[1] < width:  # a side grows: rows are no means of rows

@@ -16,6 +16,8 @@ from metaformer.detection.scoring.frame_check import FrameCheck
 
 P = TypeVar("P")
 """What a preset keeps of one image."""
+A_co = TypeVar("A_co", covariant=True)
+"""An adapted model."""
 OnStep = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
 Tensors = dict[str, Tensor]
@@ -81,7 +83,7 @@ class Adapted(Protocol[P]):
     def kept_support(self) -> list[P] | None:
         """The support as ``Preset.prepare`` gave it, to adapt anew; None if not all is kept."""
 
-    def extend(self, new: Sequence[P], *, seed: int) -> Extension[P]:
+    def extend(self, new: Sequence[P], *, seed: int) -> Adaptation[Adapted[P]]:
         """With more support images, where the support itself is not kept. Does not change this one.
 
         Raises:
@@ -126,28 +128,20 @@ class Preset(Protocol[P]):
             support_size: the image belongs to a support of so many; None for a test image.
         """
 
-    def adapt(self, support: Sequence[P], *, seed: int, on_step: OnStep) -> Adaptation[P]:
+    def adapt(self, support: Sequence[P], *, seed: int, on_step: OnStep) -> Adaptation[Adapted[P]]:
         """Adapt to one or more normal images. Deterministic."""
 
 
 @dataclass(frozen=True)
-class Adaptation(Generic[P]):
+class Adaptation(Generic[A_co]):
     """An adapted model, and what it takes to calibrate it."""
 
-    adapted: Adapted[P]
+    adapted: A_co
     left_out: list[Tensor]
     """(M, h, w) raw maps of each support image by a model that has not seen it; empty with one
     image."""
-
-
-@dataclass(frozen=True)
-class Extension(Generic[P]):
-    """An adapted model that has seen more images."""
-
-    adapted: Adapted[P]
-    left_out: list[Tensor]
-    """As in ``Adaptation``: of all images if recomputed, of the new ones if estimated."""
-    how: How
+    how: How = "recomputed"
+    """``estimated``: images were added, and the maps are those of the new images alone."""
 
 
 def changes_without(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, get_args
 
 from torch import nn
 
@@ -15,7 +15,20 @@ from metaformer.detection.preset import Adapted, Preset, Settings, Tensors
 from metaformer.networks.placement import DeviceError, check_device
 
 PresetName = Literal["feature", "pixel"]
-PRESETS: tuple[PresetName, ...] = ("feature", "pixel")
+PRESETS: tuple[PresetName, ...] = get_args(PresetName)
+
+
+class PresetOptions(TypedDict, total=False):
+    """Keyword arguments of ``Metaformer.from_pretrained``, which explains them."""
+
+    resolution: int | None
+    aligned: bool
+    backbone: str
+    backbone_weights: Path | str | None
+    download: bool
+    mode: Mode
+    universal_weights: Path | str | None
+    device: str
 
 
 def make_preset(
@@ -31,32 +44,28 @@ def make_preset(
     device: str,
 ) -> Preset[Any]:
     """See ``Metaformer.from_pretrained`` for the arguments and errors."""
-    check_resolution(resolution)
+    settings: dict[str, Any] = {"aligned": aligned} | resolution_setting(resolution)
     if name == "feature":
         if mode != "fast" or universal_weights is not None:
             raise ValueError("mode and universal_weights need the pixel preset.")
         return FeaturePreset.from_pretrained(
-            resolution=resolution,
-            aligned=aligned,
-            backbone=backbone,
-            backbone_weights=backbone_weights,
-            download=download,
-            device=device,
+            backbone, backbone_weights, download=download, device=device, **settings
         )
     if name == "pixel":
         check_pixel_device(device)
         if backbone != SHIPPED or backbone_weights is not None:
             raise ValueError("the pixel preset has no backbone; choose the feature preset.")
-        changes: dict[str, Any] = {} if resolution is None else {"resolution": resolution}
-        config = PixelConfig(mode=mode, aligned=aligned, **changes)
-        return PixelPreset.from_pretrained(config, universal_weights)
+        return PixelPreset.from_pretrained(PixelConfig(mode=mode, **settings), universal_weights)
     raise ValueError(f'no preset "{name}": choose {" or ".join(PRESETS)}.')
 
 
-def check_resolution(resolution: int | None) -> None:
-    """Raises: ValueError: not 64 to 2048."""
-    if resolution is not None and not 64 <= resolution <= 2048:
+def resolution_setting(resolution: int | None) -> dict[str, int]:
+    """Of a preset's settings; none leaves the preset's own. Raises: ValueError: not 64 to 2048."""
+    if resolution is None:
+        return {}
+    if not 64 <= resolution <= 2048:
         raise ValueError(f"resolution must lie between 64 and 2048 pixels, got {resolution}.")
+    return {"resolution": resolution}
 
 
 def check_pixel_device(device: str) -> None:
@@ -86,11 +95,7 @@ def restore_preset(
     """
     if name == "feature":
         return FeaturePreset.from_state(
-            tensors,
-            settings,
-            backbone_weights=backbone_weights,
-            backbone=backbone,
-            device=device,
+            tensors, settings, backbone_weights=backbone_weights, backbone=backbone, device=device
         )
     if name == "pixel":
         check_pixel_device(device)

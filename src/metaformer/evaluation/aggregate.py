@@ -152,8 +152,8 @@ def _over_seeds(
     normal: float,
     defective: float,
 ) -> dict[str, Any]:
-    """``mean``, ``std`` and ``mean_ci``: the intervals of the seeds' means over test images, of
-    which there are so many."""
+    """``mean``, ``std`` and ``mean_ci``, the intervals of the means over so many ``normal`` and
+    ``defective`` test images."""
     columns = {key: [entry[key] for entry in per_seed] for key in ALL_METRICS}
     is_spread = len(per_seed) > 1
     images = {"recall": defective, "false_alarm_rate": normal, "recall_at_5": defective}

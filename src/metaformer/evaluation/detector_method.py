@@ -5,17 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metaformer.detection.detector import Detector
-from metaformer.detection.feature.config import SHIPPED
 from metaformer.detection.metaformer import Metaformer
-from metaformer.detection.pixel.config import Mode
-from metaformer.detection.presets import PresetName
+from metaformer.detection.presets import PresetName, PresetOptions
 from metaformer.detection.support.support_set import OddSupportWarning
 from metaformer.io.workers import ordered_map
 
@@ -26,7 +23,11 @@ class DetectorMethod:
     """A preset, adapted to each support with everything a user gets: calibration included.
 
     Args:
+        preset: its name, or a universal model made otherwise: an ablation, a control.
+        name: in the results; the preset's if None.
+        workers: images scored at once.
         without: parts that are left out, to see what they are worth: ``detection.preset.PARTS``.
+        options: as ``Metaformer.from_pretrained``, for a preset given by its name.
 
     Raises:
         ValueError: as ``Metaformer.from_pretrained``, or the preset has no such part.
@@ -34,52 +35,23 @@ class DetectorMethod:
 
     def __init__(
         self,
-        preset: PresetName,
+        preset: PresetName | Metaformer,
         *,
-        resolution: int | None = None,
-        aligned: bool = False,
-        backbone: str = SHIPPED,
-        backbone_weights: Path | None = None,
-        download: bool = False,
-        mode: Mode = "fast",
-        universal_weights: Path | None = None,
-        device: str = "cpu",
         name: str | None = None,
         workers: int = 1,
         without: Sequence[str] = (),
+        **options: Unpack[PresetOptions],
     ) -> None:
-        self.universal = Metaformer.from_pretrained(
-            preset,
-            resolution=resolution,
-            aligned=aligned,
-            backbone=backbone,
-            backbone_weights=backbone_weights,
-            download=download,
-            mode=mode,
-            universal_weights=universal_weights,
-            device=device,
-        )
-        self.without = list(dict.fromkeys(without))
-        self._name: str = name or preset
-        if self.without:
-            self.universal = Metaformer(self.universal.model.without(self.without), preset)
-            self._name += f" without {' and '.join(self.without)}"
+        universal = preset
+        if not isinstance(universal, Metaformer):
+            universal = Metaformer.from_pretrained(universal, **options)
+        self.name = name or universal.preset
         self.workers = workers
-        """Images scored at once."""
-
-    @classmethod
-    def of(cls, universal: Metaformer, name: str) -> DetectorMethod:
-        """A universal model made otherwise than by its preset: an ablation, a control."""
-        method = cls.__new__(cls)
-        method.universal = universal
-        method._name = name
-        method.workers = 1
-        method.without = []
-        return method
-
-    @property
-    def name(self) -> str:
-        return self._name
+        self.without = list(dict.fromkeys(without))
+        if self.without:
+            universal = Metaformer(universal.model.without(self.without), universal.preset)
+            self.name += f" without {' and '.join(self.without)}"
+        self.universal = universal
 
     @property
     def settings(self) -> dict[str, Any]:

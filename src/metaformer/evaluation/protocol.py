@@ -26,13 +26,15 @@ from metaformer.evaluation.progress_bar import progress_bar
 from metaformer.evaluation.samples import (
     AnomalyMap,
     Image,
+    all_supports,
     check_outputs,
     limit_samples,
     load_mask,
+    support_of,
     template_of,
+    white_levels,
 )
-from metaformer.evaluation.supports import Shots as Shots
-from metaformer.evaluation.supports import all_supports, support_of, white_levels
+from metaformer.evaluation.samples import Shots as Shots
 from metaformer.evaluation.threshold_metrics import flag, threshold_metrics
 from metaformer.io.atomic_files import write_text
 from metaformer.io.images import read_image, resize_map
@@ -157,9 +159,6 @@ def evaluate(
     for category in categories:
         if not category.test:
             raise ValueError(f"{category.root}: no test images, so nothing to evaluate on.")
-        if not category.is_paired and shots != "full":
-            support_of(category, shots, seeds[0])  # too few images: say so before the hours
-
     if unified and any(category.is_paired for category in categories):
         raise ValueError("pairs have a template each; one detector for all of them has no meaning.")
 
@@ -168,6 +167,7 @@ def evaluate(
     summaries: dict[str, dict[str, Any]] = {}
     bootstraps: list[NDArray[np.float64]] = []
     fitted: dict[int, tuple[FittedMethod, float]] = {}
+    # Drawn before the hours: that there are too few images is said now.
     supports = {c.name: all_supports(c, tests[c.name], shots, seeds) for c in categories}
     levels = white_levels(supports, white_level, unified)
     with progress_bar(method.name, total, quiet) as advance:

@@ -1,22 +1,26 @@
-"""Test samples on their way through an evaluation: which are taken, what is true of each."""
+"""The images of an evaluation: those of a support, those of a test, and what is true of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metaformer.data.datasets.loading import Sample
-from metaformer.io.images import read_mask
+from metaformer.data.datasets.loading import Category, Sample, draw_support
+from metaformer.io.images import guess_white_level, read_mask
+from metaformer.io.pixels import check_white_level
 
 MAX_ASPECT_ERROR = 0.02
 """A mask whose sides relate otherwise than its image's by more than this is not its mask."""
 
 Image = NDArray[np.uint8]
 AnomalyMap = NDArray[np.float32]
+Shots = int | Literal["full"]
 
 
 def template_of(sample: Sample) -> Path:
@@ -85,3 +89,35 @@ def limit_samples(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
     rng = np.random.default_rng(0)
     kept = [*rng.permutation(defective)[:wanted], *rng.permutation(normal)[: limit - wanted]]
     return [samples[int(i)] for i in sorted(kept)]
+
+
+def support_of(category: Category, shots: Shots, seed: int) -> list[Path]:
+    return draw_support(category, None if shots == "full" else shots, seed)
+
+
+def all_supports(
+    category: Category, samples: Sequence[Sample], shots: Shots, seeds: Sequence[int]
+) -> list[Path]:
+    """The images that some seed fits a method to, to score ``samples``, once each."""
+    if category.is_paired:
+        return list(dict.fromkeys(template_of(sample) for sample in samples))
+    drawn = (path for seed in seeds for path in support_of(category, shots, seed))
+    return list(dict.fromkeys(drawn))
+
+
+def white_levels(
+    supports: Mapping[str, Sequence[Path]], given: int | None, unified: bool
+) -> dict[str, int | None]:
+    """The white level of each category by its name: the one given, or guessed from its supports,
+    or with ``unified`` from those of all of them.
+
+    Raises:
+        ValueError: the one given is not in 1..65535.
+        ImageError: an image to guess from cannot be read.
+    """
+    if given is not None:
+        check_white_level(given)
+        return dict.fromkeys(supports, given)
+    if unified:
+        return dict.fromkeys(supports, guess_white_level(chain(*supports.values())))
+    return {name: guess_white_level(paths) for name, paths in supports.items()}

@@ -36,19 +36,8 @@ def results_table(results: dict[str, Any]) -> Table:
     shots = results["shots"]
     title = f"{results['preset']}, {shots} normal image{'' if shots == 1 else 's'}"
     title += f", {len(results['seeds'])} seed{'' if len(results['seeds']) == 1 else 's'}"
-    table = Table(
-        title=title,
-        caption=_notes(results),
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    table.add_column("category", overflow="fold", min_width=8)
-    for metric in METRICS:
-        table.add_column(HEADINGS[metric].replace(" ", "\n"), justify="right", no_wrap=True)
-    table.add_column("adapt\ns", justify="right", no_wrap=True)
-    table.add_column("predict\nms", justify="right", no_wrap=True)
+    metrics = [HEADINGS[metric].replace(" ", "\n") for metric in METRICS]
+    table = _table(title, _notes(results), ["category", *metrics, "adapt\ns", "predict\nms"])
     categories = results.get("categories", {})
     for name, summary in categories.items():
         table.add_row(name, *_cells(summary))
@@ -63,18 +52,12 @@ def threshold_table(results: dict[str, Any]) -> Table:
     Args:
         results: as for ``results_table``.
     """
-    table = Table(
-        title="Images flagged, percent (95 % interval over test images)",
-        caption="at threshold: the detector's own, from its normal images alone\n"
+    table = _table(
+        "Images flagged, percent (95 % interval over test images)",
+        "at threshold: the detector's own, from its normal images alone\n"
         "at 5 %: a threshold that at most 5 % of the good test images lie above",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
+        ["kind", "images", "at threshold", "at 5 %"],
     )
-    table.add_column("kind", overflow="fold", min_width=8)
-    for heading in ("images", "at threshold", "at 5 %"):
-        table.add_column(heading, justify="right", no_wrap=True)
     for kind, row in results["kinds"].items():
         if row["is_defect"]:
             table.add_row(kind, str(row["images"]), *_flagged(row))
@@ -92,9 +75,25 @@ def threshold_table(results: dict[str, Any]) -> Table:
     return table
 
 
-def print_results(results: dict[str, Any], console: Console | None = None) -> None:
-    """Print both tables to stdout (or to ``console``), what a threshold catches first."""
-    console = console or Console()
+def _table(title: str, caption: str, headings: Sequence[str]) -> Table:
+    """Without rows. The first column holds names, the others numbers."""
+    table = Table(
+        title=title,
+        caption=caption,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column(headings[0], overflow="fold", min_width=8)
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """Print both tables to stdout, what a threshold catches first."""
+    console = Console()
     console.print(threshold_table(results))
     console.print(results_table(results))
 

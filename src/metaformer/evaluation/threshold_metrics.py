@@ -35,10 +35,12 @@ class Flags:
 
 
 def flag(labels: ArrayLike, scores: ArrayLike, flagged: ArrayLike | None) -> Flags:
-    """Args:
-    labels: (N,), True or 1 for a defective image.
-    scores: (N,), higher is more anomalous.
-    flagged: (N,) bool, what the shipped threshold flags; None if there is no such threshold.
+    """The flags of one run.
+
+    Args:
+        labels: (N,), True or 1 for a defective image.
+        scores: (N,), higher is more anomalous.
+        flagged: (N,) bool, what the shipped threshold flags; None if there is no such threshold.
     """
     anomalous = np.asarray(labels).astype(bool)
     values = np.asarray(scores, dtype=np.float64)
@@ -46,13 +48,13 @@ def flag(labels: ArrayLike, scores: ArrayLike, flagged: ArrayLike | None) -> Fla
     return Flags(None if flagged is None else np.asarray(flagged).astype(bool), at_5)
 
 
-def threshold_at(good_scores: ArrayLike, rate: float = FALSE_ALARM_RATE) -> float:
-    """The lowest threshold that at most a share ``rate`` of the good scores (N,), N >= 1, exceed.
-
-    With fewer than 1 / rate good images it is the highest of them.
-    """
+def threshold_at(good_scores: ArrayLike) -> float:
+    """The lowest threshold that at most 5 % of the good scores (N,), N >= 1, exceed; of fewer than
+    20 the highest."""
     ordered = np.sort(np.asarray(good_scores, dtype=np.float64))
-    above = math.floor(rate * len(ordered) + 1e-9)  # rounding must not lose a whole image
+    above = math.floor(
+        FALSE_ALARM_RATE * len(ordered) + 1e-9
+    )  # rounding must not lose a whole image
     return float(ordered[len(ordered) - 1 - above])
 
 
@@ -88,10 +90,7 @@ def by_kind(
     for kind in dict.fromkeys(kinds):
         chosen = np.array([each == kind for each in kinds])
         count = int(chosen.sum())
-        row: dict[str, Any] = {
-            "images": count,
-            "is_defect": bool(np.asarray(labels)[chosen].any()),
-        }
+        row: dict[str, Any] = {"images": count, "is_defect": bool(np.asarray(labels)[chosen].any())}
         for name, arrays in (
             ("flagged", [run.at_threshold for run in runs]),
             ("flagged_at_5", [run.at_5 for run in runs]),

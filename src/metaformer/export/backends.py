@@ -32,7 +32,7 @@ def with_engine(detector: Detector, name: str) -> Detector:
         ValueError: no such engine.
     """
     if name == "auto":
-        engine = usual_engine(detector)
+        engine = usual_engine(detector, may_trace=True)
     else:
         chosen = next((known for known in ENGINES if known == name), None)
         if chosen is None:

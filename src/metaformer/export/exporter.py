@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ from metaformer.io.atomic_files import atomic_path, write_bytes
 from metaformer.io.extras import need
 
 Format = Literal["onnx", "openvino"]
-FORMATS: tuple[Format, ...] = ("onnx", "openvino")
+FORMATS: tuple[Format, ...] = get_args(Format)
 RUNTIME: dict[Format, Runtime] = {"onnx": "onnxruntime", "openvino": "openvino"}
 SUFFIX: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml"}
 KEPT_SHARE = 1 / 3
@@ -127,7 +127,7 @@ def export_detector(
     metadata["check"] = {
         "images": "given" if check is not None else "bundled with metaformer",
         "tolerance": {"score": SCORE_TOLERANCE, "map": MAP_TOLERANCE, "enlarged": ENLARGED},
-        "differences": differences.to_dict(),
+        "differences": asdict(differences),
     }
     if format == "onnx":
         files = write_onnx(model, output, metadata)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,6 @@ class Differences:
     """Images on the other side of the threshold."""
     order_kept: float | None
     """Share of the pairs of images clearly apart that keep their order; None if there is none."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def bundled_images() -> list[Image]:

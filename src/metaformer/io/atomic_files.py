@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _READING_UMASK = threading.Lock()
-"""It is the whole process's, and cannot be read without being set."""
+"""The umask belongs to the whole process, and is read by setting it."""
 
 
 class NotAFileError(OSError):

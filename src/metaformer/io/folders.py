@@ -11,12 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from metaformer.io.file_kinds import (
-    IMAGE_SUFFIXES,
-    OTHER_IMAGE_SUFFIXES,
-    file_omission,
-    suffix_of,
-)
+from metaformer.io.file_kinds import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, file_omission, suffix_of
 from metaformer.io.omissions import (
     NO_PERMISSION,
     NOT_READ,
@@ -31,6 +26,8 @@ OUTPUT_FOLDERS = ("maps", "scores")
 OUTPUTS = (*OUTPUT_FOLDERS, "scores.csv", "failures.csv")
 """What ``predict`` writes: the file and one of these tell a folder of results."""
 
+SHOWN_NAMES = 3
+"""Of the files that a message lists."""
 _CLUTTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 _BINS = {
     "__macosx": "a folder of the system",
@@ -68,10 +65,7 @@ def is_visible(name: str) -> bool:
 
 
 def sort_file(
-    path: str,
-    name: str,
-    is_stem: Callable[[str], bool],
-    start: Callable[[], bytes] | None = None,
+    path: str, name: str, is_stem: Callable[[str], bool], start: Callable[[], bytes] | None = None
 ) -> str | Omission | None:
     """Sort a file by its name: an image is its path; None if nobody would ask for it.
 
@@ -203,7 +197,7 @@ def list_images(folder: Path | str, *, recursive: bool = False) -> list[Path]:
     return sorted(found, key=lambda path: natural_key(path.relative_to(folder)))
 
 
-def describe_omissions(omissions: Sequence[Omission], shown: int = 3) -> str:
+def describe_omissions(omissions: Sequence[Omission]) -> str:
     """A line for people: how many files of each ending, and others by reason with a few names."""
     endings: dict[str, int] = {}
     by_reason: dict[str, list[str]] = {}
@@ -221,7 +215,7 @@ def describe_omissions(omissions: Sequence[Omission], shown: int = 3) -> str:
         )
         parts.append(f"{', '.join(files)} cannot be read here; convert to PNG, JPEG or TIFF.")
     for reason, names in by_reason.items():
-        listed = ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
+        listed = ", ".join(names[:SHOWN_NAMES]) + (", ..." if names[SHOWN_NAMES:] else "")
         parts.append(f"{listed}: {reason}")
     return " ".join(parts)
 

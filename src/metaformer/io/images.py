@@ -30,12 +30,7 @@ from metaformer.io.formats.decoding import (
     may_hold_16_bits,
 )
 from metaformer.io.omissions import MISSING, NO_PERMISSION, NOT_A_FILE
-from metaformer.io.pixels import (
-    ImageError,
-    check_white_level,
-    pixels_from_array,
-    to_rgb,
-)
+from metaformer.io.pixels import ImageError, check_white_level, pixels_from_array, to_rgb
 from metaformer.io.tensors import TensorLike, array_of_tensor
 
 Image = NDArray[np.uint8]
@@ -143,8 +138,8 @@ def read_mask(path: Path | str) -> NDArray[np.bool_]:
 def guess_white_level(images: Iterable[Source]) -> int | None:
     """Full scale of a set of 16-bit images: the smallest of ``WHITE_LEVELS`` covering most of them.
 
-    Of an image the brightest thousandth of its pixels does not count, of five images or more the
-    brightest tenth: a hot pixel, or one image of another camera, decides nothing.
+    The brightest thousandth of an image's pixels does not count, nor, of five images or more, the
+    brightest tenth of the images: a hot pixel, or one image of another camera, decides nothing.
 
     Returns None when none of them is 16-bit: unknown. A guess from a few dark images can be too
     low: know your camera, or use many images. Files whose first bytes rule out 16 bits (most) are
@@ -173,7 +168,7 @@ def _colour(pixels: NDArray[np.uint16]) -> NDArray[np.uint16]:
 
 
 def _bright(values: NDArray[np.uint16]) -> int:
-    """The level that all pixels but one in a thousand, and always but one, reach at most."""
+    """The level that all pixels but one in a thousand, and at least one, do not exceed."""
     rank = min(values.size - 1 - values.size // 1000, max(0, values.size - 2))
     return int(np.partition(values, rank, axis=None)[rank])
 

@@ -9,23 +9,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 import torch
 
 MOST_WORKERS = 4
 """Every worker holds an image and its feature maps."""
 
-Given = ParamSpec("Given")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class WorkerPool:
+class WorkerPool(ThreadPoolExecutor):
     """Worker threads that share PyTorch's threads among them.
 
-    A sum of many numbers differs in its last bits with the number of threads it is shared by, so
-    scores do with ``workers``, by a few millionths; not with the order of images.
+    Sums are made in another order by another number of threads, so scores differ by a few
+    millionths with ``workers``; they do not with the order of images.
 
     Args:
         workers: at least 1.
@@ -35,28 +34,20 @@ class WorkerPool:
         if workers < 1:
             raise ValueError(f"workers: found {workers}; accepted are 1 and more.")
         self.workers = workers
-        self._threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(
+        self.threads_before = torch.get_num_threads()
+        super().__init__(
             workers,
             thread_name_prefix="score",
             initializer=torch.set_num_threads,
-            initargs=(max(1, self._threads // workers),),
+            initargs=(max(1, self.threads_before // workers),),
         )
-
-    def __enter__(self) -> WorkerPool:
-        return self
 
     def __exit__(self, *error: object) -> None:
         try:
-            self._pool.shutdown(cancel_futures=True)
+            self.shutdown(cancel_futures=True)
         finally:
             # Each thread has its own number; those started from now on have the one set last.
-            torch.set_num_threads(self._threads)
-
-    def submit(
-        self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
-    ) -> Future[Result]:
-        return self._pool.submit(work, *args, **kwargs)
+            torch.set_num_threads(self.threads_before)
 
 
 def ordered_map(

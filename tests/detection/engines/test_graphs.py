@@ -11,9 +11,10 @@ import torch
 
 from metaformer import Detector, Metaformer
 from metaformer.detection.engines.engine import make_engine, probe_image, torch_engine
-from metaformer.detection.engines.graph import graph_of, has_graph, template_of
+from metaformer.detection.engines.graph import graph_of, shipped_graph
 from metaformer.export.backends import with_engine
 from tests.helpers import boards
+from tools.trace_graphs import template_of
 
 onnx = pytest.importorskip("onnx")
 COUNTS = {"feature": (1, 2, 12), "pixel": (1, 3)}
@@ -32,7 +33,7 @@ def detector(preset: str, count: int) -> Detector:
 def test_they_give_pytorchs_maps_for_any_support_size_and_batch(preset, count, engine):
     pytest.importorskip(engine)
     made = detector(preset, count)
-    assert has_graph(made.adapted)
+    assert shipped_graph(made.adapted) is not None
     computed, expected = make_engine(made, engine), torch_engine(made)
     board = torch.from_numpy(boards.defective(3)).permute(2, 0, 1)[None] / 255
     for images in (
@@ -59,7 +60,7 @@ def test_they_are_those_of_the_model_as_it_is(preset, count):
 
 def test_other_settings_have_no_graph_and_stay_in_pytorch():
     aligned = Metaformer.from_pretrained(resolution=96, aligned=True).adapt([boards.good(0)])
-    assert not has_graph(aligned.adapted)
+    assert shipped_graph(aligned.adapted) is None
     assert aligned.engine.name == "torch"
 
 

@@ -21,13 +21,13 @@ class PublicSet:
     citation: str
     layout: str
     """As in ``datasets.load_categories``."""
-    url: str | None
-    """Where the archive is downloaded from; None if that is done by hand."""
-    archive: str | None
-    """File name of the archive; None where the set is not one archive."""
-    sha256: str | None
     by_hand: str
     """How to get it without ``fetch``."""
+    url: str | None = None
+    """Where the archive is downloaded from; None if that is done by hand."""
+    archive: str | None = None
+    """File name of the archive; None where the set is not one archive."""
+    sha256: str | None = None
 
 
 _SETS = (
@@ -39,7 +39,7 @@ _SETS = (
         citation="Bergmann, Batzner, Fauser, Sattlegger, Steger: The MVTec Anomaly Detection "
         "Dataset. IJCV 129, 2021. doi:10.1007/s11263-020-01400-4",
         layout="mvtec",
-        url=None,  # the share links change
+        # No address: the share links change.
         archive="mvtec_anomaly_detection.tar.xz",
         # anomalib, data/datamodules/image/mvtec_ad.py
         sha256="cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d",
@@ -53,7 +53,7 @@ _SETS = (
         citation="Bergmann, Batzner, Fauser, Sattlegger, Steger: Beyond Dents and Scratches. "
         "IJCV 130, 2022. doi:10.1007/s11263-022-01578-9",
         layout="loco",
-        url=None,  # the share links change
+        # No address: the share links change.
         archive="mvtec_loco_anomaly_detection.tar.xz",
         # anomalib, data/datasets/image/mvtec_loco.py
         sha256="9e7c84dba550fd2e59d8e9e231c929c45ba737b6b6a6d3814100f54d63aae687",
@@ -96,9 +96,6 @@ _SETS = (
         citation="Jezek, Jonak, Burget, Dvorak, Skotak: Deep learning-based defect detection of "
         "metal parts. ICUMT 2021. doi:10.1109/ICUMT54235.2021.9631567",
         layout="mvtec",
-        url=None,
-        archive=None,
-        sha256=None,
         by_hand="Follow the download link on the home page, and unpack what it gives.",
     ),
     PublicSet(
@@ -141,9 +138,7 @@ _SETS = (
         citation="Huang, Qiu, Yuan: Surface defect saliency of magnetic tile. The Visual "
         "Computer 36, 2020. doi:10.1007/s00371-018-1588-5",
         layout="magnetic_tile",
-        url=None,  # a Git repository: its archives have no lasting checksum
-        archive=None,
-        sha256=None,
+        # A Git repository: its archives have no lasting checksum.
         by_hand="git clone https://github.com/abin24/Magnetic-tile-defect-datasets. magnetic_tile",
     ),
 )

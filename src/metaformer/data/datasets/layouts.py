@@ -6,6 +6,7 @@ Only names and folders are looked at; no image is opened.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,18 +32,9 @@ from metaformer.io.folders import list_folders, list_images
 GOOD_NAMES = frozenset({"good", "ok", "normal"})
 """Folders of normal images in the plain ``folder`` layout; case does not matter."""
 BAD_NAMES = frozenset(
-    {
-        "bad",
-        "defect",
-        "defects",
-        "defective",
-        "anomaly",
-        "anomalies",
-        "anomalous",
-        "ng",
-        "nok",
-        "ko",
-    }
+    {"bad", "defect", "defects", "defective"}
+    | {"anomaly", "anomalies", "anomalous"}
+    | {"ng", "nok", "ko"}
 )
 """Folders of defective images in the plain ``folder`` layout; case does not matter."""
 MASK_NAMES = frozenset({"mask", "masks", "ground_truth"})
@@ -58,21 +50,12 @@ class Layout(NamedTuple):
     load: Callable[[Path], Category]
 
 
-def load_mvtec(folder: Path) -> Category:
-    """MVTec AD, MPDD, and VisA once converted: train/good, test/<kind>, ground_truth/<kind>.
+def load_train_test(folder: Path, good: str = "good") -> Category:
+    """train/good, test/<kind>, ground_truth/<kind>; ``good`` is the folder of good images.
 
     MVTec LOCO differs in having a folder of masks for each image; its validation images are
     not used.
     """
-    return _load_train_test(folder, good="good")
-
-
-def load_btad(folder: Path) -> Category:
-    """BTAD: train/ok, test/ok, test/ko, ground_truth/ko."""
-    return _load_train_test(folder, good="ok")
-
-
-def _load_train_test(folder: Path, good: str) -> Category:
     test: list[Sample] = []
     kinds: list[Path] = []
     if (folder / "test").is_dir():
@@ -185,19 +168,19 @@ LAYOUTS = (
                 or (folder / "test" / "structural_anomalies").is_dir()
             )
         ),
-        load_mvtec,
+        load_train_test,
     ),
     Layout(
         "mvtec",
         "train/good, test/good, test/<kind>, ground_truth/<kind>/<stem>_mask.png",
         lambda folder: (folder / "train" / "good").is_dir(),
-        load_mvtec,
+        load_train_test,
     ),
     Layout(
         "btad",
         "train/ok, test/ok, test/ko, ground_truth/ko/<stem>.png",
         lambda folder: (folder / "train" / "ok").is_dir(),
-        load_btad,
+        partial(load_train_test, good="ok"),
     ),
     Layout(
         "pairs",

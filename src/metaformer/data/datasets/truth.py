@@ -90,9 +90,9 @@ class FolderTruth:
             return Sample(path, True, self._masks_of(path), path.parent.name)
         boxes = above / BOX_FOLDER
         if path.parent.name == "test" and self._is_folder(boxes):
-            return by_masks(path, tuple(self._masks(boxes).get(path.stem, ())), "good")
+            return by_masks(path, tuple(self._masks(boxes).get(path.stem, ())))
         beside = mask_beside(path)
-        return None if beside is None else by_masks(path, (beside,), "good")
+        return None if beside is None else by_masks(path, (beside,))
 
     def _masks_of(self, path: Path) -> tuple[Path, ...]:
         """Masks of ``<kind>/<image>``: in a folder of masks beside ``<kind>/`` or above it."""
@@ -115,14 +115,13 @@ def mask_beside(path: Path) -> Path | None:
     return None
 
 
-def by_masks(path: Path, masks: tuple[Path, ...], kind_if_empty: str) -> Sample | None:
+def by_masks(path: Path, masks: tuple[Path, ...]) -> Sample | None:
     """Defective if a mask marks a pixel, else good; None if a mask cannot be read."""
     try:
         is_defective = any(read_mask(mask).any() for mask in masks)
     except ImageError:
         return None
-    kind = DEFECT if is_defective else kind_if_empty
-    return Sample(path, is_defective, masks if is_defective else (), kind)
+    return Sample(path, True, masks, DEFECT) if is_defective else Sample(path, False, (), "good")
 
 
 class LabelTable:
@@ -238,7 +237,7 @@ def sample_of(path: Path, label: str, masks: tuple[Path, ...]) -> Sample | None:
     """The truth that a label states; with a mask alone, what the mask states."""
     word = label.lower()
     if not word:
-        return by_masks(path, masks, "good")
+        return by_masks(path, masks)
     if word in GOOD_LABELS:
         return Sample(path, False, (), "good")
     return Sample(path, True, masks, DEFECT if word in PLAIN_BAD_LABELS else label)

@@ -1,7 +1,7 @@
 """Shapes of synthetic defects: where in the image, as a soft matte inside a box.
 
-Every function takes (rng, area, centre, frame): ``area`` in pixels, ``centre`` as (x, y), ``frame``
-as (height, width) of the image, and returns a ``Shape`` that lies inside the frame.
+Every function takes (rng, area, centre, frame), the area in pixels, and returns a ``Shape`` that
+lies inside the frame.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 
 Matte = NDArray[np.float32]
 """(h, w) in [0, 1]."""
+Point = tuple[float, float]
+"""(x, y) in pixels of the image."""
+Frame = tuple[int, int]
+"""(height, width) of the image."""
 Points = NDArray[np.float64]
 """(n, 2) as (x, y) in pixels of the image."""
 
@@ -37,10 +41,10 @@ class Shape:
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
-Outline = Callable[[Generator, float, tuple[float, float], tuple[int, int]], Shape]
+Outline = Callable[[Generator, float, Point, Frame], Shape]
 
 
-def blob(rng: Generator, area: float, centre: tuple[float, float], frame: tuple[int, int]) -> Shape:
+def blob(rng: Generator, area: float, centre: Point, frame: Frame) -> Shape:
     """An ellipse whose radius wavers; its edge is sharp or soft."""
     angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)  # (48,)
     waves = np.arange(2, 6)[:, None]
@@ -55,21 +59,17 @@ def blob(rng: Generator, area: float, centre: tuple[float, float], frame: tuple[
     return _filled(_turned(points * reach, rng) + centre, frame, soft)
 
 
-def rectangle(
-    rng: Generator, area: float, centre: tuple[float, float], frame: tuple[int, int]
-) -> Shape:
+def rectangle(rng: Generator, area: float, centre: Point, frame: Frame) -> Shape:
     """A rectangle up to three times as long as wide, upright or turned."""
     return _box(rng, area, centre, frame, longest=3.0)
 
 
-def scar(rng: Generator, area: float, centre: tuple[float, float], frame: tuple[int, int]) -> Shape:
+def scar(rng: Generator, area: float, centre: Point, frame: Frame) -> Shape:
     """A rectangle 4 to 16 times as long as wide, turned."""
     return _box(rng, area, centre, frame, longest=16.0, shortest=4.0, upright=0.1)
 
 
-def cloud(
-    rng: Generator, area: float, centre: tuple[float, float], frame: tuple[int, int]
-) -> Shape:
+def cloud(rng: Generator, area: float, centre: Point, frame: Frame) -> Shape:
     """Islands of smooth noise that thin out away from the centre."""
     reach = np.sqrt(area / np.pi) * 1.8  # about a third of the disc is left after the threshold
     top, left, height, width = _clip_box(
@@ -86,9 +86,7 @@ def cloud(
     return Shape(top, left, np.clip((field - level) / softness + 0.5, 0, 1).astype(np.float32))
 
 
-def spots(
-    rng: Generator, area: float, centre: tuple[float, float], frame: tuple[int, int]
-) -> Shape:
+def spots(rng: Generator, area: float, centre: Point, frame: Frame) -> Shape:
     """A cluster of 2 to 24 small discs."""
     count = min(int(rng.integers(2, 25)), max(2, int(area // 5)))
     share = rng.dirichlet(np.full(count, 2.0))
@@ -107,9 +105,7 @@ def spots(
     return Shape(top, left, _softened(canvas, rng.uniform(0, 1.0)))
 
 
-def scratch(
-    rng: Generator, area: float, centre: tuple[float, float], frame: tuple[int, int]
-) -> Shape:
+def scratch(rng: Generator, area: float, centre: Point, frame: Frame) -> Shape:
     """One to four thin lines side by side, nearly straight or curved."""
     width = _stroke_width(rng, frame)
     count = int(rng.integers(2, 5)) if rng.random() < 0.25 else 1
@@ -124,9 +120,7 @@ def scratch(
     return _drawn(rng, lines, frame)
 
 
-def crack(
-    rng: Generator, area: float, centre: tuple[float, float], frame: tuple[int, int]
-) -> Shape:
+def crack(rng: Generator, area: float, centre: Point, frame: Frame) -> Shape:
     """A jagged line with thinner branches."""
     width = _stroke_width(rng, frame)
     length = _stroke_length(area * 0.6, width, frame)
@@ -143,9 +137,7 @@ def crack(
     return _drawn(rng, lines, frame)
 
 
-def stripe(
-    rng: Generator, area: float, centre: tuple[float, float], frame: tuple[int, int]
-) -> Shape:
+def stripe(rng: Generator, area: float, centre: Point, frame: Frame) -> Shape:
     """A band along rows or columns, across the whole image or a good part of it."""
     along_rows = rng.random() < 0.5
     side = frame[1] if along_rows else frame[0]
@@ -164,7 +156,7 @@ def stripe(
     return Shape(top, left, np.ones((height, width), np.float32))
 
 
-def glow(rng: Generator, area: float, centre: tuple[float, float], frame: tuple[int, int]) -> Shape:
+def glow(rng: Generator, area: float, centre: Point, frame: Frame) -> Shape:
     """A wide bump without an edge; ``area`` is where it is above a fifth of its height."""
     reach = np.sqrt(area / np.pi) / 1.5
     stretch = np.exp(rng.normal(0, 0.25))
@@ -196,8 +188,8 @@ def smooth_noise(rng: Generator, shape: tuple[int, int], cell: float) -> Matte:
 def _box(
     rng: Generator,
     area: float,
-    centre: tuple[float, float],
-    frame: tuple[int, int],
+    centre: Point,
+    frame: Frame,
     *,
     longest: float,
     shortest: float = 1.0,
@@ -222,7 +214,7 @@ def _turned(points: Points, rng: Generator) -> Points:
     return points @ np.array([[cosine, sine], [-sine, cosine]])
 
 
-def _filled(points: Points, frame: tuple[int, int], soft: float) -> Shape:
+def _filled(points: Points, frame: Frame, soft: float) -> Shape:
     """The polygon ``points`` with an edge blurred by ``soft`` pixels."""
     margin = 2.5 * soft + 1
     top, left, height, width = _clip_box(points.min(0) - margin, points.max(0) + margin, frame)
@@ -232,12 +224,12 @@ def _filled(points: Points, frame: tuple[int, int], soft: float) -> Shape:
     return Shape(top, left, _softened(canvas, soft))
 
 
-def _stroke_width(rng: Generator, frame: tuple[int, int]) -> int:
+def _stroke_width(rng: Generator, frame: Frame) -> int:
     """1 to 4 pixels at 256, in proportion at other sizes."""
     return max(1, round(int(rng.integers(1, 5)) * min(frame) / 256))
 
 
-def _stroke_length(area: float, width: int, frame: tuple[int, int]) -> float:
+def _stroke_length(area: float, width: int, frame: Frame) -> float:
     return float(np.clip(area / width, 6.0, 0.9 * min(frame)))
 
 
@@ -251,7 +243,7 @@ def _walk(rng: Generator, length: float, heading: float, wobble: float) -> Point
     return np.concatenate([np.zeros((1, 2)), np.cumsum(moves, axis=0)])
 
 
-def _drawn(rng: Generator, lines: list[tuple[Points, int]], frame: tuple[int, int]) -> Shape:
+def _drawn(rng: Generator, lines: list[tuple[Points, int]], frame: Frame) -> Shape:
     """Anti-aliased lines of given widths, fading in places."""
     everything = np.concatenate([points for points, _ in lines])
     margin = max(width for _, width in lines) + 2
@@ -275,11 +267,7 @@ def _softened(canvas: NDArray[np.uint8], sigma: float) -> Matte:
     return matte
 
 
-def _clip_box(
-    low: Points | tuple[float, float],
-    high: Points | tuple[float, float],
-    frame: tuple[int, int],
-) -> tuple[int, int, int, int]:
+def _clip_box(low: Points | Point, high: Points | Point, frame: Frame) -> tuple[int, int, int, int]:
     """(top, left, height, width) of the pixels from ``low`` to ``high``; at least one pixel."""
     left, top = (
         int(np.clip(np.floor(low[i]), 0, side - 1)) for i, side in ((0, frame[1]), (1, frame[0]))

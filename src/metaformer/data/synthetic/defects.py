@@ -8,7 +8,6 @@ that equals what it covers is no defect and is drawn again.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -20,22 +19,7 @@ from metaformer.data.synthetic import defect_shapes as shapes
 from metaformer.data.synthetic.defect_fillings import Filling, Scene
 from metaformer.data.synthetic.defect_shapes import Outline, Shape
 
-DefectKind = Literal[
-    "cut_paste",
-    "foreign_texture",
-    "scratch",
-    "crack",
-    "stain",
-    "blur",
-    "tone",
-    "warp",
-    "missing",
-    "noise",
-    "stripe",
-    "illumination",
-]
-
-KINDS: dict[DefectKind, tuple[Filling, tuple[Outline, ...]]] = {
+KINDS: dict[str, tuple[Filling, tuple[Outline, ...]]] = {
     "cut_paste": (fillings.paste, (shapes.rectangle, shapes.scar, shapes.blob)),
     "foreign_texture": (fillings.foreign, (shapes.cloud, shapes.blob)),
     "scratch": (fillings.line_colour, (shapes.scratch,)),
@@ -70,8 +54,8 @@ _ATTEMPTS = 6
 class DefectConfig:
     """Which defects are drawn. All ranges are ours."""
 
-    kinds: tuple[DefectKind, ...] = tuple(KINDS)
-    """Drawn with equal chance; name one twice to have it twice as often."""
+    kinds: tuple[str, ...] = tuple(KINDS)
+    """Of ``KINDS``, drawn with equal chance; name one twice to have it twice as often."""
     count: tuple[int, int] = (1, 3)
     """Defects in an image, least and most; fewer are likelier."""
     area: tuple[float, float] = (0.0005, 0.15)
@@ -192,10 +176,7 @@ def _weight(
 
 
 def _centre(
-    rng: Generator,
-    frame: tuple[int, int],
-    inside: NDArray[np.int64] | None,
-    on_foreground: float,
+    rng: Generator, frame: tuple[int, int], inside: NDArray[np.int64] | None, on_foreground: float
 ) -> tuple[float, float]:
     """(x, y) of the middle of a defect."""
     height, width = frame
@@ -251,9 +232,7 @@ def _is_grey(image: NDArray[np.uint8]) -> bool:
 
 
 def _check_inputs(
-    image: NDArray[np.uint8],
-    donor: NDArray[np.uint8] | None,
-    foreground: NDArray[np.bool_] | None,
+    image: NDArray[np.uint8], donor: NDArray[np.uint8] | None, foreground: NDArray[np.bool_] | None
 ) -> None:
     for name, photo in (("image", image), ("donor", donor)):
         if photo is None:

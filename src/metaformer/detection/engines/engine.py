@@ -10,20 +10,21 @@ import importlib.util
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metaformer.detection.engines.graph import UnsupportedExportError, graph_of, has_graph
-from metaformer.detection.engines.sessions import Runtime, compile_model
-from metaformer.detection.preset import Adapted, Preset
+from metaformer.detection.engines.graph import UnsupportedExportError, graph_of, shipped_graph
+from metaformer.detection.engines.sessions import compile_model
 from metaformer.detection.scoring.anomaly_map import image_score
-from metaformer.detection.scoring.calibration import Calibration
+
+if TYPE_CHECKING:
+    from metaformer.detection.detector import Detector
 
 EngineName = Literal["torch", "onnxruntime", "openvino"]
-ENGINES: tuple[EngineName, ...] = ("torch", "onnxruntime", "openvino")
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
 MOST_SCORE_DIFFERENCE = 0.002
 """How far the score of the test image may lie from PyTorch's, in units of the distance from a
@@ -32,19 +33,8 @@ Measured: below 1e-5."""
 MOST_MAP_DIFFERENCE = 0.01
 """The same of each cell of its map; 0.005 of a calibrated map."""
 MOST_PIXELS = 24_000_000
-"""Of photos above it decoding is most of the work, and the library of another engine would bring
-``predict`` above 1 GB: PyTorch computes their maps."""
-
-
-class Computed(Protocol):
-    """What an engine has to know of a detector."""
-
-    @property
-    def model(self) -> Preset[Any]: ...
-    @property
-    def adapted(self) -> Adapted[Any]: ...
-    @property
-    def calibration(self) -> Calibration: ...
+"""PyTorch computes the maps of larger photos: decoding them is most of the work, and the library of
+another engine would bring ``predict`` above 1 GB."""
 
 
 @dataclass(frozen=True)
@@ -73,19 +63,18 @@ def installed_engines() -> list[EngineName]:
     ]
 
 
-def default_engine(detector: Computed) -> Engine:
-    """``usual_engine`` where a graph inside the package fits, otherwise PyTorch."""
-    return usual_engine(detector, may_trace=False)
+def usual_engine(detector: Detector, *, may_trace: bool) -> Engine:
+    """ONNX Runtime; PyTorch where ONNX Runtime gives other results, and for several products: a
+    graph computes the maps of all of them, PyTorch those of one.
 
-
-def usual_engine(detector: Computed, *, may_trace: bool = True) -> Engine:
-    """ONNX Runtime, or PyTorch where that does not give PyTorch's results, or is faster: of several
-    products it computes the map of one."""
+    Args:
+        may_trace: False leaves models to PyTorch that no graph inside the package fits.
+    """
     pytorch = torch_engine(detector)
     if detector.adapted.products > 1:
         return pytorch
     try:
-        if not may_trace and not has_graph(detector.adapted):
+        if not may_trace and shipped_graph(detector.adapted) is None:
             return pytorch
         engine = make_engine(detector, "onnxruntime")
         check_engine(detector, engine)
@@ -97,7 +86,7 @@ def usual_engine(detector: Computed, *, may_trace: bool = True) -> Engine:
     return engine
 
 
-def make_engine(detector: Computed, name: EngineName) -> Engine:
+def make_engine(detector: Detector, name: EngineName) -> Engine:
     """The networks of ``detector``, run by the engine ``name`` on as many threads as PyTorch has in
     the thread that computes.
 
@@ -107,13 +96,12 @@ def make_engine(detector: Computed, name: EngineName) -> Engine:
     """
     if name == "torch":
         return torch_engine(detector)
-    runtime: Runtime = name
     model = graph_of(detector.adapted, detector.model.size_multiple).SerializeToString()
-    run = compile_model(model, runtime)
+    run = compile_model(model, name)
     return Engine(name, lambda images: torch.from_numpy(run(images.numpy())["raw_maps"]))
 
 
-def torch_engine(detector: Computed) -> Engine:
+def torch_engine(detector: Detector) -> Engine:
     """One image after another: that is how a detector works in PyTorch."""
 
     module = detector.adapted.as_module()
@@ -125,7 +113,7 @@ def torch_engine(detector: Computed) -> Engine:
     return Engine("torch", run)
 
 
-def probe_image(detector: Computed) -> Tensor:
+def probe_image(detector: Detector) -> Tensor:
     """(1, 3, H, W) at a working size: blotches with noise, the same every time."""
     side = max(1, round(detector.model.config.resolution / detector.model.size_multiple))
     side *= detector.model.size_multiple
@@ -136,7 +124,7 @@ def probe_image(detector: Computed) -> Tensor:
     return torch.from_numpy(pixels.astype(np.float32))
 
 
-def check_engine(detector: Computed, engine: Engine) -> None:
+def check_engine(detector: Detector, engine: Engine) -> None:
     """Hold an engine against PyTorch's map of the test image.
 
     Raises:

@@ -7,7 +7,6 @@ the package, traced with every weight, memory bank and statistic as an input of 
 
 from __future__ import annotations
 
-import copy
 import io
 import logging
 import warnings
@@ -40,65 +39,24 @@ def graph_of(adapted: Adapted[Any], size_multiple: int) -> Any:
         UnsupportedExportError: ONNX lacks an operation of the model; the message names it.
         MissingExtraError: onnx is not installed.
     """
-    module = adapted.as_module()
-    if adapted.graph is not None:
-        found = filled(shipped(adapted.graph), module)
-        if found is not None:
-            return found
+    found = shipped_graph(adapted)
+    if found is not None:
+        return found
     images = torch.rand(2, 3, 4 * size_multiple, 5 * size_multiple)
-    return encoded(module.eval(), (images,), ["images"], {})
+    return encoded(adapted.as_module().eval(), (images,), ["images"], {})
 
 
-def has_graph(adapted: Adapted[Any]) -> bool:
-    """Whether a graph inside the package fits, so that none has to be traced."""
+def shipped_graph(adapted: Adapted[Any]) -> Any:
+    """The graph inside the package with the model's tensors; None if none fits."""
     if adapted.graph is None:
-        return False
-    return filled(shipped(adapted.graph), adapted.as_module()) is not None
-
-
-def shipped(name: str) -> bytes:
-    """The graph inside the package with this name."""
-    return resources.files(GRAPHS).joinpath(f"{name}.onnx").read_bytes()
+        return None
+    template = resources.files(GRAPHS).joinpath(f"{adapted.graph}.onnx").read_bytes()
+    return filled(template, adapted.as_module())
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-class WithTensors(nn.Module):
-    """A module whose parameters and buffers are inputs. Does not change the module."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.held = [copy.deepcopy(module).eval()]  # in a list: not to be found by the exporter
-        self.names = list(tensors_of(module))
-
-    def forward(self, images: Tensor, *tensors: Tensor) -> Tensor:
-        (module,) = self.held
-        for name, tensor in zip(self.names, tensors, strict=True):
-            owner, _, leaf = name.rpartition(".")
-            holder = module.get_submodule(owner)
-            delattr(holder, leaf)
-            setattr(holder, leaf, tensor)
-        found: Tensor = module(images)
-        return found
-
-
-def template_of(module: nn.Module, size_multiple: int) -> bytes:
-    """The graph of an adapted model without its tensors: they are inputs, buffers of free size."""
-    inputs = WithTensors(module)
-    tensors = tensors_of(module)
-    buffers = dict(module.named_buffers())
-    free = {
-        name: {axis: f"{name}_{axis}" for axis in range(buffer.ndim)}
-        for name, buffer in buffers.items()
-        if buffer.ndim
-    }
-    images = torch.rand(2, 3, 4 * size_multiple, 5 * size_multiple)
-    model = encoded(inputs, (images, *tensors.values()), ["images", *inputs.names], free)
-    content: bytes = model.SerializeToString()
-    return content
 
 
 def filled(template: bytes, module: nn.Module) -> Any:

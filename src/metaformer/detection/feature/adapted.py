@@ -14,16 +14,9 @@ from metaformer.detection.feature.comparison import AlignedComparison, BankCompa
 from metaformer.detection.feature.config import SHIPPED, FeatureConfig
 from metaformer.detection.feature.feature_image import FeatureImage, own_rows, statistics_of
 from metaformer.detection.feature.gap_correction import GapCorrection, SupportView, build_correction
-from metaformer.detection.feature.memory_bank import (
-    Descriptors,
-    MemoryBank,
-    describe,
-    total_rows,
-)
-from metaformer.detection.nearest_neighbors import (
-    merge_samples,
-)
-from metaformer.detection.preset import Adaptation, Extension, OnStep
+from metaformer.detection.feature.memory_bank import Descriptors, MemoryBank, describe, total_rows
+from metaformer.detection.nearest_neighbors import merge_samples
+from metaformer.detection.preset import Adaptation, OnStep
 from metaformer.detection.scoring.anomaly_map import smooth
 from metaformer.detection.scoring.frame_check import FrameCheck
 from metaformer.networks.custom_backbone import CUSTOM
@@ -61,6 +54,8 @@ class AdaptedFeature(nn.Module):
         frame: refuses frames that do not show the product; None for files of earlier versions.
         correction: the transformer; None where there is none.
     """
+
+    products = 1
 
     def __init__(
         self,
@@ -132,10 +127,6 @@ class AdaptedFeature(nn.Module):
         return self.maps(image.features)[0]
 
     @property
-    def products(self) -> int:
-        return 1
-
-    @property
     def graph(self) -> str | None:
         is_whole = self.bank is not None and self.frame is not None and self.frame.reads_detail
         return self.config.graph if is_whole else None
@@ -161,12 +152,11 @@ class AdaptedFeature(nn.Module):
     def kept_support(self) -> list[FeatureImage] | None:
         return [*self.support.values()] if self.is_whole else None
 
-    def extend(self, new: Sequence[FeatureImage], *, seed: int) -> Extension[FeatureImage]:
+    def extend(self, new: Sequence[FeatureImage], *, seed: int) -> Adaptation[AdaptedFeature]:
         if self.is_whole:
             images = [*self.support.values(), *new]
             network = None if self.correction is None else self.correction.network
-            done = adapt(self.config, self.backbone, images, network=network, seed=seed)
-            return Extension(done.adapted, done.left_out, "recomputed")
+            return adapt(self.config, self.backbone, images, network=network, seed=seed)
         generator = torch.Generator().manual_seed(seed)
         bank = self.bank
         support: dict[int, FeatureImage] = {}
@@ -183,16 +173,10 @@ class AdaptedFeature(nn.Module):
         if frame is not None:
             frame = frame.extended([statistics_of(image, self.config) for image in new])
         adapted = AdaptedFeature(
-            self.config,
-            self.backbone,
-            bank,
-            support,
-            self.count + len(new),
-            frame,
-            self.correction,
+            self.config, self.backbone, bank, support, self.count + len(new), frame, self.correction
         )
         left_out = [adapted.left_out_maps(image, self.count + i) for i, image in enumerate(new)]
-        return Extension(adapted, left_out, "estimated")
+        return Adaptation(adapted, left_out, "estimated")
 
     def _support_with(
         self, new: Sequence[FeatureImage], generator: torch.Generator
@@ -243,7 +227,7 @@ def adapt(
     seed: int,
     on_step: OnStep = lambda done, total: None,
     refine: Callable[[AdaptedFeature, Mapping[int, SupportView]], None] | None = None,
-) -> Adaptation[FeatureImage]:
+) -> Adaptation[AdaptedFeature]:
     """Build the memory bank, and the map of each support image by the others alone.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -193,8 +193,8 @@ def build_correction(
         [core[0] for _, core in measured],
     )
     without = {
-        index: SupportView(other, without_image(description, position))
-        for position, (index, other) in enumerate(zip(drawn, others, strict=False))
+        index: SupportView(other, replace(description, keys=without_image(description.keys, i)))
+        for i, (index, other) in enumerate(zip(drawn, others, strict=False))
     }
     return GapCorrection(network, SupportView(patches, description), readings), without
 
@@ -207,17 +207,6 @@ def joined(images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-def without_image(description: SupportDescription, position: int) -> SupportDescription:
-    """Without the keys of one support image."""
-    keys = {
-        stride: torch.cat([all_keys[:position], all_keys[position + 1 :]])
-        for stride, all_keys in description.keys.items()
-    }
-    return SupportDescription(
-        description.mean,
-        description.deviation,
-        keys,
-        description.log_mean,
-        description.log_deviation,
-        description.loudest,
-    )
+def without_image(keys: Mapping[int, Tensor], position: int) -> dict[int, Tensor]:
+    """Stride -> the keys (k - 1, m, C) without those of one support image."""
+    return {s: torch.cat([k[:position], k[position + 1 :]]) for s, k in keys.items()}

@@ -108,12 +108,7 @@ class MemoryBank:
         )
 
     def extended(
-        self,
-        images: Sequence[Rows],
-        *,
-        earlier: int,
-        most: int,
-        generator: torch.Generator,
+        self, images: Sequence[Rows], *, earlier: int, most: int, generator: torch.Generator
     ) -> MemoryBank:
         """With rows of more images, each as likely to be kept as any other, at most ``most``.
 
@@ -123,25 +118,18 @@ class MemoryBank:
         new = MemoryBank.of(images, most=sum(map(total_rows, images)), generator=generator)
         rows, owners = {}, {}
         for name, old_rows in self.rows.items():
-            # Owners travel with the rows as one more column; float64 holds them exactly.
-            old = with_owner(old_rows, self.owners[name])
-            added = with_owner(new.rows[name], new.owners[name] + earlier)
-            merged = merge_samples(
-                old,
-                added,
-                stands_for=round(earlier * len(added) / len(images)),
+            both = torch.cat([old_rows, new.rows[name]])
+            owner = torch.cat([self.owners[name], new.owners[name] + earlier])
+            added = len(new.rows[name])
+            kept = merge_samples(
+                *torch.arange(len(both)).split([len(old_rows), added]),
+                stands_for=round(earlier * added / len(images)),
                 most=most,
                 generator=generator,
             )
-            rows[name] = merged[:, :-1].float().contiguous()
-            owners[name] = merged[:, -1].long()
+            rows[name], owners[name] = both[kept], owner[kept]
         return MemoryBank(rows, owners)
 
 
 def total_rows(rows: Mapping[str, Tensor]) -> int:
     return sum(len(of_name) for of_name in rows.values())
-
-
-def with_owner(rows: Tensor, owners: Tensor) -> Tensor:
-    """(N, C) and (N,) -> (N, C + 1) float64."""
-    return torch.cat([rows.double(), owners[:, None].double()], dim=1)

@@ -11,16 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metaformer.detection.feature.adapted import (
-    AdaptedFeature,
-    Backbone,
-    adapt,
-)
-from metaformer.detection.feature.config import (
-    ALIGNED,
-    SHIPPED,
-    FeatureConfig,
-)
+from metaformer.detection.feature.adapted import AdaptedFeature, Backbone, adapt
+from metaformer.detection.feature.config import ALIGNED, SHIPPED, FeatureConfig
 from metaformer.detection.feature.feature_image import FeatureImage
 from metaformer.detection.feature.gap_correction import load_transformer
 from metaformer.detection.feature.memory_bank import Rows, describe, to_rows
@@ -60,10 +52,7 @@ class FeaturePreset:
     """The backbone and its settings, before adaptation to a product."""
 
     def __init__(
-        self,
-        config: FeatureConfig,
-        backbone: Backbone,
-        network: GapTransformer | None = None,
+        self, config: FeatureConfig, backbone: Backbone, network: GapTransformer | None = None
     ) -> None:
         self.config = config
         self.backbone = backbone
@@ -76,58 +65,51 @@ class FeaturePreset:
     @classmethod
     def from_pretrained(
         cls,
+        backbone: str,
+        backbone_weights: Path | None,
         *,
-        resolution: int | None = None,
-        aligned: bool = False,
-        backbone: str = SHIPPED,
-        backbone_weights: Path | None = None,
-        download: bool = False,
-        device: str = "cpu",
+        download: bool,
+        device: str,
+        aligned: bool,
+        **settings: Any,
     ) -> FeaturePreset:
-        """See ``Metaformer.from_pretrained``.
+        """See ``Metaformer.from_pretrained``; other settings are those of ``FeatureConfig``.
 
         Raises:
             BackboneError: the backbone or its weights cannot be used.
             DeviceError: there is no such device.
         """
-        changes: dict[str, Any] = {"aligned": aligned}
-        if resolution is not None:
-            changes["resolution"] = resolution
+        settings["aligned"] = aligned
         if backbone == SHIPPED:
-            if aligned:
-                changes |= ALIGNED
-            return cls.of(FeatureConfig(**changes), backbone_weights, device=device)
+            config = FeatureConfig(**settings, **(ALIGNED if aligned else {}))
+            return cls.of(config, backbone_weights, device=device)
         network = load_timm_backbone(backbone, weights=backbone_weights, download=download)
-        config = FeatureConfig(**(level_settings(network) | changes))
-        return cls(config, placed(network, device))
+        return cls(FeatureConfig(**(level_settings(network) | settings)), placed(network, device))
 
     @classmethod
     def from_backbone(
         cls,
         backbone: CustomBackbone,
         *,
-        level_weights: Sequence[float] | None = None,
-        resolution: int | None = None,
-        aligned: bool = False,
-        device: str = "cpu",
+        level_weights: Sequence[float] | None,
+        device: str,
+        **settings: Any,
     ) -> FeaturePreset:
-        """See ``Metaformer.from_backbone``.
+        """See ``Metaformer.from_backbone``; other settings are those of ``FeatureConfig``.
 
         Raises:
             ValueError: there are not as many weights as levels.
             DeviceError: there is no such device.
         """
         mean, std = backbone.mean.flatten().tolist(), backbone.std.flatten().tolist()
-        changes: dict[str, Any] = {} if resolution is None else {"resolution": resolution}
         config = FeatureConfig(
             levels=backbone.levels,
             level_weights=tuple(level_weights or (1.0,) * len(backbone.levels)),
-            aligned=aligned,
             backbone=backbone.name,
             backbone_sha256=backbone.sha256,
             input_mean=tuple(mean),
             input_std=tuple(std),
-            **changes,
+            **settings,
         )
         return cls(config, placed(backbone, device))
 
@@ -238,10 +220,10 @@ class FeaturePreset:
 
     def adapt(
         self, support: Sequence[FeatureImage], *, seed: int, on_step: OnStep
-    ) -> Adaptation[FeatureImage]:
+    ) -> Adaptation[AdaptedFeature | SeveralProducts]:
         """Adapts to each product, where the images show several."""
 
-        def adapt_to(images: Sequence[FeatureImage], told: OnStep) -> Adaptation[FeatureImage]:
+        def adapt_to(images: Sequence[FeatureImage], told: OnStep) -> Adaptation[AdaptedFeature]:
             return adapt(
                 self.config, self.backbone, images, network=self.network, seed=seed, on_step=told
             )

@@ -15,7 +15,7 @@ from metaformer.detection.feature.adapted import AdaptedFeature, Backbone
 from metaformer.detection.feature.config import SHIPPED, FeatureConfig
 from metaformer.detection.feature.feature_image import FeatureImage, statistics_of
 from metaformer.detection.feature.state import image_count, restore
-from metaformer.detection.preset import Adaptation, Extension, OnStep
+from metaformer.detection.preset import Adaptation, OnStep
 from metaformer.detection.scoring.anomaly_map import image_score
 from metaformer.detection.scoring.frame_check import (
     FrameCheck,
@@ -37,7 +37,7 @@ MOST_COMPARED = 256
 PART = "product."
 """How the names of a part's tensors begin, before its number."""
 
-AdaptTo = Callable[[Sequence[FeatureImage], OnStep], Adaptation[FeatureImage]]
+AdaptTo = Callable[[Sequence[FeatureImage], OnStep], Adaptation[AdaptedFeature]]
 """Adapts to images of one product."""
 
 
@@ -115,7 +115,7 @@ class SeveralProducts(nn.Module):
             images |= dict(zip(of_part, kept, strict=True))
         return [images[i] for i in sorted(images)]
 
-    def extend(self, new: Sequence[FeatureImage], *, seed: int) -> Extension[FeatureImage]:
+    def extend(self, new: Sequence[FeatureImage], *, seed: int) -> Adaptation[SeveralProducts]:
         """Adds each image to the product that it is most like; makes no new product."""
         count = sum(map(len, self.members))
         products = [int(self.product_of(image.features)) for image in new]
@@ -129,7 +129,6 @@ class SeveralProducts(nn.Module):
                 parts.append(part)
                 continue
             done = part.extend([new[i] for i in added], seed=seed)
-            assert isinstance(done.adapted, AdaptedFeature)
             done.adapted.frame = None
             parts.append(done.adapted)
             maps = done.left_out[-len(added) :]
@@ -142,7 +141,7 @@ class SeveralProducts(nn.Module):
         adapted = SeveralProducts(
             self.config, self.backbone, parts, members, self.units, frame, owners
         )
-        return Extension(adapted, [left_out[i] for i in range(len(new))], "estimated")
+        return Adaptation(adapted, [left_out[i] for i in range(len(new))], "estimated")
 
     def as_module(self) -> nn.Module:
         return self
@@ -198,7 +197,7 @@ def adapt_to_each(
     groups: Sequence[Sequence[int]],
     adapt_to: AdaptTo,
     on_step: OnStep,
-) -> Adaptation[FeatureImage]:
+) -> Adaptation[SeveralProducts]:
     """Adapt to each product; ``groups`` as ``product_groups`` gives them."""
     parts: list[AdaptedFeature] = []
     units: list[float] = []
@@ -212,7 +211,6 @@ def adapt_to_each(
 
         done = adapt_to([support[i] for i in group], on_part)
         told += len(group)
-        assert isinstance(done.adapted, AdaptedFeature)
         done.adapted.frame = None
         parts.append(done.adapted)
         scores = [image_score(maps[0], config.score_share) for maps in done.left_out]

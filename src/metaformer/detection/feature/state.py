@@ -10,12 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaformer.detection.feature.adapted import (
-    STATE_VERSION,
-    AdaptedFeature,
-    Backbone,
-    whole_bank,
-)
+from metaformer.detection.feature.adapted import STATE_VERSION, AdaptedFeature, Backbone, whole_bank
 from metaformer.detection.feature.config import AUTOENCODER, SHIPPED, FeatureConfig
 from metaformer.detection.feature.feature_image import FeatureImage
 from metaformer.detection.feature.gap_correction import GapCorrection
@@ -164,7 +159,7 @@ def restore_version_1(tensors: dict[str, Tensor], settings: dict[str, Any]) -> R
     if stored.get("learned", False):
         raise EarlierVersionError(
             "made by an earlier version, whose learned metric is gone: adapt again from the good "
-            "images, which also gives better scores"
+            "images, which also gives better scores."
         )
     backbone = stored.get("backbone", SHIPPED)
     kept = {"resolution", "levels", "level_weights", "aligned", "reach", "sigma", "score_share"}
@@ -193,16 +188,13 @@ def restore_version_1(tensors: dict[str, Tensor], settings: dict[str, Any]) -> R
             for i in range(images)
         }
         return Restored(config, None, support, max(count, images))
-    sizes = {level: tensors.get(f"grids.{level}") for level in config.levels}
-    if any(grid is None for grid in sizes.values()):
+    if any(f"grids.{level}" not in tensors for level in config.levels):
         rows = {str(level): of_level for level, of_level in memory.items()}
         owners = {name: torch.zeros(len(r), dtype=torch.long) for name, r in rows.items()}
         return Restored(config, MemoryBank(rows, owners), {}, max(count, 2))
     features: dict[int, dict[int, Tensor]] = {}
     for level, of_level in memory.items():
-        grids = sizes[level]
-        assert grids is not None
-        shapes = grids.tolist()
+        shapes = tensors[f"grids.{level}"].tolist()
         if sum(h * w for h, w in shapes) != len(of_level):
             raise ValueError(f"grids.{level} does not add up to the {len(of_level)} rows kept")
         for i, part in enumerate(of_level.split([h * w for h, w in shapes])):

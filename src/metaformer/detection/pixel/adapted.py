@@ -15,7 +15,7 @@ from metaformer.detection.feature.feature_image import FeatureImage
 from metaformer.detection.feature.state import restore
 from metaformer.detection.pixel.autoencoder_backbone import AutoencoderBackbone, nested
 from metaformer.detection.pixel.config import PixelConfig
-from metaformer.detection.preset import EarlierVersionError, Extension
+from metaformer.detection.preset import Adaptation, EarlierVersionError
 from metaformer.detection.scoring.frame_check import FrameCheck
 from metaformer.networks.autoencoder import Autoencoder, AutoencoderConfig
 from metaformer.networks.feature_maps import with_detail
@@ -30,6 +30,8 @@ PARTS = ("autoencoder.", "prior.", "moments.", "small_moments.")
 
 class AdaptedPixel:
     """The model of ``detection/feature`` over an autoencoder that was fitted to the product."""
+
+    products = 1
 
     def __init__(self, config: PixelConfig, model: AdaptedFeature) -> None:
         assert isinstance(model.backbone, AutoencoderBackbone)
@@ -54,10 +56,6 @@ class AdaptedPixel:
         return self.model.anomaly_maps(self.encode(image))
 
     @property
-    def products(self) -> int:
-        return 1
-
-    @property
     def graph(self) -> str | None:
         return self.model.graph
 
@@ -68,12 +66,11 @@ class AdaptedPixel:
     def kept_support(self) -> None:
         """The autoencoder was fitted to the earlier images themselves, which are not kept."""
 
-    def extend(self, new: Sequence[Tensor], *, seed: int) -> Extension[Tensor]:
+    def extend(self, new: Sequence[Tensor], *, seed: int) -> Adaptation[AdaptedPixel]:
         """With the features of more images in the memory bank; the autoencoder stays as it was
         fitted."""
         done = self.model.extend([self.encode(image) for image in new], seed=seed)
-        assert isinstance(done.adapted, AdaptedFeature)
-        return Extension(AdaptedPixel(self.config, done.adapted), done.left_out, done.how)
+        return Adaptation(AdaptedPixel(self.config, done.adapted), done.left_out, done.how)
 
     def as_module(self) -> nn.Module:
         return self.model
@@ -103,7 +100,7 @@ class AdaptedPixel:
         if version == 1:
             raise EarlierVersionError(
                 "a pixel detector of an earlier version, whose model is gone: adapt again from the "
-                "good images"
+                "good images."
             )
         if version != STATE_VERSION:
             raise ValueError(f"version {version} of the pixel preset is not known here")

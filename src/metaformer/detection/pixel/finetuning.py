@@ -37,7 +37,7 @@ CHECK_QUERIES = 8
 RANK_WEIGHT = 0.5
 MAP_STRIDE = 4
 STEEPNESS = 4.0
-"""From the logarithm of the map over the support's loudest to the logit of a defect."""
+"""Logit of a defect, for each 1 that the map's logarithm is above the highest of the support's."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,9 @@ class Query:
     view: SupportView | None
 
 
-@dataclass(frozen=True)
-class Example:
-    """A support image with a defect, and without."""
-
-    defective: Query
-    good: Query
-    target: Tensor
-    """(1, h, w) in [0, 1] at the map's stride."""
+Example = tuple[Query, Query, Tensor]
+"""A support image with a defect, the same without, and where the defect is: (1, h, w) in [0, 1] at
+``MAP_STRIDE``."""
 
 
 class Finetuning:
@@ -110,7 +105,7 @@ class Finetuning:
         defective, mask = draw_defect(pixels, self.rng, donor=donor)
         changed = to_tensor(defective, mask.shape)
         target = torch.from_numpy(mask)[None, None].float()
-        return Example(
+        return (
             self.query(changed, index),
             self.query(self.support[index], index),
             F.avg_pool2d(target, MAP_STRIDE)[:, 0],
@@ -126,13 +121,14 @@ class Finetuning:
 
     def loss(self, drawn: Example) -> Tensor:
         """The defect is to be located, and to score above the image without it."""
+        defective, good, target = drawn
         loudest = self.correction.view.description.loudest
         logits = []
-        for query in (drawn.defective, drawn.good):
+        for query in (defective, good):
             marked = self.correction(query.core, query.features, query.distances, query.view)
             logits.append(STEEPNESS * (marked.log() - loudest))
         both = torch.cat(logits)
-        located = location_loss(both, torch.cat([drawn.target, torch.zeros_like(drawn.target)]))
+        located = location_loss(both, torch.cat([target, torch.zeros_like(target)]))
         ranked = ranking_loss(image_logits(both), torch.tensor([True, False]))
         return located + RANK_WEIGHT * ranked
 

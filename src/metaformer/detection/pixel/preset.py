@@ -92,7 +92,9 @@ class PixelPreset:
         """The image itself: its features depend on the support."""
         return image
 
-    def adapt(self, support: Sequence[Tensor], *, seed: int, on_step: OnStep) -> Adaptation[Tensor]:
+    def adapt(
+        self, support: Sequence[Tensor], *, seed: int, on_step: OnStep
+    ) -> Adaptation[AdaptedPixel]:
         """Fits the autoencoder, then builds the memory bank. In the long mode a copy of the
         transformer is trained on synthetic defects of the support."""
         config = self.config
@@ -114,7 +116,6 @@ class PixelPreset:
             on_step=on_step,
             refine=refine,
         )
-        assert isinstance(done.adapted, AdaptedFeature)
         return Adaptation(AdaptedPixel(config, done.adapted), done.left_out)
 
     def fit_backbone(

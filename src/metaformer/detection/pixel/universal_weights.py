@@ -13,6 +13,8 @@ from torch import Tensor
 
 from metaformer.detection.pixel.inner_rates import InnerRates
 from metaformer.networks.autoencoder import Autoencoder, AutoencoderConfig
+from metaformer.networks.named_buffers import under
+from metaformer.networks.weight_files import refuse_not_finite
 
 WEIGHTS, CARD = "universal.safetensors", "universal.json"
 START, RATES = "autoencoder.", "inner_rates"
@@ -52,11 +54,9 @@ def universal_from_tensors(
     Raises:
         ValueError: a value is not finite.
     """
-    state = {n[len(START) :]: t.float() for n, t in weights.items() if n.startswith(START)}
+    state = {name: tensor.float() for name, tensor in under(START, weights).items()}
     rates = weights[RATES]  # (names, steps)
-    for name, tensor in {**state, RATES: rates}.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"universal weights: {name} holds values that are not finite.")
+    refuse_not_finite({**state, RATES: rates})
     autoencoder = Autoencoder(AutoencoderConfig(**config["autoencoder"]))
     autoencoder.load_state_dict(state)
     autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -169,7 +170,7 @@ class FrameCheck(nn.Module):
 
     def distances(self, statistics: Statistics) -> Tensor:
         """(B, K) distance of each frame to each support image, 1 at the limits."""
-        worst: Tensor | None = None
+        relative = []
         for stride, (mean, deviation) in statistics.items():
             if stride == DETAIL:
                 continue
@@ -181,10 +182,8 @@ class FrameCheck(nn.Module):
                 # One axis of pairs: of two, OpenVINO swaps the frames and the support images.
                 apart = (found[:, None] - known[None]).flatten(0, 1).norm(dim=2).amax(1)
                 apart = apart.reshape(found.shape[0], known.shape[0])  # (B, K)
-                relative = apart / unit / limit
-                worst = relative if worst is None else torch.maximum(worst, relative)
-        assert worst is not None
-        return worst
+                relative.append(apart / unit / limit)
+        return reduce(torch.maximum, relative)
 
     def lost_detail(self, statistics: Statistics) -> Tensor:
         """(B,) share of the detail that the worst half lacks, against the most similar image."""

@@ -126,11 +126,7 @@ def draw_contours(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[
 
 
 def draw_overlay(
-    image: NDArray[np.uint8],
-    prediction: Prediction,
-    *,
-    opacity: float = 0.6,
-    caption: bool = True,
+    image: NDArray[np.uint8], prediction: Prediction, *, opacity: float = 0.6, caption: bool = True
 ) -> NDArray[np.uint8]:
     """Heat map, outlines of the defects and the verdict on a copy of the image.
 

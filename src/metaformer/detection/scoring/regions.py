@@ -54,9 +54,10 @@ def find_regions(
 
 def count_runs(mask: NDArray[np.bool_]) -> int:
     """Horizontal runs of True in ``mask``: at least as many as it has regions."""
-    runs = 0  # of any row, by its first cell and each False that turns True
+    runs = 0
     for row in range(0, len(mask), RUN_ROWS):
         rows = mask[row : row + RUN_ROWS]
+        # A run starts where a row begins with True, or where True follows False.
         starts = np.count_nonzero(rows[:, 0]) + np.count_nonzero(rows[:, 1:] > rows[:, :-1])
         runs += int(starts)
     return runs

@@ -55,10 +55,10 @@ def full_model(detector: Detector) -> Any:
 def resizing(detector: Detector) -> Any:
     """``images`` -> ``working`` (N, 3, h, w) in [0, 1], and their ``height`` and ``width``."""
     graph = Graph("resize_")
-    config, multiple = detector.model.config, detector.model.size_multiple
-    height, width = graph.side("images", 1), graph.side("images", 2)
+    images = graph.given("images")
+    height, width = images.side(1), images.side(2)
     working = to_working_size(
-        graph, "images", height, width, graph.numbers(config.resolution), multiple
+        images, height, width, detector.model.config.resolution, detector.model.size_multiple
     )
     return graph.model(
         {"images": (np.uint8, ("N", "H", "W", 3))},
@@ -73,19 +73,20 @@ def resizing(detector: Detector) -> Any:
 def calibrating(detector: Detector) -> Any:
     """``raw_maps`` (N, M, h, w) and the sides of the image -> what ``full_model`` gives."""
     graph, calibration = Graph("calibrate_"), detector.calibration
-    zero, one = graph.integers(0), graph.integers(1)
-    scored = graph.cut("raw_maps", zero, one, [1])  # (N, 1, h, w)
-    marked = graph.cut("raw_maps", graph.integers(-1), graph.integers(2**62), [1])
+    maps, first, second = graph.given("raw_maps"), graph.integers(0), graph.integers(1)
+    scored = graph.op("Slice", maps, first, second, graph.integers(1))  # (N, 1, h, w)
+    last, end = graph.integers(-1), graph.integers(2**62)
+    marked = graph.op("Slice", maps, last, end, graph.integers(1))
     raw_score = image_score(graph, scored, detector.model.config.score_share)
-    score = calibrate(graph, raw_score, calibration.threshold, calibration)
+    score = calibrate(raw_score, calibration.threshold, calibration)
     # The smallest float32 not below the threshold: comparing with it is comparing with the double.
     threshold = np.float32(calibration.threshold)
     if float(threshold) < calibration.threshold:  # numpy would round the double first
         threshold = np.nextafter(threshold, np.float32(np.inf))
-    is_anomalous = graph.op("GreaterOrEqual", raw_score, graph.constant(threshold))
-    grid = graph.resize(marked, "given_height", "given_width")
+    is_anomalous = graph.op("GreaterOrEqual", raw_score, graph.constant(np.array(threshold)))
+    grid = graph.resize(marked, graph.given("given_height"), graph.given("given_width"))
     full = graph.op("Squeeze", grid, graph.integers(1))
-    anomaly_map = calibrate(graph, full, calibration.pixel_threshold, calibration)
+    anomaly_map = calibrate(full, calibration.pixel_threshold, calibration)
     return graph.model(
         {
             "raw_maps": (np.float32, ("N", "M", "h", "w")),
@@ -103,23 +104,20 @@ def calibrating(detector: Detector) -> Any:
 
 def image_score(graph: Graph, grid: Value, share: float) -> Value:
     """(N, 1, h, w) -> (N,) mean of the highest ``share`` of cells (``anomaly_map.image_score``)."""
-    cells = graph.op("Mul", graph.side(grid, 2), graph.side(grid, 3))
-    count = graph.op("Mul", graph.cast(cells, np.float32), graph.numbers(share))
-    count = graph.op("Max", graph.op("Round", count), graph.numbers(1))
+    cells = grid.side(2) * grid.side(3)
+    count = graph.op("Max", (cells.cast(np.float32) * share).round(), 1)
     flat = graph.op("Flatten", grid)  # (N, h * w)
     highest = graph.new_name("highest")
     graph.nodes.append(
         graph.onnx.helper.make_node(
-            "TopK", [flat, graph.cast(count, np.int64)], [highest, f"{highest}_places"], axis=1
+            "TopK", [flat.name, count.cast(np.int64).name], [highest, f"{highest}_places"], axis=1
         )
     )
-    return graph.op("ReduceMean", highest, graph.integers(1), keepdims=0)
+    return graph.op("ReduceMean", graph.given(highest), graph.integers(1), keepdims=0)
 
 
-def calibrate(graph: Graph, raw: Value, threshold: float, calibration: Calibration) -> Value:
+def calibrate(raw: Value, threshold: float, calibration: Calibration) -> Value:
     """``Calibration.score`` and ``.map``: a soft sign of the distance to the threshold."""
-    distance = graph.op("Sub", raw, graph.numbers(threshold))
-    distance = graph.op("Div", distance, graph.numbers(calibration.spread))
-    size = graph.op("Add", graph.op("Abs", distance), graph.numbers(1))
-    soft = graph.op("Mul", graph.op("Div", distance, size), graph.numbers(0.5))
-    return graph.op("Add", soft, graph.numbers(0.5))
+    distance = (raw - threshold) / calibration.spread
+    size = raw.graph.op("Abs", distance) + 1
+    return distance / size * 0.5 + 0.5

@@ -1,4 +1,4 @@
-"""A small writer of ONNX graphs: one method call adds one node and returns its output's name.
+"""A small writer of ONNX graphs: each call or operator adds one node and returns its output.
 
 For the parts of a detector that are not traced from PyTorch.
 """
@@ -6,17 +6,61 @@ For the parts of a detector that are not traced from PyTorch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from metaformer.detection.engines.graph import IR_VERSION, OPSET
 from metaformer.io.extras import need
 
-Value = str
-"""Name of a tensor in the graph."""
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor in a graph. Numbers that it is combined with become float32 constants."""
+
+    graph: Graph
+    name: str
+
+    def __add__(self, other: Operand) -> Value:
+        return self.graph.op("Add", self, other)
+
+    def __sub__(self, other: Operand) -> Value:
+        return self.graph.op("Sub", self, other)
+
+    def __rsub__(self, other: Operand) -> Value:
+        return self.graph.op("Sub", other, self)
+
+    def __mul__(self, other: Operand) -> Value:
+        return self.graph.op("Mul", self, other)
+
+    def __truediv__(self, other: Operand) -> Value:
+        return self.graph.op("Div", self, other)
+
+    def floor(self) -> Value:
+        return self.graph.op("Floor", self)
+
+    def round(self) -> Value:
+        return self.graph.op("Round", self)
+
+    def unsqueeze(self, axis: int) -> Value:
+        return self.graph.op("Unsqueeze", self, self.graph.integers(axis))
+
+    def transpose(self, *axes: int) -> Value:
+        return self.graph.op("Transpose", self, perm=axes)
+
+    def cast(self, to: Any) -> Value:
+        kind = self.graph.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(to))
+        return self.graph.op("Cast", self, to=kind)
+
+    def side(self, axis: int) -> Value:
+        """Length of one axis, an int64 vector of one."""
+        return self.graph.op("Shape", self, start=axis, end=axis + 1)
+
+
+Operand = Value | float | None
+"""None is an input that is left out."""
 Outputs = Sequence[tuple[Value, str, Any, Sequence[str | int]]]
 """(tensor, name given to it, numpy type, shape with names for free sides) of each output."""
 
@@ -32,28 +76,35 @@ class Graph:
         self.constants: list[Any] = []
         self.named = 0
 
-    def constant(self, value: NDArray[Any] | np.float32 | Tensor) -> Value:
-        """Store a tensor in the file."""
-        array = value.detach().numpy() if isinstance(value, Tensor) else np.asarray(value)
-        name = f"{self.prefix}constant_{len(self.constants)}"
-        self.constants.append(self.onnx.numpy_helper.from_array(np.array(array, order="C"), name))
-        return name
+    def given(self, name: str) -> Value:
+        """An input of the graph."""
+        return Value(self, name)
 
-    def numbers(self, *values: float) -> Value:
-        """A float32 vector, or a scalar when there is one value."""
-        return self.constant(np.array(values[0] if len(values) == 1 else values, np.float32))
+    def constant(self, array: NDArray[Any]) -> Value:
+        """Store a tensor in the file."""
+        name = f"{self.prefix}constant_{len(self.constants)}"
+        self.constants.append(self.onnx.numpy_helper.from_array(array, name))
+        return Value(self, name)
+
+    def number(self, value: float) -> Value:
+        """A float32 scalar."""
+        return self.constant(np.array(value, np.float32))
 
     def integers(self, *values: int) -> Value:
         """An int64 vector."""
         return self.constant(np.array(values, np.int64))
 
-    def op(self, kind: str, *inputs: Value, **attributes: Any) -> Value:
-        """Add a node with one output; an input that is left out is the empty name."""
+    def op(self, kind: str, *inputs: Operand, **attributes: Any) -> Value:
+        """Add a node with one output."""
+        names = []
+        for operand in inputs:
+            value = self.number(operand) if isinstance(operand, (int, float)) else operand
+            names.append("" if value is None else value.name)
         name = self.new_name(kind)
-        self.nodes.append(self.onnx.helper.make_node(kind, inputs, [name], name, **attributes))
-        return name
+        self.nodes.append(self.onnx.helper.make_node(kind, names, [name], name, **attributes))
+        return Value(self, name)
 
-    def new_name(self, kind: str) -> Value:
+    def new_name(self, kind: str) -> str:
         self.named += 1
         return f"{self.prefix}{kind.lower()}_{self.named}"
 
@@ -62,31 +113,21 @@ class Graph:
         element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
         return helper.make_tensor_value_info(name, element, list(shape))
 
-    def cast(self, x: Value, to: Any) -> Value:
-        kind = self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(to))
-        return self.op("Cast", x, to=kind)
-
-    def side(self, x: Value, axis: int) -> Value:
-        """Length of one axis, an int64 vector of one."""
-        return self.op("Shape", x, start=axis, end=axis + 1)
-
-    def cut(self, x: Value, starts: Value, ends: Value, axes: Sequence[int]) -> Value:
-        """``x[starts:ends]`` along ``axes``."""
-        return self.op("Slice", x, starts, ends, self.integers(*axes))
-
     def resize(self, x: Value, height: Value, width: Value) -> Value:
         """(N, C, h, w) -> (N, C, height, width), bilinear between pixel centres, as PyTorch
         (``align_corners=False``) and OpenCV do."""
         sizes = self.op("Concat", self.op("Shape", x, start=0, end=2), height, width, axis=0)
         return self.op(
-            "Resize", x, "", "", sizes, mode="linear", coordinate_transformation_mode="half_pixel"
+            "Resize",
+            x,
+            None,
+            None,
+            sizes,
+            mode="linear",
+            coordinate_transformation_mode="half_pixel",
         )
 
-    def model(
-        self,
-        inputs: Mapping[str, tuple[Any, Sequence[str | int]]],
-        outputs: Outputs,
-    ) -> Any:
+    def model(self, inputs: Mapping[str, tuple[Any, Sequence[str | int]]], outputs: Outputs) -> Any:
         """The finished model, checked.
 
         Args:
@@ -94,8 +135,7 @@ class Graph:
             outputs: see ``Outputs``.
         """
         helper = self.onnx.helper
-
-        public = {value: name for value, name, _, _ in outputs}
+        public = {value.name: name for value, name, _, _ in outputs}
         for node in self.nodes:
             node.input[:] = [public.get(name, name) for name in node.input]
             node.output[:] = [public.get(name, name) for name in node.output]

@@ -36,6 +36,22 @@ _ACCEPTED = "accepted are PNG, JPEG, BMP, TIFF and WebP"
 BIT_DEPTH_WITHIN = 32
 """Bytes at the start of a file that ``may_hold_16_bits`` looks at."""
 
+_OPENERS: dict[bytes, type[ImageFile]] = {
+    PNG_START: PngImageFile,
+    b"\xff\xd8\xff": JpegImageFile,
+    b"BM": BmpImageFile,
+}
+"""By the first bytes of a file. WebP has a place more to look at."""
+_OTHERS = {
+    b"GIF8": "a GIF image",
+    b"%PDF": "a PDF document",
+    b"\x00\x00\x00\x0cjP  ": "a JPEG 2000 image",
+    b"\xff\x4f\xff\x51": "a JPEG 2000 image",
+    b"\xff\x0a": "a JPEG XL image",
+    b"\x00\x00\x00\x0cJXL ": "a JPEG XL image",
+    b"\x76\x2f\x31\x01": "an OpenEXR image",
+}
+"""First bytes of what is not read."""
 _JPEG_KINDS = {
     0xC3: "lossless",
     0xC7: "lossless",
@@ -105,29 +121,17 @@ def decode(name: str, stream: BinaryIO, size: int, max_pixels: int) -> NDArray[A
 
 
 def _opener(name: str, start: bytes) -> type[ImageFile]:
-    if start.startswith(PNG_START):
-        return PngImageFile
-    if start.startswith(b"\xff\xd8\xff"):
-        return JpegImageFile
-    if start.startswith(b"BM"):
-        return BmpImageFile
+    for first, opener in _OPENERS.items():
+        if start.startswith(first):
+            return opener
     if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
         return WebPImageFile
     found = "text" if start.isascii() and b"\x00" not in start else "data of another kind"
-    if start.startswith(b"GIF8"):
-        found = "a GIF image"
-    elif start[4:8] == b"ftyp":
+    if start[4:8] == b"ftyp":
         found = "a HEIC or AVIF image, or a video"
-    elif start.startswith(b"%PDF"):
-        found = "a PDF document"
-    elif start.startswith((b"\x00\x00\x00\x0cjP  ", b"\xff\x4f\xff\x51")):
-        found = "a JPEG 2000 image"
-    elif start.startswith((b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")):
-        found = "a JPEG XL image"
-    elif start[:2] in (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"P7") and start[2:3].isspace():
+    elif re.match(rb"P[1-7]\s", start):
         found = "a PNM image (PBM, PGM or PPM)"
-    elif start.startswith(b"\x76\x2f\x31\x01"):
-        found = "an OpenEXR image"
+    found = next((kind for first, kind in _OTHERS.items() if start.startswith(first)), found)
     raise ImageError(
         name, f"not an image that can be read: found {found}; {_ACCEPTED}. Convert it to PNG."
     )

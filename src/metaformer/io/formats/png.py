@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import cv2
@@ -24,14 +25,21 @@ _ORIENTATION_BYTES = 2**16
 """Longest of such texts that is kept; those with a turn in them have a few hundred bytes."""
 
 
-def png_is_whole(stream: BinaryIO) -> bool:
-    stream.seek(8)
+def _chunks(stream: BinaryIO) -> Iterator[tuple[bytes, bytes, int]]:
+    """Header, kind and length of each chunk up to the last one, ``IEND``. The stream then stands at
+    its content, which a checksum of four bytes follows."""
+    stream.seek(len(PNG_START))
     while len(header := stream.read(8)) == 8:
         length, kind = struct.unpack(">I4s", header)
+        content = stream.tell()
+        yield header, kind, length
         if kind == b"IEND":
-            return len(stream.read(4)) == 4
-        stream.seek(length + 4, io.SEEK_CUR)  # content and checksum
-    return False
+            return
+        stream.seek(content + length + 4)
+
+
+def png_is_whole(stream: BinaryIO) -> bool:
+    return any(kind == b"IEND" and len(stream.read(4)) == 4 for _, kind, _ in _chunks(stream))
 
 
 def is_wide_colour(stream: BinaryIO) -> bool:
@@ -65,19 +73,15 @@ def without_metadata(stream: BinaryIO) -> BinaryIO:
     Raises:
         ValueError: a wrong checksum of what is kept.
     """
-    stream.seek(len(PNG_START))
     kept = [PNG_START]
     has_metadata = False
-    while len(header := stream.read(8)) == 8:
-        length, kind = struct.unpack(">I4s", header)
+    for header, kind, length in _chunks(stream):
         if kind in _PNG_METADATA:
             start = stream.read(min(length, 64))
-            is_kept = start.startswith(_PNG_ORIENTATION) and length <= _ORIENTATION_BYTES
-            stream.seek(-len(start), io.SEEK_CUR)
-            if not is_kept:
+            if length > _ORIENTATION_BYTES or not start.startswith(_PNG_ORIENTATION):
                 has_metadata = True
-                stream.seek(length + 4, io.SEEK_CUR)
                 continue
+            stream.seek(-len(start), io.SEEK_CUR)
         content = stream.read(length + 4)
         if zlib.crc32(kind + content[:-4]).to_bytes(4) != content[-4:] and len(content) > length:
             if not kind[:1].isupper():  # metadata: pixels do not depend on them
@@ -85,22 +89,14 @@ def without_metadata(stream: BinaryIO) -> BinaryIO:
                 continue
             raise ValueError("wrong checksum")
         kept += [header, content]
-        if kind == b"IEND":
-            break
     stream.seek(0)
     return io.BytesIO(b"".join(kept)) if has_metadata else stream
 
 
 def _pixels_alone(stream: BinaryIO) -> bytes:
     """The PNG without all but its pixels: libpng complains of others on the terminal."""
-    stream.seek(len(PNG_START))
     kept = [PNG_START]
-    while len(header := stream.read(8)) == 8:
-        length, kind = struct.unpack(">I4s", header)
+    for header, kind, length in _chunks(stream):
         if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
             kept += [header, stream.read(length + 4)]
-        else:
-            stream.seek(length + 4, io.SEEK_CUR)
-        if kind == b"IEND":
-            break
     return b"".join(kept)

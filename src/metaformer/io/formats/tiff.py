@@ -144,47 +144,45 @@ def _orientation(page: TiffPage) -> int:
 
 
 def _check_kind(name: str, page: TiffPage) -> None:
-    """Raises: ImageError: a kind that is not read."""
-    bits: Any = page.bitspersample  # a tuple where channels differ
-    colour, compression = int(page.photometric), int(page.compression)
-    if compression in _FAX:
+    """Raises: ImageError: a kind of TIFF that is not read, or sizes that make no sense."""
+    if int(page.compression) in _FAX:
         raise ImageError(
             name, "a TIFF compressed as for fax, in which damage cannot be noticed. Save it as PNG."
         )
-    if compression not in READ:
-        inside = _COMPRESSIONS.get(compression, f"compression {compression}")
-        raise _unread(name, f"{inside} inside TIFF, which is not read")
-    if colour in _UNREADABLE_COLOURS:
-        raise _unread(name, f"a TIFF of {_UNREADABLE_COLOURS[colour]}, which is not read")
-    if page.imagedepth != 1:
-        raise _unread(name, f"a TIFF volume of {page.imagedepth} slices, which is not read")
-    if isinstance(bits, tuple):
-        listed = ", ".join(map(str, bits))
-        raise _unread(name, f"a TIFF with channels of {listed} bits, which is not read")
-    if page.sampleformat in (5, 6):
-        raise _unread(name, "a TIFF of complex numbers, which is not read")
-    if page.sampleformat == 2 and bits < 16:
-        raise _unread(name, f"a TIFF of signed {bits}-bit values, which is not read")
-    if not 1 <= page.samplesperpixel <= _MOST_CHANNELS:
-        raise _unread(name, f"a TIFF of {page.samplesperpixel} channels, which is not read")
-    expected = {_RGB: 3, _YCBCR: 3, _SEPARATED: 4}.get(colour, 1)
-    extra = page.samplesperpixel - expected
-    if extra < 0 or (expected == 1 and extra > 1) or (colour == _SEPARATED and extra):
-        kinds = {_RGB: "RGB", _YCBCR: "YCbCr", _SEPARATED: "CMYK", _PALETTE: "palette"}
-        raise _unread(
-            name,
-            f"a TIFF of {page.samplesperpixel} channels marked as {kinds.get(colour, 'grey')}, "
-            f"which is not read",
-        )
-    if colour in (_SEPARATED, _YCBCR) and bits != 8:
-        kind = "CMYK" if colour == _SEPARATED else "YCbCr"
-        raise _unread(name, f"a {bits}-bit {kind} TIFF, which is not read")
-    if page.dtype is None:
-        raise _unread(name, f"a TIFF of {bits}-bit values, which is not read")
+    if kind := _unread_kind(page):
+        raise _unread(name, f"{kind}, which is not read")
     if page.is_tiled and page.tilewidth * page.tilelength > 4 * max(
         page.imagewidth * page.imagelength, 2**22
     ):
         raise damaged(name, f"a tile of {page.tilewidth} x {page.tilelength} pixels")
+
+
+def _unread_kind(page: TiffPage) -> str:
+    """What is not read about a TIFF; empty if nothing."""
+    bits: Any = page.bitspersample  # a tuple where channels differ
+    colour, compression = int(page.photometric), int(page.compression)
+    if compression not in READ:
+        return f"{_COMPRESSIONS.get(compression, f'compression {compression}')} inside TIFF"
+    if colour in _UNREADABLE_COLOURS:
+        return f"a TIFF of {_UNREADABLE_COLOURS[colour]}"
+    if page.imagedepth != 1:
+        return f"a TIFF volume of {page.imagedepth} slices"
+    if isinstance(bits, tuple):
+        return f"a TIFF with channels of {', '.join(map(str, bits))} bits"
+    if page.sampleformat in (5, 6):
+        return "a TIFF of complex numbers"
+    if page.sampleformat == 2 and bits < 16:
+        return f"a TIFF of signed {bits}-bit values"
+    if not 1 <= page.samplesperpixel <= _MOST_CHANNELS:
+        return f"a TIFF of {page.samplesperpixel} channels"
+    expected = {_RGB: 3, _YCBCR: 3, _SEPARATED: 4}.get(colour, 1)
+    extra = page.samplesperpixel - expected
+    if extra < 0 or (expected == 1 and extra > 1) or (colour == _SEPARATED and extra):
+        kinds = {_RGB: "RGB", _YCBCR: "YCbCr", _SEPARATED: "CMYK", _PALETTE: "palette"}
+        return f"a TIFF of {page.samplesperpixel} channels marked as {kinds.get(colour, 'grey')}"
+    if colour in (_SEPARATED, _YCBCR) and bits != 8:
+        return f"a {bits}-bit {'CMYK' if colour == _SEPARATED else 'YCbCr'} TIFF"
+    return f"a TIFF of {bits}-bit values" if page.dtype is None else ""
 
 
 def _directory_is_whole(stream: BinaryIO) -> bool:
